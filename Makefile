@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint types contracts calibrate clean
+
+install: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: install  ## the main job: erase, attack, judge, tabulate
+	$(BIN)/bench run --method none --method p-esd --attack none --attack unlearndiff --task nudity
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+contracts: install
+	$(BIN)/lint-imports
+
+# How the emoji world's defaults were chosen: on the -calibration sets, never on a task's test prompts.
+calibrate: install
+	$(BIN)/python -m bench.emoji.calibrate --results results/local/calibration
+
+clean:
+	rm -rf .venv build *.egg-info

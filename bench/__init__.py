@@ -1,0 +1,43 @@
+"""Harness for benchmarking robust concept erasure. Plug-ins import this facade and nothing else.
+
+Importing it loads neither torch nor diffusers.
+"""
+
+from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
+from bench.protocols import (
+    Adversarial,
+    Attack,
+    Criterion,
+    Evaluator,
+    Method,
+    Model,
+    ParameterGroup,
+    QueryModel,
+    Target,
+)
+from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World
+
+__all__ = [
+    "Adversarial",
+    "AssetError",
+    "Attack",
+    "BenchError",
+    "Card",
+    "Concept",
+    "Context",
+    "Criterion",
+    "Evaluator",
+    "IncompatibleError",
+    "Method",
+    "Model",
+    "ParameterGroup",
+    "PluginError",
+    "Prompt",
+    "QueryModel",
+    "Sample",
+    "Score",
+    "SpecError",
+    "Target",
+    "Threat",
+    "World",
+]

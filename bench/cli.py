@@ -1,0 +1,285 @@
+"""The command line: parse, call one library function, print. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.errors import BenchError, SpecError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
+)
+out, err = Console(), Console(stderr=True)
+RESULTS = Path("results/local")
+
+Model = Annotated[str, typer.Option(help="A model's name, or a diffusers folder.")]
+Methods = Annotated[list[str] | None, typer.Option("--method", help="name or name:key=value,...")]
+Attacks = Annotated[list[str] | None, typer.Option("--attack", help="name or name:key=value,...")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="See `bench list tasks`.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N prompts of each task.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Results = Annotated[Path, typer.Option(help="Folder of records.")]
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    methods = "methods"
+    attacks = "attacks"
+    evaluators = "evaluators"
+    tasks = "tasks"
+    models = "models"
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    csv = "csv"
+
+
+@app.command()
+def run(
+    method: Methods = None,
+    attack: Attacks = None,
+    task: Tasks = None,
+    model: Model = "emoji-sd",
+    seed: Seed = 0,
+    limit: Limit = None,
+    batch_size: Annotated[int, typer.Option(help="Images made or attacked at once.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Dtype = "fp32",
+    results: Results = RESULTS,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Keep images and draw a grid a cell.")
+    ] = True,
+) -> None:
+    """Compute what is missing of a result matrix, and print its table.
+
+    A command that was stopped goes on where it was when it is given again.
+
+    Example: bench run --method p-esd --attack unlearndiff --task nudity
+    """
+    from bench.plan import plan
+    from bench.report.tables import cer_table, problems
+    from bench.store import Store
+
+    spec = _spec(model, method, attack, task, seed, limit, dtype)
+    if batch_size < 1:
+        raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
+    cells, store = list(plan(spec)), Store(results)
+    store.check_writable()
+    found = [store.get(cell) for cell in cells]
+    missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
+    if missing:
+        import torch
+
+        from bench.executors.local import run_cells
+        from bench.run import Settings
+
+        _check_device(device, torch)
+        settings = Settings(device, batch_size, images)
+        try:
+            for record, _ in run_cells(missing, store, settings, err):
+                err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            err.print("stopped; what is finished is kept. Give the same command again to go on.")
+            raise typer.Exit(130) from None
+    records = [record for cell in cells if (record := store.get(cell))]
+    _print_table(cer_table(records), Format.terminal)
+    done = len(cells) - len(missing)
+    out.print(
+        f"{done} of {len(cells)} cells were there already. Records: {results}", highlight=False
+    )
+    if problems(records) and any(r.status == "failed" for r in records):
+        raise typer.Exit(3)
+
+
+@app.command("plan")
+def plan_(
+    method: Methods = None,
+    attack: Attacks = None,
+    task: Tasks = None,
+    model: Model = "emoji-sd",
+    seed: Seed = 0,
+    limit: Limit = None,
+    dtype: Dtype = "fp32",
+    results: Results = RESULTS,
+) -> None:
+    """Show the cells of a request and which of them are done. Computes nothing.
+
+    Example: bench plan --method esd --method p-esd --attack unlearndiff --task church
+    """
+    from rich.table import Table
+
+    from bench.plan import plan
+    from bench.store import Store
+
+    store = Store(results)
+    table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
+    for cell in plan(_spec(model, method, attack, task, seed, limit, dtype)):
+        state = "done" if cell in store else "to do"
+        table.add_row(
+            cell.id,
+            cell.task,
+            cell.concept.name,
+            cell.method.name,
+            cell.attack.name,
+            str(cell.prompts),
+            state,
+        )
+    out.print(table)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    model: Model = "emoji-sd",
+) -> None:
+    """List plug-ins, tasks or models by name.
+
+    Example: bench list methods
+    """
+    for name, about in _listing(what, model):
+        out.print(f"{name:<22} {about}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(
+    what: Annotated[What, typer.Argument(help="Of which kind.")],
+    name: Annotated[str, typer.Argument(help="Which one.")],
+    model: Model = "emoji-sd",
+) -> None:
+    """Show one plug-in's parameters and paper, one task's prompts, or one model.
+
+    Example: bench show methods p-esd
+    """
+    for line in _details(what, name, model):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    results: Results = RESULTS,
+    task: Tasks = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.terminal,
+) -> None:
+    """Print the table of stored records.
+
+    Example: bench report --format markdown > table.md
+    """
+    from bench.report.tables import cer_table, problems
+    from bench.store import Store
+
+    if not results.is_dir():
+        raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
+    records = list(Store(results))
+    if task:
+        concepts = {r.cell.concept.name for r in records if r.cell.task in task}
+        records = [r for r in records if r.cell.task in task or r.cell.concept.name in concepts]
+        records = [r for r in records if r.cell.task in task or "asr" not in r.measurements]
+    if not records:
+        raise SpecError(f"{results} has no records of this kind: run `bench run` first")
+    _print_table(cer_table(records), format_)
+    for line in problems(records):
+        err.print(line, highlight=False, markup=False)
+
+
+def _spec(
+    model: str,
+    method: list[str] | None,
+    attack: list[str] | None,
+    task: list[str] | None,
+    seed: int,
+    limit: int | None,
+    dtype: str,
+) -> Any:
+    from bench.registry import Ref
+    from bench.spec import Spec
+
+    def refs(texts: list[str] | None) -> tuple[Any, ...]:
+        return tuple(Ref.parse(text) for text in texts or ())
+
+    return Spec(model, refs(method), refs(attack), tuple(task or ()), seed, limit, dtype)
+
+
+def _line(record: Any) -> str:
+    cell = record.cell
+    text = f"{record.status:<7} {cell.task}, {cell.method.name}, attack {cell.attack.name}"
+    return text if record.status == "ok" else f"{text}: {record.reason}"
+
+
+def _check_device(device: str, torch: Any) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise SpecError(f"--device {device} cannot be used: {reason}; try --device cpu") from exc
+
+
+def _print_table(table: Any, format_: Format) -> None:
+    if format_ is Format.terminal:
+        out.print(table.rich())
+    else:
+        typer.echo(table.markdown() if format_ is Format.markdown else table.csv())
+
+
+def _listing(what: What, model: str) -> list[tuple[str, str]]:
+    from bench import catalog, registry, tasks
+
+    if what is What.models:
+        return [(name, info.about) for name, info in catalog.MODELS.items()]
+    world = catalog.model_info(model).world
+    if what is What.tasks:
+        loaded = [tasks.load_task(name, world) for name in tasks.task_names(world)]
+        return [(t.name, f"{t.role}, {len(t.prompts)} prompts, {world} world") for t in loaded]
+    kind: Any = what.value
+    return [(name, registry.load(kind, name).card.title) for name in registry.names(kind)]
+
+
+def _details(what: What, name: str, model: str) -> list[str]:
+    import inspect
+    from dataclasses import fields
+
+    from bench import catalog, registry, tasks
+
+    if what is What.models:
+        info = catalog.model_info(name)
+        return [
+            f"{name}: {info.about}",
+            f"world {info.world}, from {info.source}",
+            str(info.sampling),
+        ]
+    if what is What.tasks:
+        task = tasks.load_task(name, catalog.model_info(model).world)
+        measures = [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]
+        prompts = [
+            f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts
+        ]
+        return [f"{task.name}: {task.role}, {task.concept}", *measures, *prompts]
+    kind: Any = what.value
+    cls = registry.load(kind, name)
+    values = [f"  {f.name}: {f.type} = {f.default!r}" for f in fields(cls)]
+    card = cls.card
+    return [f"{name}: {card.title}", card.paper, card.code, inspect.getdoc(cls) or "", *values]
+
+
+def main() -> None:
+    """Run the app: an expected error is one line, an unexpected one a traceback."""
+    try:
+        app()
+    except BenchError as exc:
+        err.print(f"error: {exc}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(exc.exit_code)

@@ -1,0 +1,95 @@
+"""How the emoji world's defaults of ESD and P-ESD were chosen: ``python -m bench.emoji.calibrate``.
+
+Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
+attacks, and prints erasing rate against retained accuracy. The rule, fixed beforehand: of the settings
+that keep at least 85 % of the base's retained accuracy on average over the concepts, the one with the
+highest mean erasing rate; of equals, the gentler one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.executors.local import run_cells
+from bench.plan import plan
+from bench.registry import Ref
+from bench.run import Settings
+from bench.spec import Spec
+from bench.store import Result, Store
+
+GRIDS = {
+    "esd": [{"steps": steps, "lr": lr} for steps in (40, 80) for lr in (3e-5, 6e-5, 1e-4, 2e-4)],
+    "p-esd": [
+        {"steps": 60, "lr": 0.1, "eps": eps, "m0": m0}
+        for m0 in (0.5, 1.0)
+        for eps in (1e-8, 1e-6, 1e-5, 1e-4)
+    ],
+}
+TASKS = ("nudity", "van-gogh", "church", "parachute")
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results/calibration"),
+    method: Annotated[list[str] | None, typer.Option(help="esd, p-esd; both by default.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Concepts; four by default.")] = None,
+    limit: Annotated[int, typer.Option(help="Prompts of each set.")] = 32,
+) -> None:
+    """Run the grid and print a table per method.
+
+    Example: python -m bench.emoji.calibrate --method esd
+    """
+    console, store = Console(), Store(results)
+    tasks = [f"{name}-calibration" for name in task or TASKS]
+    for name in method or GRIDS:
+        refs = tuple(Ref(name, params) for params in GRIDS[name])
+        spec = Spec(
+            "emoji-sd",
+            (Ref("none"), *refs),
+            (Ref("none"),),
+            (*tasks, "retain-calibration"),
+            limit=limit,
+        )
+        cells = list(plan(spec))
+        for _ in run_cells(
+            [c for c in cells if c not in store], store, Settings(keep_images=False), console
+        ):
+            pass
+        records = [record for cell in cells if (record := store.get(cell))]
+        console.print(_table(name, records))
+
+
+def _table(name: str, records: list[Result]) -> Table:
+    cer: dict[str, dict[str, float]] = defaultdict(dict)
+    kept: dict[str, list[float]] = defaultdict(list)
+    for r in records:
+        if r.status != "ok":
+            continue
+        varied = GRIDS.get(r.cell.method.name, [{}])[0]
+        key = ",".join(f"{k}={r.cell.method.params[k]:g}" for k in varied) or "none"
+        if r.cell.method.name == "none":
+            key = "none"
+        if "asr" in r.measurements:
+            cer[key][r.cell.concept.name] = 1 - (r.measurements["asr"].value or 0.0)
+        else:
+            kept[key].append(r.measurements["accuracy"].value or 0.0)
+    base = fmean(kept["none"])
+    concepts = list(cer["none"])
+    table = Table(
+        "setting", *concepts, "mean CER", "kept of base", title=f"{name} on calibration sets"
+    )
+    for key, row in cer.items():
+        share = fmean(kept[key]) / base
+        mean = fmean(row.values())
+        table.add_row(key, *(f"{row[c]:.2f}" for c in concepts), f"{mean:.2f}", f"{share:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

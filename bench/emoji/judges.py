@@ -1,0 +1,93 @@
+"""The emoji world's judges: small timm networks that name subject, style and body parts.
+
+Each was trained on rendered scenes and on softened ones (autoencoded with noise on the latents), and
+shares nothing with the diffusion model. Input is 32x32; other sizes are resized.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench.errors import AssetError
+
+ARCHITECTURE = {"model_name": "resnet10t", "channels": [48, 64, 96, 128], "stem_width": 24}
+
+
+def new_judge(outputs: int) -> nn.Module:
+    """Return an untrained judge for 32x32 pictures: a ResNet-10 without the stem's max-pooling."""
+    net: nn.Module = timm.create_model(
+        **ARCHITECTURE, num_classes=outputs, pretrained=False, zero_init_last=False
+    )
+    net.maxpool = nn.Identity()
+    return net
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A trained judge.
+
+    Args:
+        net: Maps ``(n, 3, 32, 32)`` in [-1, 1] to ``(n, len(labels))`` logits.
+        labels: Name of each output.
+        threshold: Probability from which a label counts as seen (multi-label judges).
+        softmax: True if the labels exclude each other.
+    """
+
+    net: nn.Module
+    labels: tuple[str, ...]
+    threshold: float
+    softmax: bool
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Return probabilities, ``(len(images), len(labels))``."""
+        logits = self.net(pixels(images)).float()
+        return logits.softmax(1) if self.softmax else logits.sigmoid()
+
+
+def pixels(images: list[Image.Image]) -> Tensor:
+    """Return pictures as ``(n, 3, 32, 32)`` in [-1, 1]."""
+    batch = []
+    for image in images:
+        x = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
+        if x.shape[-2:] != (32, 32):
+            x = F.interpolate(x, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+        batch.append(x / 127.5 - 1)
+    return torch.cat(batch)
+
+
+def load_judge(folder: Path) -> Judge:
+    """Load a judge from ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        AssetError: One of the two files is missing.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).exists():
+            raise AssetError(
+                f"{folder / name} is missing: reinstall, or `python -m bench.emoji.train`"
+            )
+    config = json.loads((folder / "config.json").read_text())
+    net = new_judge(len(config["labels"]))
+    weights = load_file(folder / "model.safetensors")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    net.eval().requires_grad_(False)
+    return Judge(net, tuple(config["labels"]), config["threshold"], config["softmax"])
+
+
+@torch.no_grad()
+def features(judge: Judge, images: list[Image.Image]) -> Tensor:
+    """Return penultimate features, ``(len(images), 128)``."""
+    maps = judge.net.forward_features(pixels(images))
+    pooled: Tensor = judge.net.forward_head(maps, pre_logits=True)
+    return pooled

@@ -1,0 +1,77 @@
+"""Every exception the harness raises on purpose.
+
+* BenchError                  exit 1   base class; anything else is a bug and shows its traceback
+  x SpecError                 exit 2   the user's request is wrong
+    + UnknownNameError                 no plug-in, task or model has this name
+    + ParamError                       a parameter is unknown or of the wrong type
+  x PluginError               exit 3   a plug-in broke its contract (the cell fails, the run goes on)
+    + PluginLoadError                  a plug-in cannot be imported, or two share a name
+    + ShadowedPackageError             another package hides one of ours
+    + ContractError                    a plug-in returned something its protocol forbids
+  x IncompatibleError         exit 1   method and model do not fit (the cell is skipped)
+  x AssetError                exit 4   weights or data are missing, damaged or cannot be fetched
+  x StoreError                exit 5   a record or artifact cannot be read or written
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """Base class; catch it to handle everything the harness foresees."""
+
+    exit_code = 1
+
+
+class SpecError(BenchError):
+    """The user asked for something that does not exist or makes no sense."""
+
+    exit_code = 2
+
+
+class UnknownNameError(SpecError):
+    """No plug-in, task or model has this name."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+class ParamError(SpecError):
+    """A plug-in was given a parameter it does not take, or a value of the wrong type."""
+
+
+class PluginError(BenchError):
+    """A plug-in failed in a way the harness can describe."""
+
+    exit_code = 3
+
+
+class PluginLoadError(PluginError):
+    """A plug-in's module could not be imported, or its name is taken twice."""
+
+
+class ShadowedPackageError(PluginError):
+    """Another package hides one of ours."""
+
+
+class ContractError(PluginError):
+    """A plug-in returned something its protocol forbids."""
+
+
+class IncompatibleError(BenchError):
+    """The method does not support this base model; the cell is skipped, not failed."""
+
+
+class AssetError(BenchError):
+    """Weights or data that are not here, not intact, or cannot be fetched."""
+
+    exit_code = 4
+
+
+class StoreError(BenchError):
+    """A record or an artifact cannot be read or written."""
+
+    exit_code = 5

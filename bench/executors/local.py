@@ -1,0 +1,84 @@
+"""Runs cells one after the other in this process, with progress bars; what is done is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bench.plan import Cell
+from bench.run import Progress as StageCallback
+from bench.run import Runner, Settings
+from bench.store import Result, Store
+
+
+def run_cells(
+    cells: Sequence[Cell], store: Store, settings: Settings, console: Console
+) -> Iterator[tuple[Result, bool]]:
+    """Yield each cell's record, and whether it was there already.
+
+    A record is written as soon as its cell is finished. Two processes may share a store: a cell is
+    computed by the first and read by the second.
+    """
+    with _bars(console) as (progress, stage):
+        whole = progress.add_task("cells", total=len(cells))
+        runner = Runner(replace(settings, progress=stage))
+        for cell in cells:
+            progress.update(
+                whole, description=f"{cell.task} · {cell.method.name} · {cell.attack.name}"
+            )
+            with FileLock(settings.artifacts.lock(cell.id)):
+                found = store.get(cell)
+                known = found is not None and found.status != "failed"
+                if not known or found is None:
+                    found = runner.run(cell)
+                    store.put(found)
+                    _picture(runner, store, found)
+            progress.advance(whole)
+            yield found, known
+
+
+def _picture(runner: Runner, store: Store, result: Result) -> None:
+    """Save original | erased | attacked beside the record of a target cell."""
+    from bench.report.pictures import save_grid
+
+    if not runner.settings.keep_images or result.status != "ok" or not result.rows:
+        return
+    path = store.path(result.cell).with_suffix(".png")
+    save_grid(path, result, runner.samples(result.cell, result, 12))
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def stage(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                for old in bars.values():
+                    progress.remove_task(old)
+                bars.clear()
+                bars[name] = progress.add_task(f"  {name}", total=total)
+            progress.update(bars[name], completed=done, total=total)
+
+        yield progress, stage

@@ -1,0 +1,67 @@
+"""From scores to one number with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+from bench.types import Score
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A number that says how many images it rests on, and how many could not be scored."""
+
+    value: float | None
+    n: int
+    unscored: int = 0
+    low: float | None = None
+    high: float | None = None
+
+
+def rate(outcomes: Sequence[bool | None]) -> Measurement:
+    """Return the share of ``True`` with its Wilson interval; ``None`` counts as unscored."""
+    from scipy.stats import binomtest  # slow to import
+
+    known = [outcome for outcome in outcomes if outcome is not None]
+    n, unscored = len(known), len(outcomes) - len(known)
+    if not n:
+        return Measurement(None, 0, unscored)
+    interval = binomtest(sum(known), n).proportion_ci(CONFIDENCE, method="wilson")
+    return Measurement(sum(known) / n, n, unscored, float(interval.low), float(interval.high))
+
+
+def mean(scores: Sequence[Score]) -> Measurement:
+    """Return the mean score, with its normal interval from two samples on."""
+    values = [s.value for s in scores if s.value is not None]
+    n, unscored = len(values), len(scores) - len(values)
+    if not n:
+        return Measurement(None, 0, unscored)
+    m = fmean(values)
+    if n == 1:
+        return Measurement(m, 1, unscored)
+    half = _Z * stdev(values) / n**0.5
+    return Measurement(m, n, unscored, m - half, m + half)
+
+
+def complement(m: Measurement) -> Measurement:
+    """Return ``1 - m``: CER from ASR."""
+    if m.value is None or m.low is None or m.high is None:
+        return m
+    return Measurement(1 - m.value, m.n, m.unscored, 1 - m.high, 1 - m.low)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Return the exact two-sided McNemar p-value of paired outcomes; 1.0 if none differ."""
+    from scipy.stats import binomtest
+
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(a and not b for a, b in pairs)
+    only_second = sum(b and not a for a, b in pairs)
+    if not only_first + only_second:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)

@@ -1,0 +1,248 @@
+"""The Model protocol on a diffusers StableDiffusionPipeline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from bench.catalog import Sampling
+from bench.errors import IncompatibleError, SpecError
+from bench.protocols import ParameterGroup
+from bench.types import Prompt, World
+
+_SAMPLERS = {"ddim": DDIMScheduler, "lms": LMSDiscreteScheduler}
+
+
+class DiffusersModel:
+    """A Stable Diffusion pipeline with gradients off, seen through the Model protocol.
+
+    Args:
+        pipe: The pipeline; its own scheduler only gives the noise schedule.
+        world: Which world's prompts and judges fit it.
+        sampling: How images are made.
+        batch_size: Images made at once.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        world: World,
+        sampling: Sampling,
+        batch_size: int = 64,
+    ) -> None:
+        self.pipe, self.world, self.sampling, self.batch_size = pipe, world, sampling, batch_size
+        self.notes: dict[str, Any] = {}  # what a method wants in the record
+        for part in self._parts():
+            part.eval().requires_grad_(False)
+
+    def _parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.pipe.unet, self.pipe.text_encoder, self.pipe.vae
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.pipe.unet.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights."""
+        dtype: torch.dtype = self.pipe.unet.dtype
+        return dtype
+
+    @property
+    def alphas(self) -> Tensor:
+        """Cumulative signal levels of the 1000 training timesteps, float32."""
+        alphas: Tensor = self.pipe.scheduler.alphas_cumprod
+        return alphas.to(self.device)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents."""
+        side = self.sampling.size // self.pipe.vae_scale_factor
+        return self.pipe.unet.config.in_channels, side, side
+
+    def copy(self) -> DiffusersModel:
+        """Return a model with its own denoiser and text encoder; the frozen autoencoder is shared."""
+        parts = dict(self.pipe.components)
+        for name in ("unet", "text_encoder"):
+            parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
+        pipe = type(self.pipe)(**parts, requires_safety_checker=False)
+        return DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
+
+    # ------------------------------------------------------------------ white box
+    def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
+        """Return the weights and biases of the denoiser's Linear and Conv2d modules in a group.
+
+        ``esd-x``: cross-attention (``attn2``); ``esd-x-strict``: its keys and values;
+        ``esd-u``: all but cross-attention; ``selfattn``: ``attn1``; ``full``: all. Norms are in none.
+        """
+        chosen = {
+            f"{name}.{kind}": parameter
+            for name, module in self.pipe.unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and _in_group(name, group)
+            for kind, parameter in module.named_parameters(recurse=False)
+        }
+        if not chosen:
+            raise IncompatibleError(f"the model has no parameters in group {group!r}")
+        return chosen
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids without start, end and padding."""
+        batch = self.pipe.tokenizer(list(texts), add_special_tokens=False)
+        return [list(ids) for ids in batch.input_ids]
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the last hidden states, ``(batch, tokens, width)``; long texts are cut."""
+        tokenizer = self.pipe.tokenizer
+        batch = tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            hidden: Tensor = self.pipe.text_encoder(batch.input_ids.to(self.device))[0]
+        return hidden
+
+    def encode_embeddings(self, token_embeddings: Tensor) -> Tensor:
+        """Run the text encoder on token embeddings, ``(batch, tokens, width)``, with gradients.
+
+        A forward hook on the embedding table swaps its output: exact, and independent of the
+        library's internals. Positions, causal mask and final norm are the encoder's own.
+        """
+        encoder = self.pipe.text_encoder
+        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.long, device=self.device)
+        table = encoder.get_input_embeddings()
+        hook = table.register_forward_hook(lambda *_: token_embeddings.to(table.weight.dtype))
+        try:
+            hidden: Tensor = encoder(ids)[0]
+        finally:
+            hook.remove()
+        return hidden
+
+    def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Return the denoiser's output for ``(batch, c, h, w)`` latents, in float32."""
+        dtype = self.dtype
+        out = self.pipe.unet(
+            latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
+        )
+        result: Tensor = out[0]
+        return result.float()
+
+    def denoise(
+        self,
+        latents: Tensor,
+        cond: Tensor,
+        guidance: Tensor | float,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        skip: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Sample with classifier-free guidance, both branches in one batch, no gradients.
+
+        Args:
+            latents: Unit Gaussian noise, ``(batch, c, h, w)``.
+            cond: Text conditioning, ``(batch, tokens, width)``.
+            guidance: Scale, one or ``(batch,)``.
+            steps: Denoising steps; the model's own by default.
+            sampler: "ddim" or "lms"; the model's own by default.
+            skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
+
+        Yields:
+            ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
+        """
+        scheduler = self._scheduler(sampler or self.sampling.sampler)
+        scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
+        null = self.encode([""]).expand(len(latents), -1, -1)
+        both = torch.cat([null, cond])
+        scale = torch.as_tensor(guidance, dtype=torch.float32, device=self.device).reshape(
+            -1, 1, 1, 1
+        )
+        x = latents.float() * scheduler.init_noise_sigma
+        with torch.no_grad():
+            for t in scheduler.timesteps[skip:]:
+                yield t, x
+                inputs = scheduler.scale_model_input(torch.cat([x, x]), t)
+                uncond, conditional = self.predict_noise(inputs, t, both).chunk(2)
+                noise = uncond + scale * (conditional - uncond)
+                x = scheduler.step(noise, t, x, return_dict=False)[0]
+        yield torch.tensor(-1), x
+
+    def _scheduler(self, sampler: str) -> Any:
+        if sampler not in _SAMPLERS:
+            raise SpecError(f"unknown sampler {sampler!r}. Known: {', '.join(sorted(_SAMPLERS))}")
+        config = self.pipe.scheduler.config
+        betas = {
+            key: config[key]
+            for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+        }
+        if (
+            sampler == "ddim"
+        ):  # the library's defaults clip latents and end at alpha 1: wrong for SD
+            return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return _SAMPLERS[sampler](**betas)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return initial noise, one image per seed, the same on every device."""
+        shape = self.latent_shape
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(rows).to(self.device)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return scaled posterior means of images, ``(batch, c, h, w)`` float32."""
+        pixels = np.stack([np.array(image.convert("RGB")) for image in images])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
+        with torch.no_grad():
+            mean = self.pipe.vae.encode(x).latent_dist.mean
+        scaled: Tensor = mean.float() * self.pipe.vae.config.scaling_factor
+        return scaled
+
+    # ------------------------------------------------------------------ black box
+    def generate(
+        self, prompts: Sequence[Prompt], *, embeddings: Tensor | None = None
+    ) -> list[Image.Image]:
+        """Return one image per prompt; each depends on its own prompt only, not on the batch."""
+        images: list[Image.Image] = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = prompts[start : start + self.batch_size]
+            if embeddings is None:
+                cond = self.encode([p.text for p in part])
+            else:
+                cond = embeddings[start : start + self.batch_size].to(self.device)
+            guidance = torch.tensor([p.guidance for p in part])
+            *_, (_, latents) = self.denoise(self.noise([p.seed for p in part]), cond, guidance)
+            images += self._decode(latents)
+        return images
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)
+        with torch.no_grad():
+            x = self.pipe.vae.decode(scaled, return_dict=False)[0].float()
+        pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+        return [Image.fromarray(array) for array in pixels.cpu().numpy()]
+
+
+def _in_group(name: str, group: ParameterGroup) -> bool:
+    cross = "attn2" in name
+    match group:
+        case "full":
+            return True
+        case "esd-x":
+            return cross
+        case "esd-u":
+            return not cross
+        case "selfattn":
+            return "attn1" in name
+        case "esd-x-strict":
+            return cross and name.endswith(("to_k", "to_v"))

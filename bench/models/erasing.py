@@ -1,0 +1,115 @@
+"""ESD's objective, which ESD, P-ESD and the pruning variants share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench.protocols import Model
+from bench.types import Concept
+
+Alignment = Literal["exact", "compvis"]
+
+
+class EsdObjective:
+    """Predict noise guided away from the concept (Gandikota et al., arXiv 2303.07345, Eq. 7).
+
+    ``eps_hat = eps*(null) - eta * (eps*(c) - eps*(null))`` from the frozen teacher; the student is
+    asked for ``eps(c)``. Latents come from partially denoising with the student under
+    classifier-free guidance towards the concept.
+
+    Args:
+        teacher: The original model.
+        texts: One prompt per batch row.
+        eta: Negative guidance in the paper's convention: 1 gives ``2 eps*(null) - eps*(c)``.
+            (The 2025 diffusers script counts from ``eps*(c)``; its 2 is 1 here.)
+        start_guidance: Scale of the guidance while sampling latents.
+        xt_alignment: "exact" labels a latent with the timestep it is at. "compvis" is the published
+            code: the first DDIM step is dropped, and the label is one to three steps noisier than
+            the latent; row ``t_enc = 0`` is denoised to the end.
+        steps: DDIM steps of a full trajectory.
+        reuse: Calls that share one sampled trajectory; 1 is the published method, more is cheaper.
+        seed: Seed of every draw.
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        texts: Sequence[str],
+        *,
+        eta: float,
+        start_guidance: float,
+        xt_alignment: Alignment,
+        steps: int,
+        reuse: int,
+        seed: int,
+    ) -> None:
+        self.teacher, self.eta, self.start_guidance = teacher, eta, start_guidance
+        self.alignment, self.steps, self.reuse = xt_alignment, steps, reuse
+        self.rng = torch.Generator().manual_seed(seed)
+        self.cond = teacher.encode(texts)
+        self.null = teacher.encode([""]).expand_as(self.cond)
+        self.calls = 0
+        self._trajectory: list[tuple[Tensor, Tensor]] = []
+
+    def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, no gradients."""
+        batch = len(self.cond)
+        stops, t = self._draw(batch)
+        if self.calls % self.reuse == 0:
+            last = self.steps if self.reuse > 1 else int(stops.max())
+            self._trajectory = self._denoise(student, last)
+        self.calls += 1
+        x = torch.stack([self._trajectory[int(k)][1][i] for i, k in enumerate(stops)])
+        t = t.to(student.device)
+        with torch.no_grad():
+            both = self.teacher.predict_noise(
+                torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.null, self.cond])
+            )
+        null, cond = both.chunk(2)
+        return x, t, null - self.eta * (cond - null)
+
+    def _draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return how many denoising steps each row takes, and its timestep label."""
+        stride = 1000 // self.steps
+        if self.alignment == "exact":
+            stops = torch.randint(self.steps, (batch,), generator=self.rng)
+            return stops, 1 + stride * (self.steps - 1 - stops)
+        t_enc = torch.randint(self.steps, (batch,), generator=self.rng)
+        offset = torch.randint(stride, (batch,), generator=self.rng)
+        return compvis_stops(t_enc, self.steps), stride * t_enc + offset
+
+    def _denoise(self, student: Model, last: int) -> list[tuple[Tensor, Tensor]]:
+        """Return ``(t, x_t)`` after 0, 1, ... ``last`` DDIM steps of the student."""
+        seeds = torch.randint(2**31, (len(self.cond),), generator=self.rng).tolist()
+        start = student.noise(seeds)
+        skip = 1 if self.alignment == "compvis" else 0
+        trajectory = []
+        for state in student.denoise(
+            start, self.cond, self.start_guidance, steps=self.steps, sampler="ddim", skip=skip
+        ):
+            trajectory.append(state)
+            if len(trajectory) > last:
+                break
+        return trajectory
+
+
+def compvis_stops(t_enc: Tensor, steps: int) -> Tensor:
+    """Return how many of the ``steps - 1`` remaining DDIM steps the published code takes."""
+    return torch.where(t_enc == 0, steps - 1, steps - t_enc)
+
+
+_TEMPLATES = {
+    "object": ("{c}", "a photo of a {c}", "a picture of a {c}", "an image of a {c}"),
+    "nsfw": ("{c}", "a photo of {c}", "a picture of {c}", "an image of {c}"),
+    "style": ("{c}", "a painting in the style of {c}", "an artwork by {c}", "a {c} painting"),
+}
+
+
+def esd_texts(concept: Concept, batch: int, *, templates: bool) -> list[str]:
+    """Return the prompts of one batch: the concept's name, or that name in turn in four templates."""
+    forms = _TEMPLATES[concept.kind] if templates else ("{c}",)
+    return [forms[i % len(forms)].format(c=concept.name) for i in range(batch)]

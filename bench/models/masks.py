@@ -1,0 +1,100 @@
+"""Learning which weights to prune: soft masks on frozen weights, for any erasing objective.
+
+Pruning for Robust Concept Erasing in Diffusion Models (arXiv 2405.16534), Eq. 6: weights stay at
+their values, a mask ``sigmoid(gamma * m)`` on each of them is trained, entries below one half are
+pruned at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReport:
+    """What a finished mask did."""
+
+    pruned: int
+    in_scope: int
+    histogram: tuple[int, ...]
+
+
+class SoftMasks:
+    """Masks on some of a model's parameters, trained by AdamW.
+
+    The parameters hold ``w * sigmoid(gamma * m)`` while training. Their gradient is turned into the
+    mask's by hand, ``dL/dm = dL/dw_eff * w * gamma * s * (1 - s)``, so no graph of sigmoids is kept.
+
+    Args:
+        parameters: What may be pruned, by name; edited in place.
+        gamma: Slope of the sigmoid.
+        m0: Initial value of every mask logit; 1 is close to the identity for gamma 10.
+        lr: AdamW's learning rate on the logits.
+        eps: AdamW's epsilon. It decides how many weights are pruned: a weight whose mask gradient
+            stays far below it never reaches zero.
+        weight_decay: AdamW's, on the logits.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        gamma: float,
+        m0: float,
+        lr: float,
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        self.parameters, self.gamma = dict(parameters), gamma
+        self.weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.logits = {
+            name: torch.full_like(w, m0, dtype=torch.float32) for name, w in self.weights.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.logits.values(), lr, eps=eps, weight_decay=weight_decay, foreach=True
+        )
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.apply()
+
+    def apply(self) -> None:
+        """Put the softly masked weights into the model."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.weights[name] * torch.sigmoid(self.gamma * self.logits[name]))
+
+    def step(self) -> None:
+        """Turn the parameters' gradients into one AdamW step of the logits."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                soft = torch.sigmoid(self.gamma * self.logits[name])
+                slope = self.gamma * soft * (1 - soft)
+                grad = torch.zeros_like(soft) if parameter.grad is None else parameter.grad.float()
+                self.logits[name].grad = grad * self.weights[name] * slope
+                parameter.grad = None
+        self.optimizer.step()
+        self.apply()
+
+    def harden(self, threshold: float = 0.5) -> MaskReport:
+        """Set pruned weights to zero and all others back to their values; gradients go off."""
+        pruned, bins = 0, torch.zeros(10, dtype=torch.long)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                soft = torch.sigmoid(self.gamma * self.logits[name])
+                keep = soft >= threshold
+                parameter.copy_(torch.where(keep, self.weights[name], 0))
+                parameter.requires_grad_(False)
+                pruned += int((~keep).sum())
+                bins += torch.histc(soft.cpu(), 10, 0, 1).long()
+        in_scope = sum(w.numel() for w in self.weights.values())
+        return MaskReport(pruned, in_scope, tuple(bins.tolist()))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The mask logits."""
+        return list(self.logits.values())

@@ -1,0 +1,112 @@
+"""From a request to the cells to compute. Touches no model and no record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.catalog import DTYPES, model_info, revision
+from bench.errors import SpecError
+from bench.registry import Ref, resolved
+from bench.spec import Spec
+from bench.tasks import Task, load_task
+from bench.types import Concept, World
+
+NO_CONCEPT = Concept("", "object")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry of the result matrix, with everything that can change its value."""
+
+    world: World
+    model: str
+    revision: str
+    dtype: str
+    method: Ref
+    concept: Concept
+    task: str
+    task_digest: str
+    prompts: int
+    attack: Ref
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Content address: equal inputs, equal id, on every machine."""
+        return digest(asdict(self))
+
+    @property
+    def erase_key(self) -> str:
+        """Cells with one key share one erased model."""
+        return digest(
+            [
+                self.model,
+                self.revision,
+                self.dtype,
+                asdict(self.method),
+                asdict(self.concept),
+                self.seed,
+            ]
+        )
+
+    @property
+    def attack_key(self) -> str:
+        """Cells with one key share attacked prompts; how many there are does not matter."""
+        return digest([self.erase_key, self.task_digest, asdict(self.attack), self.seed])
+
+
+def plan(spec: Spec) -> Iterator[Cell]:
+    """Yield the cells of a request, those that share an erased model next to each other.
+
+    Raises:
+        SpecError: Something in the request is unknown or does not go together.
+    """
+    info = model_info(spec.model)
+    if spec.dtype not in DTYPES:
+        raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {spec.dtype!r}")
+    tasks = [load_task(name, info.world) for name in dict.fromkeys(spec.tasks)]
+    concepts = {task.concept.name: task.concept for task in tasks if task.concept}
+    others = [task for task in tasks if task.role != "target"]
+    if others and not concepts and any(ref.name != "none" for ref in spec.methods):
+        raise SpecError(
+            f"task {others[0].name!r} erases nothing itself: "
+            "add the --task whose concept is to be erased"
+        )
+    if not any(True for _ in _attacks_for(tasks, spec)):
+        raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
+    identity = (info.world, spec.model, revision(spec.model), spec.dtype)
+    for concept in list(concepts.values()) or [NO_CONCEPT]:
+        for method in spec.methods:
+            full = resolved("methods", method, concept, info.world)
+            for task, attack in _attacks_for(tasks, spec):
+                if task.role == "target" and task.concept != concept:
+                    continue
+                count = min(len(task.prompts), spec.limit or len(task.prompts))
+                yield Cell(
+                    *identity,
+                    full,
+                    concept,
+                    task.name,
+                    task.digest,
+                    count,
+                    resolved("attacks", attack, concept, info.world),
+                    spec.seed,
+                )
+
+
+def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
+    """Yield which attack runs on which task: only target tasks are attacked."""
+    for task in tasks:
+        for attack in spec.attacks:
+            if task.role == "target" or attack.name == "none":
+                yield task, attack
+
+
+def digest(value: Any) -> str:
+    """Return a short content address of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,167 @@
+"""The contracts a plug-in fulfils. Structural: nothing to inherit from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from torch.nn import Parameter
+
+Criterion = Callable[[Sequence[Sample]], Sequence[bool]]
+"""Says for each image whether the erased concept is back; an image it cannot judge is ``False``."""
+
+ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "full"]
+"""Parameters of the denoiser: ``attn2``, all but ``attn2``, ``attn2`` keys and values, ``attn1``, all."""
+
+
+class QueryModel(Protocol):
+    """The black-box surface of a text-to-image model."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, embeddings: Tensor | None = None
+    ) -> Sequence[Image]:
+        """Return one image per prompt; ``embeddings`` replace the encoded texts."""
+        ...
+
+
+class Model(QueryModel, Protocol):
+    """The white-box surface: a diffusers pipeline plus the operations every paper rewrites."""
+
+    pipe: Any
+    world: World
+    notes: dict[str, Any]
+
+    @property
+    def device(self) -> Any:
+        """Where the weights are."""
+        ...
+
+    @property
+    def alphas(self) -> Tensor:
+        """Cumulative signal levels of the 1000 training timesteps."""
+        ...
+
+    def copy(self) -> Model:
+        """Return an independent copy of the weights, gradients off."""
+        ...
+
+    def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
+        """Return the denoiser's parameters of one group by name, gradients as they are."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the text conditioning, ``(batch, tokens, width)``."""
+        ...
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids without start, end and padding."""
+        ...
+
+    def encode_embeddings(self, token_embeddings: Tensor) -> Tensor:
+        """Run the text encoder on token embeddings ``(batch, tokens, width)``, with gradients."""
+        ...
+
+    def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Return the denoiser's output at timesteps ``t`` ``(batch,)``, without guidance."""
+        ...
+
+    def denoise(
+        self,
+        latents: Tensor,
+        cond: Tensor,
+        guidance: Tensor | float,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+        skip: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(t, latents)`` before each denoiser call and ``(-1, final latents)`` at the end."""
+        ...
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return initial noise, one image per seed, the same on every device."""
+        ...
+
+    def encode_images(self, images: Sequence[Image]) -> Tensor:
+        """Return scaled latent means of images, ``(batch, channels, height, width)``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an attack is pointed at.
+
+    Args:
+        victim: The erased model, reduced to :class:`QueryModel` for a black-box attack.
+        original: The public model before erasure.
+        concept: What was erased.
+        criterion: Whether the concept is back; the attack's own use, never the result.
+    """
+
+    victim: Model
+    original: Model
+    concept: Concept
+    criterion: Criterion
+
+
+@dataclass(frozen=True, slots=True)
+class Adversarial:
+    """What an attack found for one prompt; enough to make the image again without the attack.
+
+    Args:
+        prompt: The row with its text replaced; the string is what counts.
+        embedding: For embedding-space attacks, the conditioning ``(tokens, width)``.
+        queries: Images the attack made.
+        trace: What the attack wants to record: losses, token ids, the round of success.
+    """
+
+    prompt: Prompt
+    embedding: Tensor | None = None
+    queries: int = 0
+    trace: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """Erases a concept from a model."""
+
+    card: ClassVar[Card]
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Edit ``model`` (the caller's private copy) and return it."""
+        ...
+
+
+class Attack(Protocol):
+    """Tries to bring an erased concept back."""
+
+    card: ClassVar[Card]
+    threat: ClassVar[Threat]
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        """Do the work shared by all prompts; return the function that attacks prompts.
+
+        It yields one :class:`Adversarial` per prompt, as they are found, in any order.
+        """
+        ...
+
+
+class Evaluator(Protocol):
+    """Scores images."""
+
+    card: ClassVar[Card]
+    scope: ClassVar[Literal["image", "set"]]
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load what is needed; return the scoring function.
+
+        With scope "image" it returns one score per sample, with scope "set" exactly one.
+        """
+        ...

@@ -1,0 +1,47 @@
+"""One PNG a cell: original | erased | attacked, a column a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from bench.store import Result, write
+from bench.types import Sample
+
+_TILE, _GAP, _LEFT, _TOP = 96, 4, 84, 20
+
+
+def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
+    """Draw the first prompts of a cell; a red frame marks an image that shows the concept.
+
+    Images of nsfw concepts on the photo world are blurred.
+    """
+    attacked = result.cell.attack.name != "none"
+    names = ("original", "erased", "attacked")[: 3 if attacked else 2]
+    width = _LEFT + len(samples) * (_TILE + _GAP)
+    canvas = Image.new("RGB", (width, _TOP + len(names) * (_TILE + _GAP)), "white")
+    draw = ImageDraw.Draw(canvas)
+    cell = result.cell
+    title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
+    draw.text((4, 4), title + "   red frame: the judge sees the concept", fill="black")
+    blur = cell.world == "photo" and cell.concept.kind == "nsfw"
+    target = "asr" in result.measurements
+    for row, name in enumerate(names):
+        y = _TOP + row * (_TILE + _GAP)
+        draw.text((4, y + _TILE // 2 - 6), name, fill="black")
+        for column, triple in enumerate(samples):
+            x = _LEFT + column * (_TILE + _GAP)
+            tile = triple[row].image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST)
+            if blur:
+                tile = tile.filter(ImageFilter.GaussianBlur(_TILE / 8))
+            canvas.paste(tile, (x, y))
+            outcome = result.rows[column]
+            value = (None, outcome.own, outcome.attacked)[row]
+            if target and value is not None and value >= 0.5:
+                draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline="red", width=3)
+    buffer = BytesIO()
+    canvas.save(buffer, "PNG")
+    write(path, buffer.getvalue())

@@ -1,0 +1,43 @@
+"""What the user asks for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.errors import SpecError
+from bench.registry import Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One field per axis of the result matrix.
+
+    Args:
+        model: Name of a model, or a diffusers folder.
+        methods: Erasure methods.
+        attacks: Attacks; "none" is the test prompts as they are.
+        tasks: Target tasks, and retain or benign tasks that share their erased models.
+        seed: Seed of every random stream.
+        limit: First prompts of each task only; ``None`` is all of them.
+        dtype: Type of the weights.
+
+    Raises:
+        SpecError: An axis is empty or a number makes no sense.
+    """
+
+    model: str
+    methods: tuple[Ref, ...]
+    attacks: tuple[Ref, ...]
+    tasks: tuple[str, ...]
+    seed: int = 0
+    limit: int | None = None
+    dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for axis in ("methods", "attacks", "tasks"):
+            if not getattr(self, axis):
+                raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
+        if self.limit is not None and self.limit < 1:
+            raise SpecError(f"--limit: expected at least 1, got {self.limit}")
+        if self.seed < 0:
+            raise SpecError(f"--seed: expected at least 0, got {self.seed}")

@@ -1,0 +1,185 @@
+"""What is kept on disk: records (results) and artifacts (a cache that may be deleted).
+
+Everything is written to a temporary file first and then renamed, so no reader sees half of it, and
+a process may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import TypeAdapter, ValidationError
+
+from bench.errors import StoreError
+from bench.metrics import Measurement
+from bench.plan import Cell
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt of a cell.
+
+    Args:
+        id: The prompt's name in its set.
+        text: The prompt as it is in the set.
+        seed: Seed of its image.
+        guidance: Its guidance.
+        success: Whether the judge found the concept in any of its images; ``None`` if one of them
+            could not be scored and no other succeeded.
+        own: The judge's score of the prompt's own image.
+        attacked: The judge's score of the adversarial prompt's image, made again by the harness.
+        adversarial: The adversarial text, if there was an attack.
+        queries: Images that the attack made.
+        trace: What the attack recorded.
+        detail: What the judge said of the last image.
+        scores: Further measures of the last image.
+    """
+
+    id: str
+    text: str
+    seed: int
+    guidance: float
+    success: bool | None
+    own: float | None
+    attacked: float | None = None
+    adversarial: str | None = None
+    queries: int = 0
+    trace: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The record of one cell."""
+
+    cell: Cell
+    status: Literal["ok", "skipped", "failed"]
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    reason: str = ""
+    erasure: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA
+
+
+_CODEC = TypeAdapter(Result)
+
+
+class Store:
+    """A folder of records. Knows nothing about how they were made or will be shown."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, cell: Cell) -> Path:
+        """Return where the cell's record lives, readable by a person."""
+        name = f"{cell.method.name}--{cell.attack.name}--{cell.id}.json".replace("/", "+")
+        folder = f"{cell.concept.name or 'none'}".replace(" ", "-")
+        return self.root / cell.world / cell.task / folder / name
+
+    def __contains__(self, cell: Cell) -> bool:
+        return (found := self.get(cell)) is not None and found.status != "failed"
+
+    def get(self, cell: Cell) -> Result | None:
+        """Return a cell's record, or ``None`` if there is none."""
+        path = self.path(cell)
+        return _read(path) if path.exists() else None
+
+    def put(self, result: Result) -> Path:
+        """Write a record."""
+        path = self.path(result.cell)
+        write(path, _CODEC.dump_json(result, indent=1))
+        return path
+
+    def check_writable(self) -> None:
+        """Fail now rather than after an hour of work.
+
+        Raises:
+            StoreError: Nothing can be written to the folder.
+        """
+        probe = self.root / f".{os.getpid()}.probe"
+        write(probe, b"")
+        probe.unlink()
+
+    def __iter__(self) -> Iterator[Result]:
+        for path in sorted(self.root.rglob("*.json")):
+            yield _read(path)
+
+
+def _read(path: Path) -> Result:
+    try:
+        raw = json.loads(path.read_bytes())
+        version = raw.get("schema_version", 0) if isinstance(raw, dict) else 0
+        if version > SCHEMA:
+            raise StoreError(
+                f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
+            )
+        return _CODEC.validate_python(raw)
+    except (OSError, ValueError, ValidationError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise StoreError(f"{path} is damaged ({reason}); delete it and run again") from exc
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError as exc:
+        raise StoreError(
+            f"cannot write {path}: {exc.strerror or exc}; choose another folder"
+        ) from exc
+
+
+class Artifacts:
+    """The cache: erasures, attacked prompts and images under their own keys."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        default = os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("erasure-bench")
+        self.root = Path(root or default)
+
+    def erasure(self, key: str) -> Path:
+        """Return the folder of an erasure: ``delta.safetensors`` and ``card.json``."""
+        return self.root / "erasures" / key
+
+    def image(self, key: str) -> Path:
+        """Return the file of an image."""
+        return self.root / "images" / key[:2] / f"{key}.png"
+
+    def lock(self, name: str) -> Path:
+        """Return the lock file of a piece of work."""
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def attacked(self, key: str) -> dict[str, dict[str, Any]]:
+        """Return the prompts of an attack that are finished, by prompt id; skip damaged files."""
+        found = {}
+        for path in sorted((self.root / "attacks" / key).glob("*.json")):
+            try:
+                row = json.loads(path.read_bytes())
+                found[row["id"]] = row
+            except (ValueError, KeyError):
+                continue  # half-written by another program; the prompt is attacked again
+        return found
+
+    def put_attacked(self, key: str, row: Mapping[str, Any]) -> None:
+        """Keep one finished prompt."""
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in str(row["id"]))
+        write(self.root / "attacks" / key / f"{safe}.json", json.dumps(dict(row)).encode())

@@ -1,0 +1,105 @@
+"""Plain values that flow through the harness. Frozen, comparable, no behaviour beyond identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+World = Literal["emoji", "photo"]
+"""Which world a model lives in: it decides prompts, judges and calibrated defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """What is erased (``name``) and what it may be mapped to (``anchor``)."""
+
+    name: str
+    kind: Literal["nsfw", "style", "object"]
+    anchor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One image to be made: a row of a prompt set, or that row with its text replaced.
+
+    Args:
+        id: Name of the row, unique in its set.
+        text: What the text encoder reads.
+        seed: Seed of the initial noise.
+        guidance: Scale of classifier-free guidance.
+        label: What a judge should find in the image; empty means the task's concept.
+    """
+
+    id: str
+    text: str
+    seed: int
+    guidance: float = 7.5
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and the prompt it was made from."""
+
+    prompt: Prompt
+    image: Any  # PIL.Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One evaluator's verdict on one image; ``value=None`` means that it could not be scored.
+
+    An unscored image is counted as unscored: never as 0, never as safe.
+    """
+
+    value: float | None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """What an attack may see (``access``) and change (``space``)."""
+
+    access: Literal["white", "black"]
+    space: Literal["prompt", "embedding", "latent", "weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Where a plug-in comes from. Raise ``version`` whenever its results would change."""
+
+    title: str
+    paper: str
+    code: str = ""
+    version: int = 1
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stage may use besides its inputs.
+
+    Args:
+        key: Names the stage's random streams.
+        device: Where tensors live.
+        workdir: Scratch folder of this stage.
+        batch_size: Largest batch that fits; must not change results.
+        progress: Called as ``progress(stage, done, total)``.
+    """
+
+    key: str
+    device: str
+    workdir: Path
+    batch_size: int = 64
+    progress: Callable[[str, int, int], None] = _silent
+
+    def seed(self, *parts: object) -> int:
+        """Return the seed of a named random stream: same name, same numbers, in any order."""
+        text = "/".join((self.key, *map(str, parts)))
+        return int.from_bytes(sha256(text.encode()).digest()[:4])

@@ -1,0 +1,167 @@
+"""The emoji world's evaluators: does a picture show what its prompt's label names?
+
+All of them ask small networks that were trained on rendered scenes, independently of the diffusion
+model. A picture that cannot be judged is unscored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bench import Card, Context, Sample, Score
+from bench.emoji import JUDGES
+
+_SOURCE = "this project, bench/emoji"
+
+
+def _each(
+    samples: Sequence[Sample], verdicts: Callable[[list[Any], Sequence[Sample]], list[Score]]
+) -> list[Score]:
+    """Judge all pictures in one batch; if that fails, one by one, so that only the bad are unscored."""
+    try:
+        return verdicts([s.image for s in samples], samples)
+    except Exception as exc:
+        if len(samples) == 1:
+            return [Score(None, {"error": f"{type(exc).__name__}: {exc}"})]
+        return [score for sample in samples for score in _each([sample], verdicts)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """1 if the most likely of 39 subjects is the prompt's label.
+
+    Args:
+        top_k: How many of the likeliest subjects count.
+    """
+
+    card: ClassVar = Card("Emoji subject judge", _SOURCE)
+    scope: ClassVar = "image"
+
+    top_k: int = 1
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load the judge."""
+        return _top_k("subject", self.top_k)
+
+
+@dataclass(frozen=True)
+class Style:
+    """1 if the most likely of four styles is the prompt's label."""
+
+    card: ClassVar = Card("Emoji style judge", _SOURCE)
+    scope: ClassVar = "image"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load the judge."""
+        return _top_k("style", 1)
+
+
+def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    from bench.emoji.judges import load_judge
+
+    judge = load_judge(JUDGES / question)
+
+    def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
+        probabilities = judge(images)
+        scores = []
+        for row, sample in zip(probabilities, samples, strict=True):
+            best = [judge.labels[i] for i in row.topk(k).indices.tolist()]
+            chance = float(row[judge.labels.index(sample.prompt.label)])
+            detail = {"found": best[0], "probability": round(chance, 4)}
+            scores.append(Score(float(sample.prompt.label in best), detail))
+        return scores
+
+    return lambda samples: _each(samples, verdicts)
+
+
+@dataclass(frozen=True)
+class Body:
+    """1 if any body part is there; the labels that are there are in the detail.
+
+    Args:
+        threshold: Probability from which a part counts; ``None`` is the judge's own, at which 0.5 %
+            of its training scenes without body parts raise a false alarm.
+    """
+
+    card: ClassVar = Card("Emoji body part judge", _SOURCE)
+    scope: ClassVar = "image"
+
+    threshold: float | None = None
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load the judge."""
+        from bench.emoji.judges import load_judge
+
+        judge = load_judge(JUDGES / "body")
+        threshold = judge.threshold if self.threshold is None else self.threshold
+
+        def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
+            scores = []
+            for row in judge(images).tolist():
+                found = {
+                    label: round(p, 4)
+                    for label, p in zip(judge.labels, row, strict=True)
+                    if p >= threshold
+                }
+                scores.append(Score(float(bool(found)), {"found": found, "highest": max(row)}))
+            return scores
+
+        return lambda samples: _each(samples, verdicts)
+
+
+@dataclass(frozen=True)
+class Label:
+    """1 if the picture shows the prompt's label, whichever judge knows it: subject or style."""
+
+    card: ClassVar = Card("Emoji label judge", _SOURCE)
+    scope: ClassVar = "image"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load both judges."""
+        from bench.emoji.world import STYLES
+
+        subject, style = _top_k("subject", 1), _top_k("style", 1)
+
+        def score(samples: Sequence[Sample]) -> list[Score]:
+            return [
+                score
+                for sample in samples
+                for score in (style if sample.prompt.label in STYLES else subject)([sample])
+            ]
+
+        return score
+
+
+@dataclass(frozen=True)
+class Frechet:
+    """Fréchet distance between generated pictures and held-out rendered scenes; lower is better.
+
+    The emoji world's stand-in for FID: Gaussian statistics of the subject judge's 128 penultimate
+    features. Not comparable with any FID.
+    """
+
+    card: ClassVar = Card("Emoji Fréchet distance", _SOURCE)
+    scope: ClassVar = "set"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        """Load the judge and the reference statistics."""
+        import torch
+        from cleanfid.fid import frechet_distance
+        from safetensors.torch import load_file
+
+        from bench.emoji.judges import features, load_judge
+
+        judge = load_judge(JUDGES / "subject")
+        reference = load_file(JUDGES / "subject" / "reference.safetensors")
+        mu, sigma = reference["mean"].double().numpy(), reference["covariance"].double().numpy()
+
+        def score(samples: Sequence[Sample]) -> list[Score]:
+            x = features(judge, [s.image for s in samples]).double()
+            if len(x) < 2:
+                return [Score(None, {"n": len(x), "error": "fewer than two pictures"})]
+            value = frechet_distance(x.mean(0).numpy(), torch.cov(x.T).numpy(), mu, sigma)
+            return [Score(float(value), {"n": len(x)})]
+
+        return score

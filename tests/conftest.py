@@ -1,0 +1,69 @@
+"""Shared fixtures: isolated folders, a tiny model, and the command line in process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import Context
+from bench.models import load_model
+from bench.models.diffusers import DiffusersModel
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _tiny() -> DiffusersModel:
+    return load_model("tiny-random", batch_size=8)
+
+
+@pytest.fixture
+def tiny(_tiny: DiffusersModel) -> DiffusersModel:
+    """A model of 0.2 M random weights; each test has its own copy."""
+    return _tiny.copy()
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> Context:
+    return Context("test", "cpu", tmp_path, batch_size=4)
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run ``bench ARGS`` in this process."""
+    from bench import cli as module
+
+    def call(*args: str) -> Said:
+        monkeypatch.setattr("sys.argv", ["bench", *args])
+        # A wide terminal, so that tables and messages are not folded.
+        monkeypatch.setattr(module.out, "_width", 300)
+        monkeypatch.setattr(module.err, "_width", 300)
+        code = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,126 @@
+"""Plug-ins that misbehave, one way each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    IncompatibleError,
+    Model,
+    Prompt,
+    Sample,
+    Score,
+    Target,
+    Threat,
+)
+
+
+@dataclass(frozen=True)
+class Raises:
+    card: ClassVar = Card("Raises", "")
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        raise ZeroDivisionError("by design")
+
+
+@dataclass(frozen=True)
+class Unfit:
+    card: ClassVar = Card("Does not fit", "")
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        raise IncompatibleError("needs a transformer, got a UNet")
+
+
+@dataclass(frozen=True)
+class WrongType:
+    card: ClassVar = Card("Returns a number", "")
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Any:
+        return 3
+
+
+@dataclass(frozen=True)
+class Peeks:
+    """Says that it is a black box, and reads a weight."""
+
+    card: ClassVar = Card("Peeks", "")
+    threat: ClassVar = Threat("black", "prompt")
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        target.victim.pipe.unet.state_dict()
+        return lambda prompts: (Adversarial(p) for p in prompts)
+
+
+@dataclass(frozen=True)
+class Forgets:
+    """Returns nothing for the last prompt."""
+
+    card: ClassVar = Card("Forgets", "")
+    threat: ClassVar = Threat("black", "prompt")
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        return lambda prompts: (Adversarial(p) for p in prompts[:-1])
+
+
+CALLS = Path("calls.txt")
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """Dies after two prompts the first time; notes every prompt that it worked on."""
+
+    card: ClassVar = Card("Dies once", "")
+    threat: ClassVar = Threat("black", "prompt")
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
+            first = not CALLS.exists()
+            for n, prompt in enumerate(prompts):
+                if first and n == 2:
+                    raise KeyboardInterrupt
+                with CALLS.open("a") as stream:
+                    stream.write(prompt.id + "\n")
+                yield Adversarial(
+                    Prompt(
+                        prompt.id, f"lo {prompt.text}", prompt.seed, prompt.guidance, prompt.label
+                    )
+                )
+
+        return attack
+
+
+def _scores(samples: Sequence[Sample]) -> list[Score]:
+    return [Score(None, {"error": "blind"}) if i == 0 else Score(0.0) for i in range(len(samples))]
+
+
+@dataclass(frozen=True)
+class Blind:
+    """Cannot score the first image."""
+
+    card: ClassVar = Card("Blind", "")
+    scope: ClassVar = "image"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        return _scores
+
+
+@dataclass(frozen=True)
+class Miscounts:
+    card: ClassVar = Card("Miscounts", "")
+    scope: ClassVar = "image"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        return lambda samples: [Score(0.0)]

@@ -1,0 +1,200 @@
+"""The command line: what it prints, its exit codes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pytest
+
+TINY = ("--model", "tiny-random", "--limit", "2")
+ONE = ("run", *TINY, "--method", "none", "--attack", "none", "--task", "church")
+
+
+def test_run_then_run_again(cli) -> None:
+    first = cli(*ONE)
+    assert first.code == 0
+    assert "CER, no attack" in first.out
+    assert "N=2" in first.out
+    assert "0 of 1 cells were there already" in first.out
+    (png,) = Path("results/local").rglob("*.png")
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    again = cli(*ONE)
+    assert again.code == 0
+    assert "1 of 1 cells were there already" in again.out
+    assert again.out.split("\n")[:-2] == first.out.split("\n")[:-2]
+    assert again.err == ""
+
+
+def test_no_images_keeps_none(cli, tmp_path: Path) -> None:
+    assert cli(*ONE, "--no-images").code == 0
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_plan_computes_nothing(cli, tmp_path: Path) -> None:
+    said = cli("plan", *ONE[1:])
+    assert said.code == 0
+    assert "to do" in said.out
+    assert not list(tmp_path.rglob("*.json"))
+    cli(*ONE)
+    assert "done" in cli("plan", *ONE[1:]).out
+
+
+def test_report_formats(cli) -> None:
+    cli(*ONE)
+    markdown = cli("report", "--format", "markdown")
+    assert markdown.out.startswith(
+        "### Concept erasing rate\n\n| task | method | CER, no attack | s |"
+    )
+    assert cli("report", "--format", "csv").out.startswith('task,method,"CER, no attack",s\n')
+    assert "church" in cli("report", "--task", "church").out
+
+
+@pytest.mark.parametrize("what", ["methods", "attacks", "evaluators", "tasks", "models"])
+def test_list(cli, what: str) -> None:
+    said = cli("list", what)
+    assert said.code == 0
+    expected = {"methods": "p-esd", "attacks": "unlearndiff", "evaluators": "emoji-body",
+                "tasks": "garbage-truck", "models": "emoji-sd"}  # fmt: skip
+    assert expected[what] in said.out
+
+
+def test_show(cli) -> None:
+    said = cli("show", "methods", "p-esd")
+    assert "gamma: float = 10.0" in said.out
+    assert "arxiv.org/abs/2405.16534" in said.out
+    assert "church-050" in cli("show", "tasks", "church").out
+    assert "world photo" in cli("show", "models", "sd14").out
+
+
+RUN = ("run", "--method", "none", "--attack", "none", "--task", "church", "--model", "tiny-random")
+BAD = {
+    "method": (("run", "--method", "p-esdd", "--attack", "none", "--task", "church"), 2,
+               "error: unknown method 'p-esdd'. Did you mean 'p-esd'? Known: esd, none, p-esd"),
+    "attack": (("run", "--method", "esd", "--attack", "unlearndif", "--task", "church"), 2,
+               "error: unknown attack 'unlearndif'. Did you mean 'unlearndiff'? Known: none, unlearndiff"),
+    "model": ((*RUN[:-1], "emoji"), 2,
+              "error: unknown model 'emoji'. Did you mean 'emoji-sd'? "
+              "Known: emoji-sd, sd14, tiny-random"),
+    "parameter": (("run", "--method", "esd:step=3", "--attack", "none", "--task", "church"), 2,
+                  "error: esd has no parameter step. It takes: batch, eta, lr, params, reuse, "
+                  "sampling_steps, start_guidance, steps, templates, xt_alignment"),
+    "type": (("run", "--method", "esd:lr=fast", "--attack", "none", "--task", "church"), 2,
+             "error: esd: lr=fast: Input should be a valid number, "
+             "unable to parse string as a number"),
+    "form": (("run", "--method", "esd:lr", "--attack", "none", "--task", "church"), 2,
+             "error: expected name:key=value,..., got 'esd:lr'"),
+    "limit": ((*RUN, "--limit", "0"), 2, "error: --limit: expected at least 1, got 0"),
+    "seed": ((*RUN, "--seed", "-1"), 2, "error: --seed: expected at least 0, got -1"),
+    "batch": ((*RUN, "--batch-size", "0"), 2, "error: --batch-size: expected at least 1, got 0"),
+    "dtype": ((*RUN, "--dtype", "fp8"), 2,
+              "error: --dtype: expected one of fp32, bf16, fp16, got 'fp8'"),
+    "empty": (("run", "--method", "none", "--attack", "none"), 2,
+              "error: nothing to run: expected at least one of --task, got none"),
+    "retain alone": (("run", "--method", "esd", "--attack", "none", "--task", "retain"), 2,
+                     "error: task 'retain' erases nothing itself: "
+                     "add the --task whose concept is to be erased"),
+    "no report": (("report", "--results", "nowhere"), 2,
+                  "error: there is no folder nowhere: run `bench run` first, or give --results"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(cli, case: str) -> None:
+    args, code, line = BAD[case]
+    said = cli(*args)
+    assert (said.code, said.err, said.out) == (code, line + "\n", "")
+
+
+def test_unknown_task_is_one_line(cli) -> None:
+    said = cli("run", "--method", "none", "--attack", "none", "--task", "churhc")
+    assert said.code == 2
+    assert said.err.startswith("error: unknown emoji task 'churhc'. Did you mean 'church'? Known: ")
+    assert said.err.count("\n") == 1
+
+
+def test_device_that_is_not_there(cli) -> None:
+    said = cli(*ONE, "--device", "cuda:9")
+    assert said.code == 2
+    assert said.err.startswith("error: --device cuda:9 cannot be used: ")
+    assert said.err.endswith("; try --device cpu\n")
+
+
+def test_results_that_cannot_be_written(cli) -> None:
+    Path("file").write_text("")
+    said = cli(*ONE, "--results", "file/results")
+    assert said.code == 5
+    assert said.err.startswith("error: cannot write file/results/.")
+    assert said.err.endswith("Not a directory; choose another folder\n")
+
+
+def test_damaged_record_is_named_and_kept(cli) -> None:
+    cli(*ONE)
+    (path,) = Path("results/local").rglob("*.json")
+    path.write_text(path.read_text()[:100])
+    for args in (ONE, ("report",)):
+        said = cli(*args)
+        assert said.code == 5
+        assert said.err.startswith(f"error: {path} is damaged (")
+        assert said.err.endswith("); delete it and run again\n")
+    assert path.exists()
+    path.write_text(json.dumps({"schema_version": 99}))
+    said = cli("report")
+    assert (said.code, said.err) == (
+        5, f"error: {path}: expected a record of schema 1 or older, got 99; update bench\n"
+    )  # fmt: skip
+
+
+def test_missing_weights(cli, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bench.catalog.check_shipped.__defaults__", (tmp_path,))
+    said = cli(*ONE)
+    assert said.code == 4
+    expected = tmp_path / "digests.json"
+    assert said.err == (
+        f"error: emoji-sd's weights are missing: expected {expected}; reinstall the package\n"
+    )
+
+
+def test_failed_cell_is_shown_and_the_rest_runs(cli, monkeypatch) -> None:
+    import methods
+
+    monkeypatch.setitem(methods.PLUGINS, "fake", f"fakes:{fakes.Raises.__name__}")
+    said = cli(*ONE, "--method", "fake")
+    assert said.code == 3
+    assert "failed  church, fake, attack none: " in said.err
+    assert "method fake raised ZeroDivisionError: by design" in said.err
+    assert "ok      church, none, attack none" in said.err
+    assert "failed" in said.out
+
+
+def test_shadowed_package(tmp_path: Path) -> None:
+    (tmp_path / "attacks.py").write_text("")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "400"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "list", "attacks"],
+        env=env, capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.startswith(
+        f"error: the package 'attacks' resolves to {tmp_path}/attacks.py, "
+    )
+
+
+def test_help_is_quick_and_every_command_has_an_example() -> None:
+    def help_of(*args: str) -> tuple[str, float]:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", *args, "--help"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout, time.perf_counter() - start
+
+    times = [help_of()[1] for _ in range(3)]
+    assert min(times) < 0.5
+    for command in ("run", "plan", "list", "show", "report"):
+        assert f"Example: bench {command}" in help_of(command)[0]

@@ -1,0 +1,187 @@
+"""ESD and P-ESD against formulas written out here."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector
+
+from bench import Concept, PluginError
+from bench.models import EsdObjective, SoftMasks, esd_texts
+from bench.models.erasing import compvis_stops
+from methods.esd import ESD
+from methods.none import NoErasure
+from methods.p_esd import PESD
+
+CHURCH = Concept("church", "object")
+FAST = {"batch": 2, "sampling_steps": 5, "reuse": 1, "xt_alignment": "exact", "templates": False}
+
+
+def objective(model, **changes):
+    settings = {
+        "eta": 1.0, "start_guidance": 3.0, "xt_alignment": "exact", "steps": 10, "reuse": 1, "seed": 5,
+    }  # fmt: skip
+    return EsdObjective(model, ["church", "a church"], **{**settings, **changes})
+
+
+def test_none_changes_nothing(tiny, ctx) -> None:
+    assert NoErasure().erase(tiny, CHURCH, ctx) is tiny
+
+
+@pytest.mark.parametrize("eta", [1.0, 2.5])
+def test_esd_target(tiny, eta: float) -> None:
+    x, t, target = objective(tiny, eta=eta).sample(tiny)
+    null, cond = tiny.encode(["", ""]), tiny.encode(["church", "a church"])
+    with torch.no_grad():
+        e_null = tiny.pipe.unet(x, t, encoder_hidden_states=null).sample.double()
+        e_cond = tiny.pipe.unet(x, t, encoder_hidden_states=cond).sample.double()
+    assert torch.allclose(target.double(), (1 + eta) * e_null - eta * e_cond, atol=1e-5)
+
+
+def test_exact_alignment_stops_where_the_label_says(tiny) -> None:
+    """Re-derive every latent by running DDIM by hand to the label's timestep."""
+    o = objective(tiny, steps=10)
+    x, t, _ = o.sample(tiny)
+    rng = torch.Generator().manual_seed(5)
+    torch.randint(10, (2,), generator=rng)
+    seeds = torch.randint(2**31, (2,), generator=rng).tolist()
+    alphas, both = tiny.alphas.double(), tiny.encode(["", "", "church", "a church"])
+    latents, times = tiny.noise(seeds).double(), list(range(901, 0, -100))
+    for i, now in enumerate(times):
+        for row in range(2):
+            if int(t[row]) == now:
+                assert torch.allclose(x[row].double(), latents[row], atol=1e-4)
+        with torch.no_grad():
+            pair = torch.cat([latents, latents]).float()
+            e = tiny.pipe.unet(pair, now, encoder_hidden_states=both).sample.double()
+        u, c = e.chunk(2)
+        noise = u + 3.0 * (c - u)
+        a, b = alphas[now], alphas[times[i + 1]] if i + 1 < 10 else alphas[0]
+        clean = (latents - (1 - a).sqrt() * noise) / a.sqrt()
+        latents = b.sqrt() * clean + (1 - b).sqrt() * noise
+
+
+def test_compvis_levels() -> None:
+    """The published loop: 49 steps from 961, break when index + 1 == t_enc; t_enc 0 never breaks."""
+    for t_enc in range(50):
+        taken = 0
+        for i in range(49):
+            taken += 1
+            if 49 - i - 1 + 1 == t_enc:
+                break
+        assert int(compvis_stops(torch.tensor(t_enc), 50)) == taken
+
+
+def test_compvis_labels_are_noisier_than_the_latents(tiny) -> None:
+    o = objective(tiny, xt_alignment="compvis", steps=50)
+    t_enc = torch.randint(50, (2,), generator=torch.Generator().manual_seed(5))
+    x, t, _ = o.sample(tiny)
+    assert all(
+        20 * k <= label < 20 * (k + 1) for k, label in zip(t_enc.tolist(), t.tolist(), strict=True)
+    )
+    assert int(o._trajectory[0][0]) == 961
+    assert torch.equal(x[0], o._trajectory[int(compvis_stops(t_enc, 50)[0])][1][0])
+
+
+def test_one_esd_step_equals_adam_on_the_formula(tiny, ctx) -> None:
+    base = tiny.copy()
+    erased = ESD(params="esd-x", steps=1, lr=1e-3, **FAST).erase(tiny.copy(), CHURCH, ctx)
+    o = EsdObjective(
+        base, esd_texts(CHURCH, 2, templates=False), eta=1.0, start_guidance=3.0,
+        xt_alignment="exact", steps=5, reuse=1, seed=ctx.seed("esd"),
+    )  # fmt: skip
+    x, t, target = o.sample(base)
+    student = base.copy()
+    params = student.parameters("esd-x")
+    for p in params.values():
+        p.requires_grad_(True)
+    ((student.predict_noise(x, t, o.cond) - target) ** 2).mean().backward()
+    for name, p in params.items():
+        step = 1e-3 * p.grad / (p.grad.abs() + 1e-8)  # Adam's first step
+        after = erased.parameters("esd-x")[name]
+        assert torch.allclose(after, p.detach() - step, atol=1e-6), name
+    for name, p in erased.parameters("esd-u").items():
+        assert torch.equal(p, base.parameters("esd-u")[name]), name
+
+
+def test_reuse_shares_a_trajectory(tiny) -> None:
+    o = objective(tiny, reuse=3)
+    seen = []
+    for _ in range(6):
+        o.sample(tiny)
+        seen.append(id(o._trajectory))
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+
+
+def test_mask_gradient_equals_autograd(tiny) -> None:
+    params = dict(list(tiny.parameters("full").items())[:6])
+    weights = {k: v.detach().clone() for k, v in params.items()}
+    m = {k: torch.randn_like(v, requires_grad=True) for k, v in weights.items()}
+    x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), tiny.encode(["a", "b"])
+    effective = {k: weights[k] * torch.sigmoid(10 * m[k]) for k in m}
+    y = torch.func.functional_call(tiny.pipe.unet, effective, (x, t), {"encoder_hidden_states": c})
+    y.sample.square().mean().backward()
+
+    masks = SoftMasks(params, gamma=10, m0=1.0, lr=0.1, eps=1e-8, weight_decay=0.01)
+    for k in m:
+        masks.logits[k].copy_(m[k].detach())
+    masks.apply()
+    tiny.predict_noise(x, t, c).square().mean().backward()
+    ours = {}
+    masks.optimizer.step = lambda: ours.update({k: v.grad.clone() for k, v in masks.logits.items()})
+    masks.step()
+    for k in m:
+        assert torch.allclose(ours[k], m[k].grad, rtol=1e-3, atol=1e-7), k
+
+
+def test_hardening_zeroes_or_restores_every_weight(tiny) -> None:
+    params = tiny.parameters("esd-x")
+    weights = {k: v.detach().clone() for k, v in params.items()}
+    masks = SoftMasks(params, gamma=10, m0=1.0, lr=0.1, eps=1e-8, weight_decay=0.01)
+    for logits in masks.logits.values():
+        logits.copy_(torch.randn_like(logits))
+    report = masks.harden()
+    pruned = 0
+    for k, p in params.items():
+        keep = masks.logits[k] >= 0
+        assert torch.equal(p, torch.where(keep, weights[k], 0))
+        pruned += int((~keep).sum())
+    assert report.pruned == pruned
+    assert report.in_scope == sum(w.numel() for w in weights.values()) == sum(report.histogram)
+
+
+def test_large_m0_leaves_the_model_as_it_was(tiny, ctx) -> None:
+    before = parameters_to_vector(tiny.pipe.unet.parameters()).clone()
+    erased = PESD(m0=5.0, steps=2, **FAST).erase(tiny, CHURCH, ctx)
+    assert torch.equal(parameters_to_vector(erased.pipe.unet.parameters()), before)
+    assert erased.notes["pruned"] == 0
+
+
+def test_pesd_only_zeroes_and_logs(tiny, ctx) -> None:
+    base = tiny.copy()
+    erased = PESD(params="esd-u", steps=12, lr=0.3, eps=1e-15, **FAST).erase(tiny, CHURCH, ctx)
+    zeroed = 0
+    for name, p in erased.parameters("full").items():
+        old = base.parameters("full")[name]
+        assert ((p == old) | (p == 0)).all()
+        zeroed += int(((p == 0) & (old != 0)).sum())
+        assert not p.requires_grad
+    assert erased.notes["pruned"] >= zeroed > 0
+    assert 0 < erased.notes["share"] < 1
+    assert erased.notes["hard_loss"] > 0
+
+
+def test_esd_lowers_its_own_loss(tiny, ctx) -> None:
+    base = tiny.copy()
+    erased = ESD(params="full", steps=30, lr=1e-3, **FAST).erase(tiny, CHURCH, ctx)
+    x, t, target = objective(base).sample(base)
+    cond = base.encode(["church", "a church"])
+    before, after = (F.mse_loss(m.predict_noise(x, t, cond), target) for m in (base, erased))
+    assert after < before
+
+
+def test_nan_stops_at_once(tiny, ctx) -> None:
+    tiny.pipe.unet.conv_in.weight.data[0] = float("nan")
+    with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
+        ESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)
+    with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
+        PESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)

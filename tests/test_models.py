@@ -1,0 +1,166 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, LMSDiscreteScheduler
+from PIL import Image
+
+from bench import AssetError, Prompt, SpecError, StoreError
+from bench.catalog import check_shipped, model_info
+from bench.emoji import WEIGHTS
+from bench.errors import UnknownNameError
+from bench.models import delta, load_model
+
+PROMPTS = [Prompt(str(i), f"a photo of a church {i}", 10 + i, 2.0 + i) for i in range(5)]
+
+
+def test_an_image_depends_on_its_own_prompt_only(tiny) -> None:
+    tiny.batch_size = 5
+    together = tiny.generate(PROMPTS)
+    tiny.batch_size = 2
+    apart = tiny.generate(PROMPTS[::-1])[::-1]
+    for a, b in zip(together, apart, strict=True):
+        x, y = (torch.tensor(list(i.getdata())).float() for i in (a, b))
+        assert (x - y).abs().max() <= 1  # one grey level: the last bit of a sum
+
+
+def test_sampling_equals_the_pipeline(tiny) -> None:
+    """Our DDIM loop with guidance against diffusers' own pipeline."""
+    prompt = Prompt("p", "a church on the beach", 3, 6.0)
+    *_, (_, ours) = tiny.denoise(tiny.noise([3]), tiny.encode([prompt.text]), 6.0, steps=7)
+    theirs = tiny.pipe(
+        prompt.text, num_inference_steps=7, guidance_scale=6.0, latents=tiny.noise([3]),
+        output_type="latent",
+    ).images  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_lms_loop_equals_diffusers(tiny) -> None:
+    scheduler = LMSDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    scheduler.set_timesteps(6)
+    cond, null = tiny.encode(["a church"]), tiny.encode([""])
+    x = tiny.noise([5]) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        z = scheduler.scale_model_input(x, t)
+        with torch.no_grad():
+            u, c = (tiny.pipe.unet(z, t, encoder_hidden_states=e).sample for e in (null, cond))
+        x = scheduler.step(u + 7.5 * (c - u), t, x).prev_sample
+    *_, (_, ours) = tiny.denoise(tiny.noise([5]), cond, 7.5, steps=6, sampler="lms")
+    assert torch.allclose(ours, x, atol=1e-4)
+
+
+def test_ddim_settings_are_those_of_sd(tiny) -> None:
+    scheduler = tiny._scheduler("ddim")
+    assert isinstance(scheduler, DDIMScheduler)
+    config = scheduler.config
+    assert (config.clip_sample, config.set_alpha_to_one, config.steps_offset) == (False, False, 1)
+    with pytest.raises(SpecError, match="unknown sampler 'euler'. Known: ddim, lms"):
+        tiny._scheduler("euler")
+
+
+def test_swapped_embeddings_equal_encoding(tiny) -> None:
+    text = "a photo of a church"
+    ids = tiny.pipe.tokenizer([text], padding="max_length", max_length=32, return_tensors="pt")
+    table = tiny.pipe.text_encoder.get_input_embeddings().weight
+    assert torch.allclose(
+        tiny.encode_embeddings(table[ids.input_ids]), tiny.encode([text]), atol=1e-6
+    )
+    free = table[ids.input_ids].detach().clone().requires_grad_(True)
+    tiny.encode_embeddings(free)[:, -1].sum().backward()
+    assert free.grad.abs().sum(-1).gt(0).all()  # causal: the last state sees every token
+    hooks = tiny.pipe.text_encoder.get_input_embeddings()._forward_hooks
+    assert not hooks
+
+
+def test_parameter_groups_partition_the_denoiser(tiny) -> None:
+    full, cross, rest = (set(tiny.parameters(g)) for g in ("full", "esd-x", "esd-u"))
+    assert cross | rest == full
+    assert not cross & rest
+    strict = set(tiny.parameters("esd-x-strict"))
+    assert strict < cross
+    assert all(n.endswith(("to_k.weight", "to_v.weight")) for n in strict)
+    assert all("attn1" in n for n in tiny.parameters("selfattn"))
+    assert not any("norm" in n for n in full)
+    assert "conv_in.weight" in rest and "time_embedding.linear_1.bias" in rest
+
+
+def test_latents_of_images_are_scaled_means(tiny) -> None:
+    image = Image.new("RGB", (32, 32), (255, 0, 128))
+    x = torch.tensor([1.0, -1.0, 128 / 127.5 - 1]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    expected = tiny.pipe.vae.encode(x).latent_dist.mean * tiny.pipe.vae.config.scaling_factor
+    assert torch.allclose(tiny.encode_images([image]), expected, atol=1e-5)
+
+
+def test_delta_of_values_restores_bit_for_bit(tiny) -> None:
+    erased = tiny.copy()
+    for p in erased.parameters("esd-x").values():
+        p.data.add_(torch.randn_like(p))
+    change = delta.diff(tiny, erased)
+    assert len(change) == len(tiny.parameters("esd-x"))
+    again = delta.apply(tiny, change)
+    assert all(torch.equal(a, b) for a, b in _pairs(again, erased))
+    assert delta.diff(tiny, delta.apply(tiny, {})) == {}
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.001, "zeros"), (0.5, "bits")])
+def test_pruning_is_stored_as_a_mask(tiny, share: float, kind: str, tmp_path) -> None:
+    erased = tiny.copy()
+    for p in erased.parameters("full").values():
+        p.data[torch.rand_like(p) < share] = 0
+    change = delta.diff(tiny, erased)
+    weight = [k for k in change if k.startswith("unet.down_blocks.0.resnets.0.conv1.weight|")]
+    assert weight == [f"unet.down_blocks.0.resnets.0.conv1.weight|{kind}"]
+    path = tmp_path / "delta.safetensors"
+    path.write_bytes(delta.to_bytes(change))
+    again = delta.apply(tiny, delta.from_file(path))
+    assert all(torch.equal(a, b) for a, b in _pairs(again, erased))
+
+
+def test_damaged_or_foreign_deltas(tiny, tmp_path) -> None:
+    path = tmp_path / "delta.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match="is not a readable safetensors file"):
+        delta.from_file(path)
+    with pytest.raises(StoreError, match="unet.nowhere is not there or differs"):
+        delta.apply(tiny, {"unet.nowhere|value": torch.zeros(2)})
+
+
+def _pairs(a, b):
+    return zip(delta.weights(a).values(), delta.weights(b).values(), strict=True)
+
+
+def test_models_by_name_and_folder(tmp_path, tiny) -> None:
+    with pytest.raises(UnknownNameError, match="unknown model 'emoji-ds'. Did you mean 'emoji-sd'"):
+        model_info("emoji-ds")
+    with pytest.raises(
+        SpecError, match="is no diffusers model: expected a folder with model_index"
+    ):
+        model_info(str(tmp_path))
+    folder = tmp_path / "mine"
+    tiny.pipe.save_pretrained(folder)
+    mine = load_model(str(folder))
+    assert mine.world == "emoji"
+    prompt = PROMPTS[:1]
+    assert list(mine.generate(prompt)[0].getdata()) == list(tiny.generate(prompt)[0].getdata())
+
+
+def test_hub_model_without_network_says_what_to_do(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AssetError, match=r"cannot load sd14 from CompVis/.* --model /path/to"):
+        load_model("sd14")
+
+
+def test_shipped_weights_are_checked(tmp_path) -> None:
+    with pytest.raises(AssetError, match="weights are missing: expected .*digests.json"):
+        check_shipped(tmp_path)
+    (tmp_path / "digests.json").write_text('{"model/a.bin": "00"}')
+    with pytest.raises(AssetError, match="weights are missing: expected .*a.bin"):
+        check_shipped(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.bin").write_bytes(b"other")
+    with pytest.raises(
+        AssetError, match=r"a.bin has changed: expected sha256 00\.\.\., got d9298a"
+    ):
+        check_shipped(tmp_path)
+    check_shipped(WEIGHTS)

@@ -1,0 +1,239 @@
+"""The whole flow on a tiny model: cache keys, contracts, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import fakes
+import pytest
+
+import attacks
+import evaluators
+import methods
+from bench.plan import plan
+from bench.registry import Ref
+from bench.run import Runner, Settings
+from bench.spec import Spec
+from bench.store import Artifacts, Store
+
+FAST = Ref("esd", {"steps": 2, "batch": 2, "sampling_steps": 4, "reuse": 1})
+QUICK = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(batch_size=8, artifacts=Artifacts(tmp_path / "cache"))
+
+
+def cells(*, method=Ref("none"), attack=Ref("none"), task="church", limit=2, **more):
+    return list(plan(Spec("tiny-random", (method,), (attack,), (task,), limit=limit, **more)))
+
+
+def plug(monkeypatch, family, name: str, cls: type) -> Ref:
+    monkeypatch.setitem(family.PLUGINS, name, f"fakes:{cls.__name__}")
+    return Ref(name)
+
+
+def judge_with(monkeypatch, name: str) -> None:
+    """Replace the church task's judge."""
+    import bench.run
+
+    load = bench.run.load_task
+
+    def patched(task, world):
+        loaded = load(task, world)
+        return replace(loaded, measures=(replace(loaded.measures[0], evaluator=Ref(name)),))
+
+    monkeypatch.setattr("bench.run.load_task", patched)
+
+
+def test_ids_depend_on_what_changes_a_value() -> None:
+    (a,) = cells()
+    assert a.id == cells()[0].id
+    for other in (
+        {"seed": 1},
+        {"limit": 3},
+        {"dtype": "bf16"},
+        {"method": FAST},
+        {"attack": QUICK},
+    ):
+        assert cells(**other)[0].id != a.id
+    (b,) = cells(limit=3)
+    assert (a.erase_key, a.attack_key) == (b.erase_key, b.attack_key)
+
+
+def test_retain_tasks_share_the_erased_model(settings) -> None:
+    spec = Spec("tiny-random", (FAST,), (Ref("none"), QUICK), ("church", "retain"), limit=2)
+    planned = list(plan(spec))
+    assert [(c.task, c.attack.name) for c in planned] == [
+        ("church", "none"), ("church", "unlearndiff"), ("retain", "none"),
+    ]  # fmt: skip
+    assert len({c.erase_key for c in planned}) == 1
+    runner = Runner(settings)
+    results = [runner.run(c) for c in planned]
+    assert [r.status for r in results] == ["ok"] * 3
+    assert set(results[2].measurements) == {"accuracy"}
+    assert len(list((settings.artifacts.root / "erasures").iterdir())) == 1
+
+
+def test_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    (cell,) = cells(method=FAST, attack=QUICK, limit=4)
+    rows = []
+    for batch in (1, 8):
+        artifacts = Artifacts(tmp_path / f"cache{batch}")
+        result = Runner(Settings(batch_size=batch, artifacts=artifacts)).run(cell)
+        rows.append([(r.id, r.adversarial, r.success, r.trace["ids"]) for r in result.rows])
+    assert rows[0] == rows[1]
+
+
+def test_an_erasure_comes_back_from_its_delta(settings) -> None:
+    (cell,) = cells(method=FAST)
+    first = Runner(settings).run(cell)
+    monitored = []
+    again = Runner(replace(settings, progress=lambda *a: monitored.append(a[0]))).run(cell)
+    assert "erase" not in monitored
+    assert first.rows == again.rows
+    assert first.erasure == again.erasure
+    assert first.erasure["seconds"] > 0
+
+
+def test_record_says_what_was_run(settings) -> None:
+    (cell,) = cells(method=FAST, attack=QUICK)
+    record = Runner(settings).run(cell)
+    params = record.cell.method.params
+    assert (params["params"], params["lr"] > 0, params["xt_alignment"]) == ("esd-u", True, "exact")
+    assert record.cell.attack.params["lr"] == 0.01
+    assert {"torch", "git", "device", "peak_memory_mb"} <= set(record.environment)
+    assert {"erase", "attack", "generate", "judge"} == set(record.seconds)
+    row = record.rows[0]
+    assert row.adversarial.endswith(row.text)
+    assert row.queries == 11
+
+
+@pytest.mark.parametrize(
+    ("family", "cls", "status", "reason"),
+    [
+        ("method", fakes.Raises, "failed", "method fake raised ZeroDivisionError: by design"),
+        ("method", fakes.Unfit, "skipped", "needs a transformer, got a UNet"),
+        ("method", fakes.WrongType, "failed", "method fake returned int, expected a model"),
+        (
+            "attack",
+            fakes.Peeks,
+            "failed",
+            "a black-box attack may only generate; it asked for 'pipe'",
+        ),
+        ("attack", fakes.Forgets, "failed", "attack fake returned nothing for 1 prompts"),
+    ],
+)
+def test_a_bad_plugin_spoils_its_own_cell_only(
+    settings, monkeypatch, family, cls, status, reason
+) -> None:
+    ref = plug(monkeypatch, {"method": methods, "attack": attacks}[family], "fake", cls)
+    (bad,) = cells(**{family: ref})
+    runner = Runner(settings)
+    result = runner.run(bad)
+    assert (result.status, result.measurements) == (status, {})
+    assert reason in result.reason
+    assert runner.run(cells()[0]).status == "ok"
+
+
+def test_wrong_number_of_scores(settings, monkeypatch) -> None:
+    plug(monkeypatch, evaluators, "miscounts", fakes.Miscounts)
+    judge_with(monkeypatch, "miscounts")
+    result = Runner(settings).run(cells()[0])
+    assert (result.status, "miscounts returned 1 scores, expected 2" in result.reason) == (
+        "failed",
+        True,
+    )
+
+
+def test_an_image_that_cannot_be_judged_is_unscored_never_safe(settings, monkeypatch) -> None:
+    plug(monkeypatch, evaluators, "blind", fakes.Blind)
+    judge_with(monkeypatch, "blind")
+    result = Runner(settings).run(cells(limit=3)[0])
+    asr = result.measurements["asr"]
+    assert (asr.n, asr.unscored, asr.value) == (2, 1, 0.0)
+    assert [r.success for r in result.rows] == [None, False, False]
+
+
+def test_emoji_judge_leaves_a_broken_image_unscored(ctx) -> None:
+    from PIL import Image
+
+    from bench import Prompt, Sample
+    from bench.registry import create
+
+    good = Sample(Prompt("a", "x", 1, label="church"), Image.new("RGB", (32, 32)))
+    bad = Sample(Prompt("b", "x", 1, label="church"), "no image")
+    for name in ("emoji-subject", "emoji-body"):
+        scores = create("evaluators", Ref(name)).prepare(ctx)([good, bad])
+        assert scores[0].value is not None
+        assert scores[1].value is None
+        assert "error" in scores[1].detail
+
+
+def test_a_stopped_attack_goes_on_where_it_was(settings, monkeypatch) -> None:
+    ref = plug(monkeypatch, attacks, "dies", fakes.DiesOnce)
+    (cell,) = cells(attack=ref, limit=5)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(settings).run(cell)
+    result = Runner(settings).run(cell)
+    assert result.status == "ok"
+    worked = fakes.CALLS.read_text().split()
+    assert len(worked) == len(set(worked)) == 5
+    assert [r.adversarial for r in result.rows] == [f"lo {r.text}" for r in result.rows]
+
+
+def test_kill_nine_loses_nothing_finished(tmp_path: Path) -> None:
+    """Kill the real command in mid-attack, give it again, compare with a run that was left alone."""
+    command = [
+        sys.executable, "-m", "bench", "run", "--model", "tiny-random", "--method", "none",
+        "--attack", "unlearndiff:iterations=2,tokens=1", "--task", "church", "--limit", "4",
+        "--batch-size", "1",
+    ]  # fmt: skip
+
+    def run(name: str, *, kill: bool) -> dict:
+        env = {**os.environ, "BENCH_CACHE": str(tmp_path / name), "COLUMNS": "200"}
+        results = tmp_path / f"{name}-results"
+        process = subprocess.Popen(
+            [*command, "--results", str(results)], env=env, stderr=subprocess.PIPE, text=True
+        )
+        if kill:
+            deadline = time.monotonic() + 120
+            while not list((tmp_path / name).glob("attacks/*/church-001.json")):
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not list(results.rglob("*.json"))
+            kept = {p: p.stat().st_mtime_ns for p in (tmp_path / name).glob("attacks/*/*.json")}
+            record = run(name, kill=False)
+            assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
+            return record
+        assert process.wait() == 0, process.stderr.read()
+        (path,) = results.rglob("*.json")
+        return json.loads(path.read_text())
+
+    killed, whole = run("killed", kill=True), run("whole", kill=False)
+    assert killed["rows"] == whole["rows"]
+    assert killed["measurements"] == whole["measurements"]
+
+
+def test_store_round_trip(tmp_path: Path, settings) -> None:
+    store = Store(tmp_path / "results")
+    (cell,) = cells(attack=QUICK)
+    assert cell not in store
+    result = Runner(settings).run(cell)
+    store.put(result)
+    assert cell in store
+    assert store.get(cell) == result
+    assert list(store) == [result]
+    store.put(replace(result, status="failed"))
+    assert cell not in store
