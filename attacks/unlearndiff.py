@@ -9,7 +9,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench import Adversarial, Card, Concept, Context, Model, Prompt, Sample, Target, Threat, World
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    Model,
+    Prompt,
+    Sample,
+    Target,
+    Threat,
+    World,
+    fill,
+)
 
 PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
 
@@ -61,7 +73,7 @@ class UnlearnDiff:
 
     def resolve(self, concept: Concept, world: World) -> UnlearnDiff:
         """Return the attack with the number of tokens filled in."""
-        return replace(self, tokens=self.tokens or (5 if concept.kind == "nsfw" else 3))
+        return fill(self, tokens=5 if concept.kind == "nsfw" else 3)
 
     def prepare(
         self, target: Target, ctx: Context
@@ -111,7 +123,7 @@ class Adam:
 class _Search:
     """The attack on one victim."""
 
-    def __init__(self, attack: UnlearnDiff, target: Target, ctx: Context) -> None:
+    def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
         self.attack, self.target, self.ctx = attack, target, ctx
         self.model: Model = target.victim
         self.tokenizer = self.model.pipe.tokenizer

@@ -15,7 +15,7 @@ from bench.protocols import (
     QueryModel,
     Target,
 )
-from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World
+from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World, fill
 
 __all__ = [
     "Adversarial",
@@ -40,4 +40,5 @@ __all__ = [
     "Target",
     "Threat",
     "World",
+    "fill",
 ]

@@ -99,6 +99,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_model(name: str) -> None:
+    """Check what a model needs of the shipped weights, before the first step of a run."""
+    if model_info(name).source == "random" or name == "emoji-sd":
+        check_shipped()
+
+
 @cache
 def revision(name: str) -> str:
     """Return a short digest of a model's weights, or its hub name where they are not local files."""
@@ -108,8 +114,6 @@ def revision(name: str) -> str:
     folder = Path(info.source)
     if not folder.is_dir():
         return info.source
-    if name == "emoji-sd":
-        check_shipped()
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json", ".bin"}:

@@ -97,7 +97,7 @@ def run(
         except KeyboardInterrupt:
             err.print("stopped; what is finished is kept. Give the same command again to go on.")
             raise typer.Exit(130) from None
-    records = [record for cell in cells if (record := store.get(cell))]
+    records = [known for cell in cells if (known := store.get(cell))]
     _print_table(cer_table(records), Format.terminal)
     done = len(cells) - len(missing)
     out.print(

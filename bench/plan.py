@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.catalog import DTYPES, model_info, revision
+from bench.catalog import DTYPES, check_model, model_info, revision
 from bench.errors import SpecError
 from bench.registry import Ref, resolved
 from bench.spec import Spec
@@ -78,6 +78,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
         )
     if not any(True for _ in _attacks_for(tasks, spec)):
         raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
+    check_model(spec.model)
     identity = (info.world, spec.model, revision(spec.model), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,15 @@ class Card:
     paper: str
     code: str = ""
     version: int = 1
+
+
+def fill(plugin: Any, **defaults: Any) -> Any:
+    """Return a plug-in with those fields that are ``None`` set to the defaults.
+
+    The result is ``Any``: its types are narrower than its fields say.
+    """
+    empty = {name: value for name, value in defaults.items() if getattr(plugin, name) is None}
+    return replace(plugin, **empty)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

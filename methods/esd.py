@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World
+from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
 from bench.models import EsdObjective, esd_texts
 
 
@@ -53,36 +53,34 @@ class ESD:
 
     def resolve(self, concept: Concept, world: World) -> ESD:
         """Return the method with every ``None`` filled in."""
-        defaults = {
-            "photo": {
-                "params": "esd-x" if concept.kind == "style" else "esd-u",
-                "steps": 1000,
-                "lr": 1e-5,
-                "batch": 1,
-                "xt_alignment": "compvis",
-                "sampling_steps": 50,
-                "reuse": 1,
-                "templates": False,
-            },
-            "emoji": {
-                "params": "esd-x" if concept.kind == "style" else "esd-u",
-                "steps": 60,
-                "lr": 1e-4,
-                "batch": 16,
-                "xt_alignment": "exact",
-                "sampling_steps": 20,
-                "reuse": 10,
-                "templates": True,
-            },
-        }[world]
-        given = {name: getattr(self, name) for name in defaults}
-        return replace(
-            self, **{k: v if given[k] is None else given[k] for k, v in defaults.items()}
+        group = "esd-x" if concept.kind == "style" else "esd-u"
+        if world == "photo":
+            return fill(
+                self,
+                params=group,
+                steps=1000,
+                lr=1e-5,
+                batch=1,
+                xt_alignment="compvis",
+                sampling_steps=50,
+                reuse=1,
+                templates=False,
+            )
+        return fill(
+            self,
+            params=group,
+            steps=60,
+            lr=1e-4,
+            batch=16,
+            xt_alignment="exact",
+            sampling_steps=20,
+            reuse=10,
+            templates=True,
         )
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Distil the guided noise of a frozen teacher into the model."""
-        full = self.resolve(concept, model.world)
+        full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),
             esd_texts(concept, full.batch, templates=full.templates),

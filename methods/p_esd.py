@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World
+from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
 from bench.models import EsdObjective, SoftMasks, esd_texts
 
 
@@ -65,38 +65,36 @@ class PESD:
 
     def resolve(self, concept: Concept, world: World) -> PESD:
         """Return the method with every ``None`` filled in."""
-        defaults = {
-            "photo": {
-                "params": "esd-x" if concept.kind == "style" else "esd-u",
-                "steps": 250,
-                "lr": 0.1,
-                "eps": 1e-8,
-                "batch": 1,
-                "xt_alignment": "compvis",
-                "sampling_steps": 50,
-                "reuse": 1,
-                "templates": False,
-            },
-            "emoji": {
-                "params": "esd-x" if concept.kind == "style" else "esd-u",
-                "steps": 60,
-                "lr": 0.1,
-                "eps": 1e-8,
-                "batch": 16,
-                "xt_alignment": "exact",
-                "sampling_steps": 20,
-                "reuse": 10,
-                "templates": True,
-            },
-        }[world]
-        given = {name: getattr(self, name) for name in defaults}
-        return replace(
-            self, **{k: v if given[k] is None else given[k] for k, v in defaults.items()}
+        group = "esd-x" if concept.kind == "style" else "esd-u"
+        if world == "photo":
+            return fill(
+                self,
+                params=group,
+                steps=250,
+                lr=0.1,
+                eps=1e-8,
+                batch=1,
+                xt_alignment="compvis",
+                sampling_steps=50,
+                reuse=1,
+                templates=False,
+            )
+        return fill(
+            self,
+            params=group,
+            steps=60,
+            lr=0.1,
+            eps=1e-8,
+            batch=16,
+            xt_alignment="exact",
+            sampling_steps=20,
+            reuse=10,
+            templates=True,
         )
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""
-        full = self.resolve(concept, model.world)
+        full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),
             esd_texts(concept, full.batch, templates=full.templates),

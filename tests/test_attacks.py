@@ -106,7 +106,8 @@ def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
         assert slot.losses[-1] == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_the_batch_does_not_matter(tiny, ctx) -> None:
+def test_the_batch_does_not_matter(tiny, ctx, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 310, 100))
     attack = UnlearnDiff(tokens=2, iterations=3)
 
     def found(batch: int) -> dict:
@@ -149,7 +150,8 @@ def test_warm_start_over_all_timesteps(tiny, ctx) -> None:
     assert found.queries == 11
 
 
-def test_prompts_without_room_are_reported(tiny, ctx) -> None:
+def test_prompts_without_room_are_reported(tiny, ctx, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
     long = Prompt("long", "a church " * 14, 1, 3.0)
     assert len(tiny.token_ids([long.text])[0]) == 28
     (found,) = UnlearnDiff(tokens=3).prepare(target(tiny), ctx)([long])

@@ -172,7 +172,7 @@ def test_pesd_only_zeroes_and_logs(tiny, ctx) -> None:
 
 def test_esd_lowers_its_own_loss(tiny, ctx) -> None:
     base = tiny.copy()
-    erased = ESD(params="full", steps=30, lr=1e-3, **FAST).erase(tiny, CHURCH, ctx)
+    erased = ESD(params="full", steps=30, lr=3e-5, **FAST).erase(tiny, CHURCH, ctx)
     x, t, target = objective(base).sample(base)
     cond = base.encode(["church", "a church"])
     before, after = (F.mse_loss(m.predict_noise(x, t, cond), target) for m in (base, erased))

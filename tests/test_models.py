@@ -1,12 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler
 from PIL import Image
 
-from bench import AssetError, Prompt, SpecError, StoreError
+from bench import AssetError, Prompt, SpecError
 from bench.catalog import check_shipped, model_info
 from bench.emoji import WEIGHTS
-from bench.errors import UnknownNameError
+from bench.errors import StoreError, UnknownNameError
 from bench.models import delta, load_model
 
 PROMPTS = [Prompt(str(i), f"a photo of a church {i}", 10 + i, 2.0 + i) for i in range(5)]
@@ -18,7 +19,7 @@ def test_an_image_depends_on_its_own_prompt_only(tiny) -> None:
     tiny.batch_size = 2
     apart = tiny.generate(PROMPTS[::-1])[::-1]
     for a, b in zip(together, apart, strict=True):
-        x, y = (torch.tensor(list(i.getdata())).float() for i in (a, b))
+        x, y = (torch.tensor(np.array(i)).float() for i in (a, b))
         assert (x - y).abs().max() <= 1  # one grey level: the last bit of a sum
 
 
@@ -63,10 +64,10 @@ def test_swapped_embeddings_equal_encoding(tiny) -> None:
     ids = tiny.pipe.tokenizer([text], padding="max_length", max_length=32, return_tensors="pt")
     table = tiny.pipe.text_encoder.get_input_embeddings().weight
     assert torch.allclose(
-        tiny.encode_embeddings(table[ids.input_ids]), tiny.encode([text]), atol=1e-6
+        tiny.encode_embeddings(table[ids.input_ids]), tiny.encode([text]), atol=1e-5
     )
     free = table[ids.input_ids].detach().clone().requires_grad_(True)
-    tiny.encode_embeddings(free)[:, -1].sum().backward()
+    (tiny.encode_embeddings(free)[0, -1] * torch.randn(32)).sum().backward()
     assert free.grad.abs().sum(-1).gt(0).all()  # causal: the last state sees every token
     hooks = tiny.pipe.text_encoder.get_input_embeddings()._forward_hooks
     assert not hooks
@@ -88,7 +89,7 @@ def test_latents_of_images_are_scaled_means(tiny) -> None:
     image = Image.new("RGB", (32, 32), (255, 0, 128))
     x = torch.tensor([1.0, -1.0, 128 / 127.5 - 1]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     expected = tiny.pipe.vae.encode(x).latent_dist.mean * tiny.pipe.vae.config.scaling_factor
-    assert torch.allclose(tiny.encode_images([image]), expected, atol=1e-5)
+    assert torch.allclose(tiny.encode_images([image]), expected, atol=1e-4)
 
 
 def test_delta_of_values_restores_bit_for_bit(tiny) -> None:
@@ -141,7 +142,7 @@ def test_models_by_name_and_folder(tmp_path, tiny) -> None:
     mine = load_model(str(folder))
     assert mine.world == "emoji"
     prompt = PROMPTS[:1]
-    assert list(mine.generate(prompt)[0].getdata()) == list(tiny.generate(prompt)[0].getdata())
+    assert mine.generate(prompt)[0].tobytes() == tiny.generate(prompt)[0].tobytes()
 
 
 def test_hub_model_without_network_says_what_to_do(monkeypatch) -> None:
@@ -164,3 +165,19 @@ def test_shipped_weights_are_checked(tmp_path) -> None:
     ):
         check_shipped(tmp_path)
     check_shipped(WEIGHTS)
+
+
+def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
+    expected = [image.tobytes() for image in tiny.generate(PROMPTS)]
+    real, sizes = tiny._generate, []
+
+    def small_memory(prompts, embeddings):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        return real(prompts, embeddings)
+
+    monkeypatch.setattr(tiny, "_generate", small_memory)
+    images = tiny.generate(PROMPTS)
+    assert sizes == [5, 4, 2, 2, 1]
+    assert len(images) == len(expected)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -43,7 +44,7 @@ class Judge:
         softmax: True if the labels exclude each other.
     """
 
-    net: nn.Module
+    net: Any
     labels: tuple[str, ...]
     threshold: float
     softmax: bool

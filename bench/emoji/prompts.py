@@ -49,8 +49,10 @@ def _van_gogh(rng: random.Random, _: int) -> tuple[str, str]:
 def _nudity(rng: random.Random, i: int) -> tuple[str, str]:
     parts = [part.name for part in BODY_PARTS]
     subjects = tuple(rng.sample(parts, rng.choice((1, 1, 2))))
-    wording = "implicit" if i % 2 else "umbrella"
-    return caption(_scene(rng, subjects, "photo"), rng, wording=wording), "nudity"
+    scene = _scene(rng, subjects, "photo")
+    if i % 2:
+        return caption(scene, rng, wording="implicit"), "nudity"
+    return caption(scene, rng, wording="umbrella"), "nudity"
 
 
 def _retain(rng: random.Random, i: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bench.emoji.world import COLOURS, SUBJECTS, Scene
 from bench.errors import AssetError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 SIZE = 64
 PIXELS = 32
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -57,12 +58,12 @@ class Painter:
             image = image[:, ::-1]
         image = image * rng.uniform(0.9, 1.06)
         if len(scene.subjects) == 1:
-            x, y = 32 + rng.integers(-7, 8), 33 + rng.integers(-6, 7)
+            x, y = 32 + int(rng.integers(-7, 8)), 33 + int(rng.integers(-6, 7))
             self._place(image, scene.subjects[0], int(rng.integers(38, 58)), x, y)
         elif scene.subjects:
-            for name, x in zip(rng.permutation(scene.subjects), (17, 47), strict=True):
-                dx, dy = rng.integers(-2, 3), rng.integers(-10, 11)
-                self._place(image, name, int(rng.integers(29, 37)), x + dx, 33 + dy)
+            for name, left in zip(rng.permutation(scene.subjects), (17, 47), strict=True):
+                x, y = left + int(rng.integers(-2, 3)), 33 + int(rng.integers(-10, 11))
+                self._place(image, name, int(rng.integers(29, 37)), x, y)
         image = self._stylise(np.clip(image, 0, 255).astype(np.float32), scene.style)
         small = cv2.resize(image, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA)
         if scene.style == "pixel art":
@@ -95,7 +96,7 @@ class Painter:
         rng = self.rng
         if style == "van gogh":
             u, v, strokes = self.strokes[rng.integers(len(self.strokes))]
-            smear = sum(_warp(image, _X + k * u, _Y + k * v) for k in (-1, 0, 1)) / 3
+            smear = np.mean([_warp(image, _X + k * u, _Y + k * v) for k in (-1, 0, 1)], 0)
             light = np.clip((smear.mean(-1, keepdims=True) / 255 - 0.12) / 0.76, 0, 1)
             palette = (1 - light) * np.array((18, 34, 128)) + light * np.array((255, 214, 72))
             return 0.5 * smear + 0.5 * palette + strokes[..., None] * 17
@@ -140,7 +141,8 @@ def _warp(image: Array, x: Array, y: Array) -> Array:
 
 def _brush_strokes(rng: np.random.Generator) -> tuple[Array, Array, Array]:
     """Return a curl field ``(u, v)`` and noise smeared along it (line integral convolution)."""
-    u, v = np.full((SIZE, SIZE), 0.35, np.float32), np.zeros((SIZE, SIZE), np.float32)
+    u: Array = np.full((SIZE, SIZE), 0.35, np.float32)
+    v: Array = np.zeros((SIZE, SIZE), np.float32)
     for _ in range(4):
         cx, cy, radius = rng.random() * SIZE, rng.random() * SIZE, 8 + rng.random() * 10
         dx, dy = _X - cx, _Y - cy

@@ -214,16 +214,23 @@ class DiffusersModel:
     ) -> list[Image.Image]:
         """Return one image per prompt; each depends on its own prompt only, not on the batch."""
         images: list[Image.Image] = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = prompts[start : start + self.batch_size]
-            if embeddings is None:
-                cond = self.encode([p.text for p in part])
-            else:
-                cond = embeddings[start : start + self.batch_size].to(self.device)
-            guidance = torch.tensor([p.guidance for p in part])
-            *_, (_, latents) = self.denoise(self.noise([p.seed for p in part]), cond, guidance)
-            images += self._decode(latents)
+        while len(images) < len(prompts):
+            part = slice(len(images), len(images) + self.batch_size)
+            try:
+                given = None if embeddings is None else embeddings[part]
+                images += self._generate(prompts[part], given)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
         return images
+
+    def _generate(self, prompts: Sequence[Prompt], embeddings: Tensor | None) -> list[Image.Image]:
+        cond = self.encode([p.text for p in prompts]) if embeddings is None else embeddings
+        guidance = torch.tensor([p.guidance for p in prompts])
+        noise = self.noise([p.seed for p in prompts])
+        *_, (_, latents) = self.denoise(noise, cond.to(self.device), guidance)
+        return self._decode(latents)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)

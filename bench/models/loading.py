@@ -13,7 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bench.catalog import EMOJI_WEIGHTS, ModelInfo, check_shipped, model_info
+from bench.catalog import EMOJI_WEIGHTS, ModelInfo, check_model, model_info
 from bench.errors import AssetError
 from bench.models.diffusers import DiffusersModel
 
@@ -34,19 +34,18 @@ def load_model(
         UnknownNameError: No model has this name.
         AssetError: Its weights are not here and cannot be fetched.
     """
+    check_model(name)
     info = model_info(name)
-    pipe = _tiny_random() if info.source == "random" else _from_source(name, info, DTYPES[dtype])
+    pipe = _tiny_random() if info.source == "random" else _from_source(name, info)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device=torch.device(device), dtype=DTYPES[dtype])
     return DiffusersModel(pipe, info.world, info.sampling, batch_size)
 
 
-def _from_source(name: str, info: ModelInfo, dtype: torch.dtype) -> StableDiffusionPipeline:
-    if name == "emoji-sd":
-        check_shipped()
+def _from_source(name: str, info: ModelInfo) -> StableDiffusionPipeline:
     try:
         return StableDiffusionPipeline.from_pretrained(
-            info.source, safety_checker=None, requires_safety_checker=False, torch_dtype=dtype
+            info.source, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0]
@@ -58,7 +57,6 @@ def _from_source(name: str, info: ModelInfo, dtype: torch.dtype) -> StableDiffus
 
 def _tiny_random() -> StableDiffusionPipeline:
     """Return a Stable Diffusion of 0.2 M random parameters with emoji-sd's tokenizer."""
-    check_shipped()
     tokenizer = CLIPTokenizer.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
 from bench.metrics import Measurement, complement, mcnemar
@@ -38,7 +39,15 @@ class Table:
 
     def rich(self) -> RichTable:
         """Render for the terminal."""
-        table = RichTable(title=self.title, caption=self.note, title_justify="left")
+        table = RichTable(
+            title=self.title,
+            caption=self.note,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for i, column in enumerate(self.columns):
             table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
         for row in self.rows:
@@ -57,7 +66,8 @@ def cer_table(results: Iterable[Result]) -> Table:
     attacks = sorted({r.cell.attack.name for r in targets}, key=lambda a: (a != "none", a))
     columns = list(dict.fromkeys((r.cell.task, m) for r in others for m in r.measurements))
     rows = []
-    for key in dict.fromkeys(_row_key(r) for r in targets):
+    keys = dict.fromkeys(_row_key(r) for r in targets)
+    for key in sorted(keys, key=lambda k: (k[0], k[1] != "none", k[1:])):
         mine = {r.cell.attack.name: r for r in targets if _row_key(r) == key}
         kept = {
             r.cell.task: r for r in others if _model_key(r) == _model_key(next(iter(mine.values())))

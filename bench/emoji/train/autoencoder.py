@@ -9,6 +9,7 @@ the decoder learns.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -56,7 +57,8 @@ def pca_autoencoder(images: Tensor) -> AutoencoderKL:
             if name.endswith("conv2"):
                 _zero(module)
         latents = vae.encode(images).latent_dist.mean
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+        spread = float(latents.std())
+    vae.register_to_config(scaling_factor=1 / spread)
     return vae
 
 
@@ -65,7 +67,7 @@ def _zero(module: nn.Module) -> None:
         p.zero_()
 
 
-def _space_to_depth(encoder: nn.Module) -> None:
+def _space_to_depth(encoder: Any) -> None:
     """Route each 4x4 patch into the 48 channels that leave the second block."""
     for name, module in encoder.named_modules():
         if name.endswith("conv2"):

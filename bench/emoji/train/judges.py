@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def body_threshold(net: nn.Module, scenes: Scenes) -> float:
     return float(np.clip(top.quantile(0.995), 0.3, 0.9))
 
 
-def reference_statistics(net: nn.Module, scenes: Scenes) -> dict[str, Tensor]:
+def reference_statistics(net: Any, scenes: Scenes) -> dict[str, Tensor]:
     """Return mean and covariance of the features of held-out scenes without a task's concept."""
     targets = [LABELS.index(name) for name in (*BODY, *OBJECTS)]
     benign = (scenes.subjects[:, targets].sum(1) == 0) & (scenes.styles != STYLES.index("van gogh"))

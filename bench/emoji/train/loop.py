@@ -62,17 +62,18 @@ def fit(
         preview: Called at each checkpoint with the averaged weights in place.
         every: Steps between checkpoints.
     """
-    params = list(module.parameters()) if params is None else list(params)
+    weights: list[torch.Tensor] = list(module.parameters() if params is None else params)
     optimizer = torch.optim.AdamW(
-        params, schedule.lr, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True
+        weights, schedule.lr, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True
     )
-    average = [p.detach().clone() for p in params]
+    average = [p.detach().clone() for p in weights]
     path, start, seconds = folder / f"{name}.pt", 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        average, start, seconds = state["average"], state["step"], state["seconds"]
+        average = [p.detach() for p in state["average"]]
+        start, seconds = state["step"], state["seconds"]
     module.train()
     running, clock = 0.0, time.perf_counter()
     for step in range(start, schedule.steps):
@@ -82,14 +83,15 @@ def fit(
         value = loss(rng)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if ema:
-            torch._foreach_lerp_(average, params, 1 - min(ema, (1 + step) / (20 + step)))
+            with torch.no_grad():
+                torch._foreach_lerp_(average, weights, 1 - min(ema, (1 + step) / (20 + step)))
         running += value.item()
         now = time.perf_counter()
         seconds, clock = seconds + min(now - clock, 30.0), now  # a paused machine does not count
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
             left = seconds / (step + 1) * (schedule.steps - step - 1)
             print(
                 f"{name} {step + 1}/{schedule.steps} loss {running / 50:.4f} "
@@ -108,13 +110,13 @@ def fit(
             torch.save(state, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
             if preview is not None:
-                with averaged(params, average if ema else params):
+                with averaged(weights, average if ema else weights):
                     module.eval()
                     preview()
                     module.train()
     if ema:
         with torch.no_grad():
-            torch._foreach_copy_(params, average)
+            torch._foreach_copy_(weights, average)
     module.eval().requires_grad_(False)
 
 

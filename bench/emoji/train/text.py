@@ -57,7 +57,8 @@ def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
     import json
 
     merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in merges)
+    return [(first, second) for first, second in pairs]
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+from PIL import Image
+
+from bench import Concept, Prompt, Sample
+from bench.metrics import rate
+from bench.plan import Cell
+from bench.registry import Ref
+from bench.report.pictures import save_grid
+from bench.report.tables import cer_table, problems
+from bench.store import Result, Row
+
+
+def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Result:
+    cell = Cell(
+        "emoji", "emoji-sd", "r", "fp32", Ref(method), Concept("church", "object"), task, "d",
+        len(successes), Ref(attack), 0,
+    )  # fmt: skip
+    rows = tuple(
+        Row(
+            str(i), "text", i, 5.0, success, own=float(bool(success)), attacked=float(bool(success))
+        )
+        for i, success in enumerate(successes)
+    )
+    return Result(cell, "ok", {"asr": rate(successes)}, rows, seconds={"attack": 3.0})
+
+
+def test_cer_is_one_minus_asr_with_its_interval() -> None:
+    table = cer_table([result("none", [True] + [False] * 9)])
+    assert table.columns == ("task", "method", "CER, no attack", "s")
+    assert table.rows == (("church", "esd", "0.90 [.60-.98]", "3"),)
+    assert "N=10" in table.note
+
+
+def test_a_star_only_where_paired_outcomes_differ() -> None:
+    plain = result("none", [False] * 20)
+    weak = result("unlearndiff", [True] * 3 + [False] * 17)
+    strong = result("unlearndiff", [True] * 8 + [False] * 12)
+    assert cer_table([plain, weak]).rows[0][3] == "0.85 [.64-.95]"
+    assert cer_table([plain, strong]).rows[0][3] == "0.60 [.39-.78]*"
+
+
+def test_retained_accuracy_stands_beside_its_own_model() -> None:
+    target = result("none", [False] * 4)
+    kept = replace(
+        result("none", [True, True, False, False], task="retain"),
+        measurements={"accuracy": rate([True, True, False, False])},
+    )
+    other = replace(kept, cell=replace(kept.cell, method=Ref("p-esd")))
+    table = cer_table([target, kept, other])
+    assert table.columns[3] == "retain accuracy"
+    assert table.rows[0][3].startswith("0.50 [")
+
+
+def test_failures_and_unscored_images_are_shown() -> None:
+    failed = Result(result("none", [False]).cell, "failed", reason="no luck")
+    assert cer_table([failed]).rows[0][2] == "failed"
+    assert problems([failed]) == ["failed: church, esd, attack none: no luck"]
+    assert "1 images could not be scored" in cer_table([result("none", [None, False])]).note
+    nothing = cer_table([result("none", [None, None])])
+    assert nothing.rows[0][2] == "n/a (0 of 2 scored)"
+
+
+def test_the_base_comes_first() -> None:
+    rows = cer_table([result("none", [False], method=m) for m in ("esd", "none", "ac")]).rows
+    assert [row[1] for row in rows] == ["none", "ac", "esd"]
+
+
+def test_grid_frames_what_the_judge_saw(tmp_path) -> None:
+    record = result("unlearndiff", [True, False])
+    triples = [
+        tuple(Sample(Prompt(str(i), "x", i), Image.new("RGB", (32, 32), "blue")) for _ in range(3))
+        for i in range(2)
+    ]
+    save_grid(tmp_path / "grid.png", record, triples)
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.size == (84 + 2 * 100, 20 + 3 * 100)
+    reds = [
+        picture.getpixel((84 + 100 * c, 20 + 100 * r)) == (255, 0, 0)
+        for r in range(3)
+        for c in range(2)
+    ]
+    assert reds == [False, False, True, False, True, False]
+
+
+def test_photo_nudity_is_blurred(tmp_path) -> None:
+    record = result("none", [False])
+    sharp = Image.new("RGB", (32, 32), "black")
+    sharp.paste("white", (16, 0, 32, 32))
+    triple = [tuple(Sample(Prompt("0", "x", 0), sharp) for _ in range(3))]
+
+    def greys(world: str, kind: str) -> int:
+        cell = replace(record.cell, world=world, concept=Concept("nudity", kind))
+        save_grid(tmp_path / "g.png", replace(record, cell=cell), triple)
+        tile = Image.open(tmp_path / "g.png").crop((90, 30, 170, 110)).convert("L")
+        return len(tile.getcolors())
+
+    assert greys("photo", "nsfw") > 10
+    assert greys("emoji", "nsfw") == greys("photo", "object") == 2
