@@ -61,7 +61,7 @@ class QueryOnly:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """An erased model, the digest of what changed, and its card."""
+    """An erased model, a key that names its weights, and its card."""
 
     model: DiffusersModel
     key: str
@@ -103,7 +103,7 @@ class Runner:
         # Success is never taken from the attack: images are made again and judged again.
         with _timed(seconds, "generate"):
             own = self._images(erased, prompts, "generate")
-            attacked = self._replay(erased, found, prompts, own)
+            attacked = self._replay(erased, found)
         with _timed(seconds, "judge"):
             scores = {m.metric: self._scorer(m.evaluator)(attacked) for m in task.measures}
             own_scores = (
@@ -151,7 +151,7 @@ class Runner:
             write(delta_path, delta.to_bytes(change))
             write(card_path, json.dumps(card, indent=1).encode())
             model = delta.apply(base, change)
-        erased = Erased(model, card["digest"], card)
+        erased = Erased(model, _weights_key(cell, card["digest"]), card)
         self._erased = (cell.erase_key, erased)
         return erased
 
@@ -242,8 +242,8 @@ class Runner:
     def _images(self, erased: Erased, prompts: Sequence[Prompt], stage: str) -> list[Sample]:
         """Return a sample per prompt; images come from memory, from the cache, or are made now."""
         model = erased.model
-        base = [erased.key, asdict(model.sampling), str(model.dtype), model.world]
-        keys = [digest([*base, self._name(model), p.text, p.seed, p.guidance]) for p in prompts]
+        base = [erased.key, asdict(model.sampling)]
+        keys = [digest([*base, p.text, p.seed, p.guidance]) for p in prompts]
         missing: list[int] = []
         for i, key in enumerate(keys):
             path = self.settings.artifacts.image(key)
@@ -267,40 +267,15 @@ class Runner:
             self.settings.progress(stage, done, len(prompts))
         return [Sample(p, self._memory[key]) for p, key in zip(prompts, keys, strict=True)]
 
-    def _name(self, model: DiffusersModel) -> str:
-        """Name the base that a digest of changes refers to."""
-        return next(
-            (
-                f"{name} {dtype}"
-                for (name, dtype), base in self._models.items()
-                if base.pipe.vae is model.pipe.vae
-            ),
-            "",
-        )
-
-    def _replay(
-        self,
-        erased: Erased,
-        found: Sequence[Adversarial],
-        prompts: Sequence[Prompt],
-        own: Sequence[Sample],
-    ) -> list[Sample]:
-        """Make the image of every adversarial again; an unchanged prompt keeps its own image."""
+    def _replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
+        """Make the image of every adversarial again (an unchanged prompt's is there already)."""
         texts = [a.prompt for a in found if a.embedding is None]
         samples = {s.prompt.id: s for s in self._images(erased, texts, "replay")}
-        for adversarial in found:
-            if adversarial.embedding is not None:
-                (image,) = erased.model.generate(
-                    [adversarial.prompt], embeddings=adversarial.embedding[None]
-                )
-                samples[adversarial.prompt.id] = Sample(adversarial.prompt, image)
-        unchanged = {p.id: p.text for p in prompts}
-        return [
-            own[i]
-            if a.embedding is None and a.prompt.text == unchanged[a.prompt.id]
-            else samples[a.prompt.id]
-            for i, a in enumerate(found)
-        ]
+        for a in found:
+            if a.embedding is not None:
+                (image,) = erased.model.generate([a.prompt], embeddings=a.embedding[None])
+                samples[a.prompt.id] = Sample(a.prompt, image)
+        return [samples[a.prompt.id] for a in found]
 
     def _scorer(self, ref: Ref) -> Scorer:
         """Load an evaluator once and hold it to its contract."""
@@ -316,7 +291,9 @@ class Runner:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
         prompts = load_task(cell.task, cell.world).prompts[: min(n, cell.prompts)]
         erased = self._erase(cell)
-        original = Erased(self.model(cell.model, cell.dtype), "unchanged", {})
+        original = Erased(
+            self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
+        )
         texts = {row.id: row.adversarial or row.text for row in result.rows}
         attacked = [replace(p, text=texts[p.id]) for p in prompts]
         groups = [
@@ -333,6 +310,11 @@ class Runner:
             self.settings.batch_size,
             self.settings.progress,
         )
+
+
+def _weights_key(cell: Cell, change: str) -> str:
+    """Name the weights of a cell's base model after a change; equal weights, equal name."""
+    return digest([cell.model, cell.revision, cell.dtype, change])
 
 
 def _checked(inner: Scorer, name: str, scope: str) -> Scorer:

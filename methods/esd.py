@@ -73,7 +73,7 @@ class ESD:
             lr=1e-4,
             batch=16,
             xt_alignment="exact",
-            sampling_steps=20,
+            sampling_steps=10,
             reuse=10,
             templates=True,
         )

@@ -87,7 +87,7 @@ class PESD:
             eps=1e-8,
             batch=16,
             xt_alignment="exact",
-            sampling_steps=20,
+            sampling_steps=10,
             reuse=10,
             templates=True,
         )

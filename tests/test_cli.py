@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import pytest
@@ -198,3 +199,30 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
     assert min(times) < 0.5
     for command in ("run", "plan", "list", "show", "report"):
         assert f"Example: bench {command}" in help_of(command)[0]
+
+
+def test_two_plugins_of_one_name(cli, monkeypatch) -> None:
+    dist = SimpleNamespace(name="lab")
+    points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]
+    monkeypatch.setattr(
+        "bench.registry.entry_points", lambda group: points if group == "bench.methods" else []
+    )
+    said = cli("list", "methods")
+    assert (said.code, said.err) == (
+        3, "error: two methods are named 'lab/x': m1:X and m2:X; uninstall one\n"
+    )  # fmt: skip
+
+
+def test_ctrl_c_keeps_what_is_finished(cli, monkeypatch) -> None:
+    import attacks
+
+    monkeypatch.setitem(attacks.PLUGINS, "dies", f"fakes:{fakes.DiesOnce.__name__}")
+    command = (*RUN, "--attack", "dies", "--limit", "4")
+    said = cli(*command)
+    assert said.code == 130
+    assert "stopped; what is finished is kept. Give the same command again to go on." in said.err
+    assert "ok      church, none, attack none" in said.err
+    again = cli(*command)
+    assert again.code == 0
+    assert "1 of 2 cells were there already" in again.out
+    assert len(fakes.CALLS.read_text().split()) == 4

@@ -124,8 +124,8 @@ def train(
 
 
 def write_digests(folder: Path) -> None:
-    """List the sha256 of every file below a folder in its ``digests.json``."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "digests.json")
+    """List the sha256 of every file of the model and the judges in ``digests.json``."""
+    files = sorted(p for p in folder.glob("*/**/*") if p.is_file())
     listing = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
     (folder / "digests.json").write_text(json.dumps(listing, indent=1) + "\n")
 
