@@ -69,9 +69,9 @@ class ESD:
         return fill(
             self,
             params=group,
-            steps=60,
-            lr=1e-4,
-            batch=16,
+            steps=100,
+            lr={"nsfw": 1e-3, "style": 1e-3, "object": 3e-4}[concept.kind],
+            batch=8,
             xt_alignment="exact",
             sampling_steps=10,
             reuse=10,

@@ -85,7 +85,7 @@ class PESD:
             steps=60,
             lr=0.1,
             eps=1e-8,
-            batch=16,
+            batch=8,
             xt_alignment="exact",
             sampling_steps=10,
             reuse=10,

@@ -25,10 +25,17 @@ from bench.spec import Spec
 from bench.store import Result, Store
 
 GRIDS = {
-    "esd": [{"steps": 60, "lr": lr} for lr in (5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4)],
+    "esd": [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 1.5e-3, 3e-3)],
     "p-esd": [
-        {"steps": 60, "lr": 0.1, "m0": m0, "eps": eps}
-        for m0, eps in ((1.0, 3e-9), (1.0, 1e-8), (1.0, 3e-8), (1.0, 1e-7), (0.5, 1e-6), (0.5, 1e-5))
+        {"m0": m0, "eps": eps}
+        for m0, eps in (
+            (1.0, 1e-9),
+            (1.0, 1e-8),
+            (1.0, 3e-8),
+            (1.0, 1e-7),
+            (0.5, 1e-6),
+            (0.5, 1e-5),
+        )
     ],
 }
 TASKS = ("nudity", "van-gogh", "church", "parachute")
