@@ -114,8 +114,8 @@ def train(
     )
     pipe.to(torch.float16).save_pretrained(out / "model", safe_serialization=True)
     # Half precision is for the files only: the text encoder's config decides what it is loaded as.
-    config = out / "model" / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    encoder_config = out / "model" / "text_encoder" / "config.json"
+    encoder_config.write_text(encoder_config.read_text().replace('"float16"', '"float32"'))
     (out / "training.json").write_text(
         json.dumps({"steps": asdict(steps), "figures": figures}, indent=1) + "\n"
     )
