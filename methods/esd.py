@@ -70,7 +70,7 @@ class ESD:
             self,
             params=group,
             steps=100,
-            lr={"nsfw": 1e-3, "style": 1e-3, "object": 3e-4}[concept.kind],
+            lr={"nsfw": 1e-3, "style": 1e-3, "object": 1e-4}[concept.kind],
             batch=8,
             xt_alignment="exact",
             sampling_steps=10,
