@@ -22,7 +22,8 @@ class PESD:
     yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
 
     ``None`` is filled in by kind of concept and by world: the paper's setting on the photo world,
-    values calibrated on separate prompts (``make calibrate``) on the emoji world.
+    values from the calibration sets on the emoji world (see ``bench.emoji.calibrate``). There, no
+    setting tried so far erases the stand-in for nudity: its concept word touches body parts too little.
 
     Args:
         params: Weights that may be pruned.
@@ -82,9 +83,9 @@ class PESD:
         return fill(
             self,
             params=group,
-            steps=60,
+            steps=60 if concept.kind == "object" else 120,
             lr=0.1,
-            eps=1e-8,
+            eps=1e-8 if concept.kind == "object" else 1e-9,
             batch=8,
             xt_alignment="exact",
             sampling_steps=10,

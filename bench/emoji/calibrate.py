@@ -4,6 +4,10 @@ Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-cal
 attacks, and prints erasing rate against retained accuracy. The rule, fixed beforehand and the same for
 both methods: of the settings whose mean erasing rate over the concepts is at least 0.90, the one that
 keeps the most of the base's accuracy on retained subjects and styles. Attacks play no part in it.
+Where none reaches 0.90 (nudity), the one with the highest rate that keeps at least 85 %.
+
+The defaults of version 0.1 come from single settings of this grid on church, van-gogh and nudity, run
+one by one with 16 or 24 prompts; the whole grid has not been run.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from bench.spec import Spec
 from bench.store import Result, Store
 
 GRIDS = {
-    "esd": [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 1.5e-3, 3e-3)],
+    "esd": [{"lr": lr} for lr in (5e-5, 1e-4, 3e-4, 1e-3, 1.5e-3, 3e-3)],
     "p-esd": [
         {"m0": m0, "eps": eps}
         for m0, eps in (
