@@ -31,14 +31,15 @@ from bench.store import Result, Store
 GRIDS = {
     "esd": [{"lr": lr} for lr in (5e-5, 1e-4, 3e-4, 1e-3, 1.5e-3, 3e-3)],
     "p-esd": [
-        {"m0": m0, "eps": eps}
-        for m0, eps in (
-            (1.0, 1e-9),
-            (1.0, 1e-8),
-            (1.0, 3e-8),
-            (1.0, 1e-7),
-            (0.5, 1e-6),
-            (0.5, 1e-5),
+        {"steps": steps, "eps": eps, "m0": m0}
+        for steps, eps, m0 in (
+            (60, 1e-7, 1.0),
+            (60, 1e-8, 1.0),
+            (60, 1e-9, 1.0),
+            (120, 1e-8, 1.0),
+            (120, 1e-9, 1.0),
+            (120, 1e-8, 0.8),
+            (120, 1e-8, 0.5),
         )
     ],
 }
