@@ -41,8 +41,9 @@ class UnlearnDiff:
     prompt that is done leaves the batch and the next one takes its place.
 
     Deviations from the official code: the projection is exact by default ("bisect" is theirs, whose
-    rows do not sum to one); the target image comes from the model's own sampler and the prompt's own
-    guidance; a prompt with no room for the tokens is not attacked, and says so in its trace.
+    rows do not sum to one); free tokens stand in front of the prompt only; the target image comes
+    from the model's own sampler and the prompt's own guidance; a prompt with no room for the tokens
+    is not attacked, and says so in its trace.
 
     Args:
         tokens: Free tokens in front of the prompt; 5 for nudity, 3 otherwise.
