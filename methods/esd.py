@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
-from bench.models import EsdObjective, esd_texts
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class ESD:
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Distil the guided noise of a frozen teacher into the model."""
+        from bench.models import EsdObjective, esd_texts  # slow; not needed to plan a run
+
         full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),

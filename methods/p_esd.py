@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
-from bench.models import EsdObjective, SoftMasks, esd_texts
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ class PESD:
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""
+        from bench.models import EsdObjective, SoftMasks, esd_texts  # slow; not needed to plan
+
         full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),
