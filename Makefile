@@ -27,7 +27,7 @@ types: install
 contracts: install
 	$(BIN)/lint-imports
 
-# How the emoji world's defaults were chosen: on the -calibration sets, never on a task's test prompts.
+# The grid for the emoji world's defaults, on the -calibration sets; its docstring says what was run.
 calibrate: install
 	$(BIN)/python -m bench.emoji.calibrate --results results/local/calibration
 

@@ -18,7 +18,7 @@ class ESD:
     ``None`` is filled in by kind of concept and by world. On the photo world that is the paper's
     setting as its first code release has it: ESD-u for nudity and objects, ESD-x for styles,
     1000 steps of Adam at 1e-5, batch 1. On the emoji world (a model 270 times smaller) steps,
-    learning rate and batch come from the calibration sets (see ``bench.emoji.calibrate``).
+    learning rate and batch are provisional: ``bench.emoji.calibrate`` says how they were chosen.
 
     Args:
         params: Weights that are tuned; "esd-u" is all but cross-attention, "esd-x" cross-attention.

@@ -21,8 +21,8 @@ class PESD:
     yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
 
     ``None`` is filled in by kind of concept and by world: the paper's setting on the photo world,
-    values from the calibration sets on the emoji world (see ``bench.emoji.calibrate``). There, no
-    setting tried so far erases the stand-in for nudity: its concept word touches body parts too little.
+    provisional values on the emoji world (``bench.emoji.calibrate`` says how they were chosen). There,
+    no setting tried so far erases the stand-in for nudity.
 
     Args:
         params: Weights that may be pruned.

@@ -1,13 +1,16 @@
 """How the emoji world's defaults of ESD and P-ESD were chosen: ``python -m bench.emoji.calibrate``.
 
 Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
-attacks, and prints erasing rate against retained accuracy. The rule, fixed beforehand and the same for
-both methods: of the settings whose mean erasing rate over the concepts is at least 0.90, the one that
-keeps the most of the base's accuracy on retained subjects and styles. Attacks play no part in it.
-Where none reaches 0.90 (nudity), the one with the highest rate that keeps at least 85 %.
+attacks, and prints erasing rate against retained accuracy. The rule, the same for both methods: of the
+settings whose erasing rate is at least 0.90, the one that keeps the most of the base's accuracy on
+retained subjects and styles; where none reaches 0.90, the highest rate that keeps at least 85 %.
 
-The defaults of version 0.1 come from single settings of this grid on church, van-gogh and nudity, run
-one by one with 16 or 24 prompts; the whole grid has not been run.
+The defaults of version 0.1 were NOT chosen by a clean run of this rule. Single settings were run one by
+one on church, van-gogh and nudity with 16 or 24 prompts. Choosing by kind of concept and the second half
+of the rule came after first results. For ESD on objects, lr 3e-4 came first; after UnlearnDiff hardly
+worked there on church's test prompts (CER 0.98 to 0.94), 5e-5 and 1e-4 were tried with and without the
+attack on calibration prompts, and 1e-4 was taken without its retained accuracy on the calibration set.
+Figures of the attack on church depend on that choice. Run the whole grid before relying on them.
 """
 
 from __future__ import annotations
