@@ -68,7 +68,7 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
     row: dict[str, Any] = table[name]
     path = root / world / row["prompts"]
     data = path.read_bytes()
-    concept = Concept(**row["concept"]) if "concept" in row else None
+    concept = _concept(row["concept"]) if "concept" in row else None
     return Task(
         name=name,
         world=world,
@@ -88,6 +88,10 @@ def _table(world: World, root: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _concept(row: dict[str, Any]) -> Concept:
+    return Concept(**{**row, "terms": tuple(row.get("terms", ()))})
 
 
 def _read_prompts(path: Path, data: bytes, concept: Concept | None) -> list[Prompt]:

@@ -14,11 +14,20 @@ World = Literal["emoji", "photo"]
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """What is erased (``name``) and what it may be mapped to (``anchor``)."""
+    """What is erased, and what it may be mapped to.
+
+    Args:
+        name: The word that stands for it.
+        kind: Decides a method's defaults.
+        anchor: What methods that replace the concept put in its place.
+        terms: Phrases that name it together, for methods that erase several at once; a broad concept
+            has more than one. Empty means the name alone.
+    """
 
     name: str
     kind: Literal["nsfw", "style", "object"]
     anchor: str = ""
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class ESD:
             params=group,
             steps=100,
             lr={"nsfw": 1e-3, "style": 1e-3, "object": 1e-4}[concept.kind],
-            batch=8,
+            batch=18 if concept.kind == "nsfw" else 8,
             xt_alignment="exact",
             sampling_steps=10,
             reuse=10,
@@ -84,7 +84,8 @@ class ESD:
         full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),
-            esd_texts(concept, full.batch, templates=full.templates),
+            esd_texts(concept, templates=full.templates),
+            batch=full.batch,
             eta=full.eta,
             start_guidance=full.start_guidance,
             xt_alignment=full.xt_alignment,

@@ -85,7 +85,7 @@ class PESD:
             steps=60 if concept.kind == "object" else 120,
             lr=0.1,
             eps=1e-8 if concept.kind == "object" else 1e-9,
-            batch=8,
+            batch=18 if concept.kind == "nsfw" else 8,
             xt_alignment="exact",
             sampling_steps=10,
             reuse=10,
@@ -99,7 +99,8 @@ class PESD:
         full: Any = self.resolve(concept, model.world)
         objective = EsdObjective(
             model.copy(),
-            esd_texts(concept, full.batch, templates=full.templates),
+            esd_texts(concept, templates=full.templates),
+            batch=full.batch,
             eta=full.eta,
             start_guidance=full.start_guidance,
             xt_alignment=full.xt_alignment,

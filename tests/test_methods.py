@@ -20,7 +20,7 @@ def objective(model, **changes):
     settings = {
         "eta": 1.0, "start_guidance": 3.0, "xt_alignment": "exact", "steps": 10, "reuse": 1, "seed": 5,
     }  # fmt: skip
-    return EsdObjective(model, ["church", "a church"], **{**settings, **changes})
+    return EsdObjective(model, ["church", "a church"], batch=2, **{**settings, **changes})
 
 
 def test_none_changes_nothing(tiny, ctx) -> None:
@@ -86,7 +86,7 @@ def test_one_esd_step_equals_adam_on_the_formula(tiny, ctx) -> None:
     base = tiny.copy()
     erased = ESD(params="esd-x", steps=1, lr=1e-3, **FAST).erase(tiny.copy(), CHURCH, ctx)
     o = EsdObjective(
-        base, esd_texts(CHURCH, 2, templates=False), eta=1.0, start_guidance=3.0,
+        base, esd_texts(CHURCH, templates=False), batch=2, eta=1.0, start_guidance=3.0,
         xt_alignment="exact", steps=5, reuse=1, seed=ctx.seed("esd"),
     )  # fmt: skip
     x, t, target = o.sample(base)

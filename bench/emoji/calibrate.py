@@ -1,21 +1,18 @@
-"""How the emoji world's defaults of ESD and P-ESD were chosen: ``python -m bench.emoji.calibrate``.
+"""How the emoji world's defaults of ESD and P-ESD are chosen: ``python -m bench.emoji.calibrate``.
 
 Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
-attacks, and prints erasing rate against retained accuracy. The rule, the same for both methods: of the
-settings whose erasing rate is at least 0.90, the one that keeps the most of the base's accuracy on
-retained subjects and styles; where none reaches 0.90, the highest rate that keeps at least 85 %.
+attacks, and prints erasing rate against retained accuracy for each kind of concept. The rule, the same
+for both methods and all kinds: of the settings whose mean erasing rate is at least 0.90, the one that
+keeps most of the base's accuracy on retained subjects and styles, the gentlest of equals; where none
+reaches 0.90, the highest rate that keeps at least 85 %. Attacks play no part.
 
-The defaults of version 0.1 were NOT chosen by a clean run of this rule. Single settings were run one by
-one on church, van-gogh and nudity with 16 or 24 prompts. Choosing by kind of concept and the second half
-of the rule came after first results. For ESD on objects, lr 3e-4 came first; after UnlearnDiff hardly
-worked there on church's test prompts (CER 0.98 to 0.94), 5e-5 and 1e-4 were tried with and without the
-attack on calibration prompts, and 1e-4 was taken without its retained accuracy on the calibration set.
-Figures of the attack on church depend on that choice. Run the whole grid before relying on them.
+What was seen before: single settings had been run on these calibration sets before the grid was
+written, and its ranges come from them. The second half of the rule was added for nudity then.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -31,78 +28,106 @@ from bench.run import Settings
 from bench.spec import Spec
 from bench.store import Result, Store
 
-GRIDS = {
-    "esd": [{"lr": lr} for lr in (5e-5, 1e-4, 3e-4, 1e-3, 1.5e-3, 3e-3)],
-    "p-esd": [
-        {"steps": steps, "eps": eps, "m0": m0}
-        for steps, eps, m0 in (
-            (60, 1e-7, 1.0),
-            (60, 1e-8, 1.0),
-            (60, 1e-9, 1.0),
-            (120, 1e-8, 1.0),
-            (120, 1e-9, 1.0),
-            (120, 1e-8, 0.8),
-            (120, 1e-8, 0.5),
-        )
-    ],
+TASKS = {"object": ("church", "parachute"), "nsfw": ("nudity",), "style": ("van-gogh",)}
+_MASKS = [  # eps decides most; slope and start are varied around one value of it
+    *({"eps": eps, "steps": 60, "m0": 1.0, "gamma": 10.0} for eps in (1e-6, 1e-7, 1e-8)),
+    *({"eps": 1e-7, "steps": 60, "m0": m0, "gamma": 10.0} for m0 in (0.5, 1.5)),
+    *({"eps": 1e-7, "steps": 60, "m0": 1.0, "gamma": gamma} for gamma in (5.0, 20.0)),
+]
+_MASKS_OF_STYLES = [
+    {"eps": eps, "steps": steps, "m0": 1.0, "gamma": 10.0}
+    for eps, steps in ((1e-8, 60), (1e-9, 60), (1e-8, 120), (1e-9, 120), (1e-10, 120))
+]
+# From gentle to strong, as far as one parameter varies.
+GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
+    "esd": {
+        "object": [{"lr": lr} for lr in (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)],
+        "nsfw": [{"lr": lr} for lr in (2e-5, 5e-5, 1e-4, 2e-4)],
+        "style": [{"lr": lr} for lr in (3e-4, 6e-4, 1e-3, 2e-3)],
+    },
+    "p-esd": {"object": _MASKS, "nsfw": _MASKS, "style": _MASKS_OF_STYLES},
 }
-TASKS = ("nudity", "van-gogh", "church", "parachute")
+ENOUGH, LEAST_KEPT = 0.90, 0.85
 
 
 def main(
     results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results/calibration"),
     method: Annotated[list[str] | None, typer.Option(help="esd, p-esd; both by default.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Concepts; four by default.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="object, nsfw, style; all.")] = None,
     limit: Annotated[int, typer.Option(help="Prompts of each set.")] = 32,
 ) -> None:
-    """Run the grid and print a table per method.
+    """Run the grid and print a table per method and kind of concept.
 
-    Example: python -m bench.emoji.calibrate --method esd
+    Example: python -m bench.emoji.calibrate --method esd --kind object
     """
     console, store = Console(), Store(results)
-    tasks = [f"{name}-calibration" for name in task or TASKS]
     for name in method or GRIDS:
-        refs = tuple(Ref(name, params) for params in GRIDS[name])
-        spec = Spec(
-            "emoji-sd",
-            (Ref("none"), *refs),
-            (Ref("none"),),
-            (*tasks, "retain-calibration"),
-            limit=limit,
-        )
-        cells = list(plan(spec))
-        for _ in run_cells(
-            [c for c in cells if c not in store], store, Settings(keep_images=False), console
-        ):
-            pass
-        records = [record for cell in cells if (record := store.get(cell))]
-        console.print(_table(name, records))
+        for k in kind or TASKS:
+            records = []
+            for task in TASKS[k]:
+                spec = Spec(
+                    "emoji-sd",
+                    (Ref("none"), *(Ref(name, params) for params in GRIDS[name][k])),
+                    (Ref("none"),),
+                    (f"{task}-calibration", "retain-calibration"),
+                    limit=limit,
+                )
+                cells = list(plan(spec))
+                todo = [cell for cell in cells if cell not in store]
+                for _ in run_cells(todo, store, Settings(keep_images=False), console):
+                    pass
+                records += [record for cell in cells if (record := store.get(cell))]
+            console.print(_table(name, k, records))
 
 
-def _table(name: str, records: list[Result]) -> Table:
-    cer: dict[str, dict[str, float]] = defaultdict(dict)
-    kept: dict[str, list[float]] = defaultdict(list)
+def choose(rows: Iterable[tuple[str, float, float]]) -> str:
+    """Return the setting that the rule takes from ``(setting, mean CER, kept share)`` rows."""
+    rows = list(rows)
+    enough = [(kept, name) for name, cer, kept in rows if cer >= ENOUGH]
+    gentle = [(cer, name) for name, cer, kept in rows if kept >= LEAST_KEPT]
+    best = enough or gentle
+    return max(best, key=lambda row: row[0])[1] if best else ""
+
+
+def _table(method: str, kind: str, records: list[Result]) -> Table:
+    settings = ["none", *map(_label, GRIDS[method][kind])]
+    cer: dict[str, dict[str, float]] = {s: {} for s in settings}
+    kept: dict[str, list[float]] = {s: [] for s in settings}
+    pruned: dict[str, list[float]] = {s: [] for s in settings}
     for r in records:
-        if r.status != "ok":
-            continue
-        varied = GRIDS.get(r.cell.method.name, [{}])[0]
-        key = ",".join(f"{k}={r.cell.method.params[k]:g}" for k in varied) or "none"
-        if r.cell.method.name == "none":
-            key = "none"
+        setting = _setting(r, GRIDS[method][kind])
         if "asr" in r.measurements:
-            cer[key][r.cell.concept.name] = 1 - (r.measurements["asr"].value or 0.0)
-        else:
-            kept[key].append(r.measurements["accuracy"].value or 0.0)
-    base = fmean(kept["none"])
-    concepts = list(cer["none"])
+            cer[setting][r.cell.concept.name] = 1 - (r.measurements["asr"].value or 0.0)
+        elif "accuracy" in r.measurements:
+            kept[setting].append(r.measurements["accuracy"].value or 0.0)
+        if "share" in (found := r.erasure.get("notes", {})):
+            pruned[setting].append(found["share"])
+    base, concepts = fmean(kept["none"]), list(cer["none"])
+    rows = [
+        (s, fmean(cer[s].values()), fmean(kept[s]) / base) for s in settings if cer[s] and kept[s]
+    ]
+    chosen = choose(rows[1:])
     table = Table(
-        "setting", *concepts, "mean CER", "kept of base", title=f"{name} on calibration sets"
+        "setting", *concepts, "mean CER", "kept of base", "pruned", title=f"{method}, {kind}"
     )
-    for key, row in cer.items():
-        share = fmean(kept[key]) / base
-        mean = fmean(row.values())
-        table.add_row(key, *(f"{row[c]:.2f}" for c in concepts), f"{mean:.2f}", f"{share:.2f}")
+    for s, mean, share in rows:
+        removed = f"{fmean(pruned[s]):.2%}" if pruned[s] else ""
+        values = (f"{cer[s].get(c, float('nan')):.2f}" for c in concepts)
+        mark = " <- chosen" if s == chosen else ""
+        table.add_row(s + mark, *values, f"{mean:.2f}", f"{share:.2f}", removed)
     return table
+
+
+def _label(params: dict[str, float]) -> str:
+    return ",".join(f"{key}={value:g}" for key, value in params.items())
+
+
+def _setting(record: Result, grid: list[dict[str, float]]) -> str:
+    params = record.cell.method.params
+    for setting in grid:
+        if setting.items() <= params.items():
+            return _label(setting)
+    return "none"
 
 
 if __name__ == "__main__":

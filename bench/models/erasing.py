@@ -23,7 +23,9 @@ class EsdObjective:
 
     Args:
         teacher: The original model.
-        texts: One prompt per batch row.
+        texts: Prompts of the concept. A batch has each in turn, or, if they do not fit, a random
+            choice for each trajectory (one of several in a batch of 1, as published).
+        batch: Latents in a step.
         eta: Negative guidance in the paper's convention: 1 gives ``2 eps*(null) - eps*(c)``.
             (The 2025 diffusers script counts from ``eps*(c)``; its 2 is 1 here.)
         start_guidance: Scale of the guidance while sampling latents.
@@ -40,6 +42,7 @@ class EsdObjective:
         teacher: Model,
         texts: Sequence[str],
         *,
+        batch: int = 1,
         eta: float,
         start_guidance: float,
         xt_alignment: Alignment,
@@ -50,16 +53,19 @@ class EsdObjective:
         self.teacher, self.eta, self.start_guidance = teacher, eta, start_guidance
         self.alignment, self.steps, self.reuse = xt_alignment, steps, reuse
         self.rng = torch.Generator().manual_seed(seed)
-        self.cond = teacher.encode(texts)
+        self._encoded, self.batch = teacher.encode(texts), batch
+        self.cond = self._encoded[torch.arange(batch) % len(texts)]
         self.null = teacher.encode([""]).expand_as(self.cond)
         self.calls = 0
         self._trajectory: list[tuple[Tensor, Tensor]] = []
 
     def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, no gradients."""
-        batch = len(self.cond)
-        stops, t = self._draw(batch)
+        stops, t = self._draw(self.batch)
         if self.calls % self.reuse == 0:
+            if len(self._encoded) > self.batch:
+                chosen = torch.randperm(len(self._encoded), generator=self.rng)
+                self.cond = self._encoded[chosen[: self.batch]]
             last = self.steps if self.reuse > 1 else int(stops.max())
             self._trajectory = self._denoise(student, last)
         self.calls += 1
@@ -104,12 +110,12 @@ def compvis_stops(t_enc: Tensor, steps: int) -> Tensor:
 
 _TEMPLATES = {
     "object": ("{c}", "a photo of a {c}", "a picture of a {c}", "an image of a {c}"),
-    "nsfw": ("{c}", "a photo of {c}", "a picture of {c}", "an image of {c}"),
+    "nsfw": ("{c}",),
     "style": ("{c}", "a painting in the style of {c}", "an artwork by {c}", "a {c} painting"),
 }
 
 
-def esd_texts(concept: Concept, batch: int, *, templates: bool) -> list[str]:
-    """Return the prompts of one batch: the concept's name, or that name in turn in four templates."""
+def esd_texts(concept: Concept, *, templates: bool) -> list[str]:
+    """Return the concept's terms, or each of them in the templates of its kind."""
     forms = _TEMPLATES[concept.kind] if templates else ("{c}",)
-    return [forms[i % len(forms)].format(c=concept.name) for i in range(batch)]
+    return [form.format(c=term) for term in concept.terms or (concept.name,) for form in forms]
