@@ -16,8 +16,30 @@ if TYPE_CHECKING:
 Criterion = Callable[[Sequence[Sample]], Sequence[bool]]
 """Says for each image whether the erased concept is back; an image it cannot judge is ``False``."""
 
-ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "full"]
-"""Parameters of the denoiser: ``attn2``, all but ``attn2``, ``attn2`` keys and values, ``attn1``, all."""
+ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "attn", "full"]
+"""Parameters of the denoiser: ``attn2``, all but ``attn2``, ``attn2`` keys and values, ``attn1``, both
+attentions, all."""
+
+Combine = Callable[["Sequence[Tensor]", "Tensor", "Tensor"], "Tensor"]
+"""Makes one noise prediction of those beside the prompt's, the prompt's own, and the guidance scale."""
+
+
+def classifier_free(beside: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:
+    """Return classifier-free guidance away from the first text beside the prompt."""
+    return beside[0] + scale * (conditional - beside[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How predictions are combined while sampling; a sampler-time method replaces it.
+
+    Args:
+        texts: Texts whose predictions stand beside the prompt's.
+        start: Called at the start of each trajectory; what it returns may keep state along it.
+    """
+
+    texts: tuple[str, ...] = ("",)
+    start: Callable[[], Combine] = lambda: classifier_free
 
 
 class QueryModel(Protocol):
@@ -36,6 +58,8 @@ class Model(QueryModel, Protocol):
     pipe: Any
     world: World
     notes: dict[str, Any]
+    guidance: Guidance
+    screen: Callable[[list[Image]], list[Image]] | None
 
     @property
     def device(self) -> Any:

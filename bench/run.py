@@ -112,12 +112,13 @@ class Runner:
                 else self._scorer(judge.evaluator)(own)
             )
         rows = tuple(_rows(cell, task, own_scores, scores, prompts, found))
+        measured = {m.metric: _reduce(m, scores[m.metric], rows, judge) for m in task.measures}
+        if erased.model.screen:
+            measured["blacked-out"] = rate([s.image.getbbox() is None for s in attacked])
         return Result(
             cell,
             "ok",
-            measurements={
-                m.metric: _reduce(m, scores[m.metric], rows, judge) for m in task.measures
-            },
+            measurements=measured,
             rows=rows,
             erasure=erased.card,
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
@@ -145,40 +146,55 @@ class Runner:
         card_path, delta_path = folder / "card.json", folder / "delta.safetensors"
         if card_path.exists() and delta_path.exists():
             card = json.loads(card_path.read_bytes())
-            model = delta.apply(base, delta.from_file(delta_path))
+            change = delta.from_file(delta_path)
         else:
             card, change = self._erase_now(cell, base)
             write(delta_path, delta.to_bytes(change))
-            write(card_path, json.dumps(card, indent=1).encode())
-            model = delta.apply(base, change)
-        erased = Erased(model, _weights_key(cell, card["digest"]), card)
+            saved = json.dumps(card, indent=1).encode()
+            write(card_path, saved)
+            card = json.loads(saved)  # so that a made and a loaded card are equal
+        if card.get("sampler_time"):  # such a method is in code, not in weights: apply it again
+            key = _weights_key(cell, card["digest"], card["method"], card["concept"])
+            erased = Erased(self._method(cell, base.copy()), key, card)
+        else:
+            erased = Erased(delta.apply(base, change), _weights_key(cell, card["digest"]), card)
         self._erased = (cell.erase_key, erased)
         return erased
 
-    def _erase_now(self, cell: Cell, base: DiffusersModel) -> tuple[dict[str, Any], delta.Delta]:
+    def _method(self, cell: Cell, model: DiffusersModel) -> DiffusersModel:
+        """Run the cell's method on a private copy of the base model."""
         method: Method = create("methods", cell.method)
-        ctx = self._context(cell.erase_key)
-        start = time.perf_counter()
+        base = self.settings.artifacts.root / "work" / _weights_key(cell, delta.digest({}))
+        ctx = replace(self._context(cell.erase_key), basedir=base)
         with _contract(f"method {cell.method.name}"):
-            erased = method.erase(base.copy(), cell.concept, ctx)
+            erased = method.erase(model, cell.concept, ctx)
         if not isinstance(erased, DiffusersModel):
             raise ContractError(
                 f"method {cell.method.name} returned {type(erased).__name__}, expected a model"
             )
+        return erased
+
+    def _erase_now(self, cell: Cell, base: DiffusersModel) -> tuple[dict[str, Any], delta.Delta]:
+        start = time.perf_counter()
+        erased = self._method(cell, base.copy())
         taken = time.perf_counter() - start
         change = delta.diff(base, erased)
-        return {
-            "method": asdict(cell.method),
-            "concept": asdict(cell.concept),
-            "base": {"model": cell.model, "revision": cell.revision, "dtype": cell.dtype},
-            "seed": cell.seed,
-            "digest": delta.digest(change),
-            "tensors": len(change),
-            "bytes": len(delta.to_bytes(change)),
-            "zeroed": sum(_zeros(key, value) for key, value in change.items()),
-            "seconds": round(taken, 3),
-            "notes": getattr(erased, "notes", {}),
-        }, change
+        return (
+            {
+                "method": asdict(cell.method),
+                "concept": asdict(cell.concept),
+                "base": {"model": cell.model, "revision": cell.revision, "dtype": cell.dtype},
+                "seed": cell.seed,
+                "digest": delta.digest(change),
+                "tensors": len(change),
+                "bytes": len(delta.to_bytes(change)),
+                "zeroed": sum(_zeros(key, value) for key, value in change.items()),
+                "seconds": round(taken, 3),
+                "sampler_time": erased.guidance is not base.guidance or erased.screen is not None,
+                "notes": erased.notes,
+            },
+            change,
+        )
 
     def _attack(
         self, cell: Cell, task: Task, prompts: Sequence[Prompt], erased: Erased
@@ -312,9 +328,9 @@ class Runner:
         )
 
 
-def _weights_key(cell: Cell, change: str) -> str:
-    """Name the weights of a cell's base model after a change; equal weights, equal name."""
-    return digest([cell.model, cell.revision, cell.dtype, change])
+def _weights_key(cell: Cell, *change: object) -> str:
+    """Name a cell's base model after a change; equal images, equal name."""
+    return digest([cell.model, cell.revision, cell.dtype, *change])
 
 
 def _checked(inner: Scorer, name: str, scope: str) -> Scorer:

@@ -109,6 +109,7 @@ class Context:
         workdir: Scratch folder of this stage.
         batch_size: Largest batch that fits; must not change results.
         progress: Called as ``progress(stage, done, total)``.
+        basedir: Scratch folder shared by all stages that start from the same base model.
     """
 
     key: str
@@ -116,6 +117,7 @@ class Context:
     workdir: Path
     batch_size: int = 64
     progress: Callable[[str, int, int], None] = _silent
+    basedir: Path | None = None
 
     def seed(self, *parts: object) -> int:
         """Return the seed of a named random stream: same name, same numbers, in any order."""

@@ -1,8 +1,23 @@
 """Models by name, and what every method and attack needs from one."""
 
+from bench.models.ablating import AcObjective, anchor_latents
 from bench.models.diffusers import DiffusersModel
 from bench.models.erasing import EsdObjective, esd_texts
 from bench.models.loading import load_model
-from bench.models.masks import SoftMasks
+from bench.models.masks import SoftMasks, prune_smallest
+from bench.models.neurons import concept_scores, neuron_maps, sensitivity, zero_neurons
 
-__all__ = ["DiffusersModel", "EsdObjective", "SoftMasks", "esd_texts", "load_model"]
+__all__ = [
+    "AcObjective",
+    "DiffusersModel",
+    "EsdObjective",
+    "SoftMasks",
+    "anchor_latents",
+    "concept_scores",
+    "esd_texts",
+    "load_model",
+    "neuron_maps",
+    "prune_smallest",
+    "sensitivity",
+    "zero_neurons",
+]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from bench.catalog import Sampling
 from bench.errors import IncompatibleError, SpecError
-from bench.protocols import ParameterGroup
+from bench.protocols import Guidance, ParameterGroup
 from bench.types import Prompt, World
 
-_SAMPLERS = {"ddim": DDIMScheduler, "lms": LMSDiscreteScheduler}
+_SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
+_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
+    "lms": (LMSDiscreteScheduler, {}),
+    "pndm": (PNDMScheduler, {**_SD, "skip_prk_steps": True}),
+}
 
 
 class DiffusersModel:
@@ -40,6 +45,8 @@ class DiffusersModel:
     ) -> None:
         self.pipe, self.world, self.sampling, self.batch_size = pipe, world, sampling, batch_size
         self.notes: dict[str, Any] = {}  # what a method wants in the record
+        self.guidance = Guidance()
+        self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
         for part in self._parts():
             part.eval().requires_grad_(False)
 
@@ -76,14 +83,17 @@ class DiffusersModel:
         for name in ("unet", "text_encoder"):
             parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
         pipe = type(self.pipe)(**parts, requires_safety_checker=False)
-        return DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
+        twin = DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
+        twin.guidance, twin.screen = self.guidance, self.screen
+        return twin
 
     # ------------------------------------------------------------------ white box
     def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
         """Return the weights and biases of the denoiser's Linear and Conv2d modules in a group.
 
         ``esd-x``: cross-attention (``attn2``); ``esd-x-strict``: its keys and values;
-        ``esd-u``: all but cross-attention; ``selfattn``: ``attn1``; ``full``: all. Norms are in none.
+        ``esd-u``: all but cross-attention; ``selfattn``: ``attn1``; ``attn``: both attentions;
+        ``full``: all. Norms are in none.
         """
         chosen = {
             f"{name}.{kind}": parameter
@@ -149,14 +159,14 @@ class DiffusersModel:
         sampler: str | None = None,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sample with classifier-free guidance, both branches in one batch, no gradients.
+        """Sample with the model's guidance, all its branches in one batch, no gradients.
 
         Args:
             latents: Unit Gaussian noise, ``(batch, c, h, w)``.
             cond: Text conditioning, ``(batch, tokens, width)``.
             guidance: Scale, one or ``(batch,)``.
             steps: Denoising steps; the model's own by default.
-            sampler: "ddim" or "lms"; the model's own by default.
+            sampler: "ddim", "lms" or "pndm"; the model's own by default.
             skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
 
         Yields:
@@ -164,8 +174,9 @@ class DiffusersModel:
         """
         scheduler = self._scheduler(sampler or self.sampling.sampler)
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
-        null = self.encode([""]).expand(len(latents), -1, -1)
-        both = torch.cat([null, cond])
+        beside = self.encode(self.guidance.texts).repeat_interleave(len(latents), dim=0)
+        conds, branches = torch.cat([beside, cond]), len(self.guidance.texts) + 1
+        combine = self.guidance.start()
         scale = torch.as_tensor(guidance, dtype=torch.float32, device=self.device).reshape(
             -1, 1, 1, 1
         )
@@ -173,9 +184,9 @@ class DiffusersModel:
         with torch.no_grad():
             for t in scheduler.timesteps[skip:]:
                 yield t, x
-                inputs = scheduler.scale_model_input(torch.cat([x, x]), t)
-                uncond, conditional = self.predict_noise(inputs, t, both).chunk(2)
-                noise = uncond + scale * (conditional - uncond)
+                inputs = scheduler.scale_model_input(torch.cat([x] * branches), t)
+                *others, conditional = self.predict_noise(inputs, t, conds).chunk(branches)
+                noise = combine(others, conditional, scale)
                 x = scheduler.step(noise, t, x, return_dict=False)[0]
         yield torch.tensor(-1), x
 
@@ -187,11 +198,8 @@ class DiffusersModel:
             key: config[key]
             for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
         }
-        if (
-            sampler == "ddim"
-        ):  # the library's defaults clip latents and end at alpha 1: wrong for SD
-            return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        return _SAMPLERS[sampler](**betas)
+        kind, settings = _SAMPLERS[sampler]
+        return kind(**betas, **settings)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return initial noise, one image per seed, the same on every device."""
@@ -230,7 +238,8 @@ class DiffusersModel:
         guidance = torch.tensor([p.guidance for p in prompts])
         noise = self.noise([p.seed for p in prompts])
         *_, (_, latents) = self.denoise(noise, cond.to(self.device), guidance)
-        return self._decode(latents)
+        images = self._decode(latents)
+        return self.screen(images) if self.screen else images
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)
@@ -251,5 +260,7 @@ def _in_group(name: str, group: ParameterGroup) -> bool:
             return not cross
         case "selfattn":
             return "attn1" in name
+        case "attn":
+            return "attn1" in name or cross
         case "esd-x-strict":
             return cross and name.endswith(("to_k", "to_v"))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from bench.protocols import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,15 @@ class MaskReport:
     pruned: int
     in_scope: int
     histogram: tuple[int, ...]
+
+    def notes(self) -> dict[str, Any]:
+        """Return what the record shows of it."""
+        return {
+            "pruned": self.pruned,
+            "in_scope": self.in_scope,
+            "share": self.pruned / self.in_scope,
+            "mask_histogram": list(self.histogram),
+        }
 
 
 class SoftMasks:
@@ -98,3 +110,26 @@ class SoftMasks:
     def tensors(self) -> list[Tensor]:
         """The mask logits."""
         return list(self.logits.values())
+
+
+def prune_smallest(model: Model, share: float) -> dict[str, Tensor]:
+    """Zero the smallest weights of the denoiser, all Linear and Conv2d weights ranked together.
+
+    Args:
+        model: Edited in place.
+        share: Share of the weights that goes; biases and norms are left alone.
+
+    Returns:
+        Which entries were kept, by parameter name.
+    """
+    weights = {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
+    sizes = torch.cat([p.detach().abs().flatten() for p in weights.values()])
+    gone = torch.topk(sizes, round(share * len(sizes)), largest=False).indices
+    flat = torch.ones_like(sizes, dtype=torch.bool)
+    flat[gone] = False
+    parts = flat.split([p.numel() for p in weights.values()])
+    keep = {n: part.view(p.shape) for (n, p), part in zip(weights.items(), parts, strict=True)}
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            parameter.mul_(keep[name])
+    return keep

@@ -1,0 +1,24 @@
+"""Negative prompt: guide away from the concept while sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench import Card, Concept, Context, Guidance, Model
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """The concept's text takes the place of the empty text in classifier-free guidance.
+
+    ``eps = eps(concept) + s (eps(prompt) - eps(concept))``. No weight changes, so an attack on the
+    weights' own predictions does not see it.
+    """
+
+    card: ClassVar = Card("Negative prompt", "https://arxiv.org/abs/2207.12598")
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Replace the unconditional text."""
+        model.guidance = Guidance((", ".join(concept.terms or (concept.name,)),))
+        return model

@@ -1,0 +1,55 @@
+"""NP-ESD: erase with ESD, then prune the neurons that carried the concept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bench import Card, Concept, Context, Model, Prompt
+from methods.esd import ESD
+
+
+@dataclass(frozen=True)
+class NPESD(ESD):
+    """Neuron pruning after ESD (Pruning for Robust Concept Erasing in Diffusion Models, arXiv 2405.16534).
+
+    A neuron is a channel that enters the second convolution of a ResNet block. It is scored by how much
+    ESD reduced its activation on the concept (Eq. 4), and the ``top`` of each layer are set to zero in
+    the model that ESD made. The paper scores on the test prompts; here on the concept's own prompts with
+    ``images`` seeds, so that nothing that is reported was trained on.
+
+    Args:
+        top: Neurons pruned in each layer.
+        images: Images that scores are averaged over.
+        guidance: Guidance of these images.
+        absolute: Score by absolute difference instead of reduction.
+    """
+
+    card: ClassVar = Card(
+        "Pruning for Robust Concept Erasing in Diffusion Models",
+        "https://arxiv.org/abs/2405.16534",
+    )
+
+    top: int = 1
+    images: int = 16
+    guidance: float = 7.5
+    absolute: bool = False
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Tune, score every neuron against the original, zero the highest."""
+        from bench.models import concept_scores, esd_texts, zero_neurons
+
+        original = model.copy()
+        erased = self.tune(model, concept, ctx)
+        texts, seed = esd_texts(concept, templates=True), ctx.seed("np-esd")
+        prompts = [
+            Prompt(str(i), texts[i % len(texts)], seed + i, self.guidance)
+            for i in range(self.images)
+        ]
+        scores = concept_scores(original, erased, prompts, absolute=self.absolute)
+        chosen: dict[str, Any] = {
+            layer: score.topk(self.top).indices.tolist() for layer, score in scores.items()
+        }
+        zero_neurons(erased, chosen)
+        erased.notes["neurons"] = chosen
+        return erased

@@ -1,0 +1,61 @@
+"""Safety checker: Stable Diffusion's own filter, which blacks out images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bench import AssetError, Card, Concept, Context, IncompatibleError, Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class SafetyChecker:
+    """Images whose CLIP embedding is near one of 17 unsafe concepts become black.
+
+    A black image counts as erased; the record gives their number apart as "blacked-out". Photo world only.
+
+    Args:
+        weights: The checker, a hub id or a local folder.
+    """
+
+    card: ClassVar = Card(
+        "Red-Teaming the Stable Diffusion Safety Filter", "https://arxiv.org/abs/2210.04610"
+    )
+
+    weights: str = "CompVis/stable-diffusion-safety-checker"
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Screen every image that the model makes."""
+        if model.world != "photo":
+            raise IncompatibleError(
+                "safety-checker knows photographs only: use it with --model sd14"
+            )
+        import numpy as np
+        import torch
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPImageProcessor
+
+        try:
+            checker = StableDiffusionSafetyChecker.from_pretrained(self.weights).eval()
+            processor = CLIPImageProcessor.from_pretrained(self.weights)
+        except (OSError, ValueError) as exc:
+            raise AssetError(
+                f"cannot load the safety checker from {self.weights}: "
+                f"{str(exc).splitlines()[0]} Give a local folder with safety-checker:weights=PATH"
+            ) from exc
+        checker.to(model.device)
+
+        def screen(images: list[Image]) -> list[Image]:
+            pixels = processor(images, return_tensors="pt").pixel_values.to(model.device)
+            with torch.no_grad():
+                _, unsafe = checker(clip_input=pixels, images=np.zeros((len(images), 1, 1, 3)))
+            return [
+                image.point(lambda _: 0) if bad else image
+                for image, bad in zip(images, unsafe, strict=True)
+            ]
+
+        model.screen = screen
+        return model
