@@ -171,6 +171,77 @@ def show(
 
 
 @app.command()
+def erase(
+    method: Annotated[str, typer.Option(help="name or name:key=value,...")],
+    concept: Annotated[str, typer.Option(help="A task's concept, or your own with --kind.")],
+    out_: Annotated[
+        Path, typer.Option("--out", help="Folder for delta.safetensors and card.json.")
+    ],
+    model: Model = "emoji-sd",
+    kind: Annotated[str, typer.Option(help="nsfw, style or object, for your own concept.")] = "",
+    anchor: Annotated[str, typer.Option(help="What the concept is mapped to.")] = "",
+    export: Annotated[Path | None, typer.Option(help="Also write a diffusers folder.")] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Dtype = "fp32",
+) -> None:
+    """Erase a concept without attacking: write what changed, and a card.
+
+    Example: bench erase --method uce --concept church --out church-uce --export church-model
+    """
+    from bench.plan import erasure_cell
+    from bench.registry import Ref
+    from bench.tasks import find_concept
+
+    known = find_concept(concept, _world(model), kind, anchor)
+    cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype)
+
+    import torch
+
+    from bench.executors.local import erase_cell
+    from bench.run import Settings
+    from bench.store import write
+
+    _check_device(device, torch)
+    erased, delta_path = erase_cell(cell, Settings(device), err)
+    write(out_ / "delta.safetensors", delta_path.read_bytes())
+    write(out_ / "card.json", delta_path.with_name("card.json").read_bytes())
+    card = erased.card
+    changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
+    size = (out_ / "delta.safetensors").stat().st_size
+    out.print(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s", highlight=False)
+    if export and card["sampler_time"]:
+        raise SpecError(f"{method} changes how images are sampled, no weights: nothing to export")
+    if export:
+        _export(erased.model, export)
+
+
+@app.command()
+def apply(
+    delta_: Annotated[
+        Path, typer.Argument(metavar="DELTA", help="delta.safetensors, or its folder.")
+    ],
+    export: Annotated[Path, typer.Option(help="Folder for the diffusers model.")],
+    model: Model = "emoji-sd",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the delta back from --model.")] = False,
+    base: Annotated[str, typer.Option(help="With --undo: the original model.")] = "emoji-sd",
+) -> None:
+    """Put an erasure on a model, or take it back, and write the result as a diffusers folder.
+
+    Example: bench apply church-uce --export church-model
+    """
+    from bench.errors import StoreError
+    from bench.models import delta, load_model
+
+    path = delta_ / "delta.safetensors" if delta_.is_dir() else delta_
+    if not path.is_file():
+        raise StoreError(f"there is no delta at {path}: give what `bench erase --out` wrote")
+    change, given = delta.from_file(path), load_model(model)
+    result = delta.revert(given, change, load_model(base)) if undo else delta.apply(given, change)
+    _export(result, export)
+
+
+@app.command()
 def report(
     results: Results = RESULTS,
     task: Tasks = None,
@@ -195,6 +266,17 @@ def report(
     _print_table(cer_table(records), format_)
     for line in problems(records):
         err.print(line, highlight=False, markup=False)
+
+
+def _world(model: str) -> Any:
+    from bench.catalog import model_info
+
+    return model_info(model).world
+
+
+def _export(model: Any, folder: Path) -> None:
+    model.pipe.save_pretrained(folder, safe_serialization=True)
+    out.print(f"{folder}: StableDiffusionPipeline.from_pretrained loads it", highlight=False)
 
 
 def _spec(

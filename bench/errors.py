@@ -30,13 +30,13 @@ class SpecError(BenchError):
 
 
 class UnknownNameError(SpecError):
-    """No plug-in, task or model has this name."""
+    """No plug-in, task, concept or model has this name."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
         names = sorted(known)
         close = get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}{advice}")
 
 
 class ParamError(SpecError):

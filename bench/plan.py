@@ -99,6 +99,19 @@ def plan(spec: Spec) -> Iterator[Cell]:
                 )
 
 
+def erasure_cell(
+    model: str, method: Ref, concept: Concept, *, seed: int = 0, dtype: str = "fp32"
+) -> Cell:
+    """Return the cell of an erasure that no task asks for."""
+    info = model_info(model)
+    if dtype not in DTYPES:
+        raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_model(model)
+    full = resolved("methods", method, concept, info.world)
+    identity = (info.world, model, revision(model), dtype)
+    return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
+
+
 def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
     """Yield which attack runs on which task: only target tasks are attacked."""
     for task in tasks:

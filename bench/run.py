@@ -92,7 +92,7 @@ class Runner:
         task = load_task(cell.task, cell.world)
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
-            erased = self._erase(cell)
+            erased = self.erase(cell)
         judge = task.measures[0]
         if task.role == "target" and cell.attack.name != "none":
             with _timed(seconds, "attack"):
@@ -137,7 +137,7 @@ class Runner:
             )
         return self._models[name, dtype]
 
-    def _erase(self, cell: Cell) -> Erased:
+    def erase(self, cell: Cell) -> Erased:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
         if self._erased and self._erased[0] == cell.erase_key:
             return self._erased[1]
@@ -306,7 +306,7 @@ class Runner:
     def samples(self, cell: Cell, result: Result, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
         prompts = load_task(cell.task, cell.world).prompts[: min(n, cell.prompts)]
-        erased = self._erase(cell)
+        erased = self.erase(cell)
         original = Erased(
             self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
         )

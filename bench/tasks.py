@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,27 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
         ),
         digest=hashlib.sha256(json.dumps(row, sort_keys=True).encode() + data).hexdigest()[:12],
     )
+
+
+def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> Concept:
+    """Return a task's concept by name, or a new one if its kind is given.
+
+    Raises:
+        UnknownNameError: No task has it and no kind is given.
+        SpecError: The kind is none of nsfw, style, object.
+    """
+    if kind:
+        if kind not in {"nsfw", "style", "object"}:
+            raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
+        return Concept(name, kind, anchor)  # type: ignore[arg-type]
+    known = {}
+    for task in (load_task(n, world) for n in task_names(world)):
+        if task.concept:
+            known[task.concept.name] = task.concept
+    if name not in known:
+        raise UnknownNameError("concept", name, known, "; give --kind for your own")
+    found = known[name]
+    return replace(found, anchor=anchor) if anchor else found
 
 
 def _table(world: World, root: Path) -> dict[str, Any]:

@@ -4,10 +4,12 @@ Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-cal
 attacks, and prints erasing rate against retained accuracy for each kind of concept. The rule, the same
 for both methods and all kinds: of the settings whose mean erasing rate is at least 0.90, the one that
 keeps most of the base's accuracy on retained subjects and styles, the gentlest of equals; where none
-reaches 0.90, the highest rate that keeps at least 85 %. Attacks play no part.
+reaches 0.90, the highest rate that keeps at least 85 %. Attacks play no part. P-ESD's slope is the
+paper's, 10; other slopes are run to show what they do and cannot be chosen.
 
 What was seen before: single settings had been run on these calibration sets before the grid was
-written, and its ranges come from them. The second half of the rule was added for nudity then.
+written, and its ranges come from them. The second half of the rule was added for nudity then, and that
+slopes are not chosen after the first table (5 kept 100 % on objects, 10 kept 98 %).
 """
 
 from __future__ import annotations
@@ -90,12 +92,13 @@ def choose(rows: Iterable[tuple[str, float, float]]) -> str:
 
 
 def _table(method: str, kind: str, records: list[Result]) -> Table:
-    settings = ["none", *map(_label, GRIDS[method][kind])]
+    grid = GRIDS[method][kind]
+    settings = ["none", *(_label(g, grid) for g in grid)]
     cer: dict[str, dict[str, float]] = {s: {} for s in settings}
     kept: dict[str, list[float]] = {s: [] for s in settings}
     pruned: dict[str, list[float]] = {s: [] for s in settings}
     for r in records:
-        setting = _setting(r, GRIDS[method][kind])
+        setting = _setting(r, grid)
         if "asr" in r.measurements:
             cer[setting][r.cell.concept.name] = 1 - (r.measurements["asr"].value or 0.0)
         elif "accuracy" in r.measurements:
@@ -106,27 +109,29 @@ def _table(method: str, kind: str, records: list[Result]) -> Table:
     rows = [
         (s, fmean(cer[s].values()), fmean(kept[s]) / base) for s in settings if cer[s] and kept[s]
     ]
-    chosen = choose(rows[1:])
-    table = Table(
-        "setting", *concepts, "mean CER", "kept of base", "pruned", title=f"{method}, {kind}"
-    )
+    other_slopes = {_label(g, grid) for g in grid if g.get("gamma", 10.0) != 10.0}
+    chosen = choose(row for row in rows[1:] if row[0] not in other_slopes)
+    title = f"{method}, {kind}: CER, retained accuracy as a share of the base's, weights pruned"
+    table = Table("setting", *concepts, "mean", "kept", "pruned", title=title)
     for s, mean, share in rows:
         removed = f"{fmean(pruned[s]):.2%}" if pruned[s] else ""
         values = (f"{cer[s].get(c, float('nan')):.2f}" for c in concepts)
-        mark = " <- chosen" if s == chosen else ""
-        table.add_row(s + mark, *values, f"{mean:.2f}", f"{share:.2f}", removed)
+        table.add_row(
+            f"{s} *" if s == chosen else s, *values, f"{mean:.2f}", f"{share:.2f}", removed
+        )
     return table
 
 
-def _label(params: dict[str, float]) -> str:
-    return ",".join(f"{key}={value:g}" for key, value in params.items())
+def _label(setting: dict[str, float], grid: list[dict[str, float]]) -> str:
+    varied = (key for key in setting if len({g[key] for g in grid}) > 1)
+    return ", ".join(f"{key} {setting[key]:g}" for key in varied)
 
 
 def _setting(record: Result, grid: list[dict[str, float]]) -> str:
     params = record.cell.method.params
     for setting in grid:
         if setting.items() <= params.items():
-            return _label(setting)
+            return _label(setting, grid)
     return "none"
 
 

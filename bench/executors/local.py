@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
@@ -19,8 +20,8 @@ from rich.progress import (
 )
 
 from bench.plan import Cell
+from bench.run import Erased, Runner, Settings
 from bench.run import Progress as StageCallback
-from bench.run import Runner, Settings
 from bench.store import Result, Store
 
 
@@ -48,6 +49,13 @@ def run_cells(
                     _picture(runner, store, found)
             progress.advance(whole)
             yield found, known
+
+
+def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, Path]:
+    """Return a cell's erased model, and the file of what changed."""
+    with _bars(console) as (_, stage), FileLock(settings.artifacts.lock(cell.erase_key)):
+        erased = Runner(replace(settings, progress=stage)).erase(cell)
+    return erased, settings.artifacts.erasure(cell.erase_key) / "delta.safetensors"
 
 
 def _picture(runner: Runner, store: Store, result: Result) -> None:

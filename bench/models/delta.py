@@ -74,6 +74,26 @@ def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
     return erased
 
 
+def revert(erased: DiffusersModel, delta: Delta, base: DiffusersModel) -> DiffusersModel:
+    """Return a copy of an erased model with a delta taken back: bit-equal to what it was applied to.
+
+    Raises:
+        StoreError: The model is not the base with this delta.
+    """
+    expected, now = weights(apply(base, delta)), weights(erased)
+    names = {key.rpartition("|")[0] for key in delta}
+    for name in names:
+        if name not in now or not torch.equal(now[name], expected[name].to(now[name].device)):
+            raise StoreError(
+                f"the delta cannot be taken back: {name} is not the base's with it applied"
+            )
+    restored, before = erased.copy(), weights(base)
+    tensors = weights(restored)
+    for name in names:
+        tensors[name].copy_(before[name])
+    return restored
+
+
 def to_bytes(delta: Delta) -> bytes:
     """Return the safetensors form; equal deltas give equal bytes."""
     return save(dict(sorted(delta.items())))
