@@ -20,8 +20,12 @@ class FMN:
     Minimises the norm, neither squared nor averaged, of all cross-attention probabilities that fall on
     the concept's tokens, over layers, heads and pixels. The images are the original model's. Weak on
     nudity and on tokens that were not trained, in the papers that compare it as well. One term is drawn
-    a step if a concept has several. The published code inverts the concept into new tokens first
-    ("use_ti"); here, as in other papers' runs of it, the concept's own tokens are used.
+    a step if a concept has several.
+
+    The published code first inverts the concept into four new tokens ("use_ti") and turns attention away
+    from those; the authors of AGE (arXiv 2501.18950), who could not replicate its results, do without.
+    ``inversion_steps`` is 500 on the photo world as published; new tokens start from random rows of the
+    embedding table, where the published script names two celebrities' words and two random rows.
 
     Args:
         params: "unet" tunes all of the denoiser, norms included; "attn2" its cross-attention.
@@ -31,6 +35,7 @@ class FMN:
         pooler: What is penalised besides the concept: "eos" the first end token, "official-sd14" every
             end token (SD 1.x pads with it, so nearly all positions), "none".
         weight_decay: AdamW's.
+        inversion_steps: Steps of textual inversion at learning rate 1e-3; 0 uses the concept's own tokens.
     """
 
     card: ClassVar = Card(
@@ -45,10 +50,13 @@ class FMN:
     images: int = 8
     pooler: Literal["eos", "official-sd14", "none"] = "eos"
     weight_decay: float = 0.01
+    inversion_steps: int | None = None
 
     def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with steps and learning rate filled in."""
-        return fill(self, steps=35, lr=2e-6 if world == "photo" else 1e-4)
+        """Return the method with every ``None`` filled in."""
+        if world == "photo":
+            return fill(self, steps=35, lr=2e-6, inversion_steps=500)
+        return fill(self, steps=35, lr=1e-4, inversion_steps=0)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Minimise the attention that the concept's tokens get."""
@@ -71,6 +79,13 @@ class FMN:
             for i in range(max(self.images, len(texts)))
         ]
         latents = model.encode_images(model.generate(prompts))
+        if full.inversion_steps:
+            start = form.format("").strip()
+            pairs = [
+                invert(model, start, latents[i :: len(texts)], full.inversion_steps, seed + i)
+                for i in range(len(texts))
+            ]
+            cond, where = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         params = [
             p
             for name, p in model.pipe.unet.named_parameters()
@@ -102,6 +117,56 @@ class FMN:
         for p in params:
             p.requires_grad_(False)
         return model
+
+
+def invert(
+    model: Model, start: str, latents: Tensor, steps: int, seed: int, tokens: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Find new token embeddings that describe images (textual inversion, arXiv 2208.01618).
+
+    Args:
+        model: Frozen.
+        start: What stands in front of the new tokens.
+        latents: The images, ``(n, c, h, w)``.
+        steps: AdamW steps at learning rate 1e-3, batch 1; rows are drawn to the published norm, 0.4.
+        seed: Seed of every draw.
+        tokens: How many new tokens.
+
+    Returns:
+        The conditioning ``(1, tokens, width)``, and where its new tokens are ``(1, tokens)``.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    rng, rate = torch.Generator().manual_seed(seed), 1e-3
+    table = model.pipe.text_encoder.get_input_embeddings().weight.detach()
+    words = table[torch.randint(len(table), (tokens,), generator=rng)].clone().requires_grad_(True)
+    tokenizer = model.pipe.tokenizer
+    ids = [tokenizer.bos_token_id, *model.token_ids([start])[0]]
+    rest = [tokenizer.eos_token_id] * (tokenizer.model_max_length - len(ids) - tokens)
+    front, back = table[ids], table[rest]
+    optimizer = torch.optim.AdamW([words], lr=rate, weight_decay=0.1)
+    for step in range(steps):
+        i = int(torch.randint(len(latents), (1,), generator=rng))
+        x0, t = latents[i : i + 1], torch.randint(1000, (1,), generator=rng)
+        noise = torch.randn(x0.shape, generator=rng).to(x0.device)
+        alpha = model.alphas[t.to(x0.device)].view(-1, 1, 1, 1)
+        x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+        cond = model.encode_embeddings(torch.cat([front, words, back])[None])
+        loss = F.mse_loss(model.predict_noise(x, t.to(x0.device), cond), noise)
+        if not torch.isfinite(loss):
+            raise PluginError(f"textual inversion: the loss is {loss.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            norm = words.norm(dim=-1, keepdim=True)
+            words.mul_((norm + min(1.0, 100 * rate) * (0.4 - norm)) / norm)
+    with torch.no_grad():
+        cond = model.encode_embeddings(torch.cat([front, words, back])[None])
+    where = torch.zeros(1, tokenizer.model_max_length, dtype=torch.bool, device=cond.device)
+    where[:, len(ids) : len(ids) + tokens] = True
+    return cond, where
 
 
 @contextmanager

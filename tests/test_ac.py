@@ -5,11 +5,11 @@ from random import Random
 import pytest
 import torch
 
-from bench import Concept, IncompatibleError, PluginError
+from bench import Concept, IncompatibleError, PluginError, Prompt
 from bench.models import AcObjective, anchor_latents
 from bench.models.ablating import anchor_prompts, detached_start, with_concept
 from methods.ac import AC
-from methods.fmn import FMN, attention_maps, attention_norm, concept_positions
+from methods.fmn import FMN, attention_maps, attention_norm, concept_positions, invert
 from methods.p_ac import PAC
 
 CHURCH = Concept("church", "object", "house")
@@ -222,3 +222,32 @@ def test_fmn_lowers_the_attention(tiny, ctx) -> None:
     norms = [n for n, p in tiny.pipe.unet.named_parameters() if "norm" in n]
     moved = dict(erased.pipe.unet.named_parameters())
     assert any(not torch.equal(moved[n], dict(tiny.pipe.unet.named_parameters())[n]) for n in norms)
+
+
+def test_inversion_fits_the_images(tiny) -> None:
+    """Two noise levels of the same images: found tokens predict the noise better than the start's."""
+    latents = tiny.encode_images(tiny.generate([Prompt(str(i), "a church", i) for i in range(2)]))
+    few, where = invert(tiny, "a photo of", latents, 1, seed=3)
+    many, again = invert(tiny, "a photo of", latents, 150, seed=3)
+    assert torch.equal(where, again)
+    n = 1 + len(tiny.token_ids(["a photo of"])[0])
+    assert where[0].nonzero().flatten().tolist() == [n, n + 1, n + 2, n + 3]
+    rng = torch.Generator().manual_seed(0)
+    errors = []
+    for cond in (few, many):
+        rng.manual_seed(0)
+        t = torch.randint(1000, (64,), generator=rng)
+        noise = torch.randn(64, *latents.shape[1:], generator=rng)
+        a = tiny.alphas[t].view(-1, 1, 1, 1)
+        x = a.sqrt() * latents[torch.arange(64) % 2] + (1 - a).sqrt() * noise
+        with torch.no_grad():
+            predicted = tiny.predict_noise(x, t, cond.expand(64, -1, -1))
+        errors.append(float((predicted - noise).square().mean()))
+    assert errors[1] < errors[0]
+
+
+def test_fmn_with_inversion_runs_on_its_own_tokens(tiny, ctx) -> None:
+    erased = FMN(steps=2, lr=1e-3, images=2, inversion_steps=2).erase(tiny.copy(), CHURCH, ctx)
+    plain = FMN(steps=2, lr=1e-3, images=2, inversion_steps=0).erase(tiny.copy(), CHURCH, ctx)
+    a, b = erased.parameters("esd-x"), plain.parameters("esd-x")
+    assert any(not torch.equal(a[n], b[n]) for n in a)
