@@ -355,7 +355,8 @@ def _details(what: What, name: str, model: str) -> list[str]:
     cls = registry.load(kind, name)
     values = [f"  {f.name}: {f.type} = {f.default!r}" for f in fields(cls)]
     card = cls.card
-    return [f"{name}: {card.title}", card.paper, card.code, inspect.getdoc(cls) or "", *values]
+    about = [inspect.cleandoc(base.__doc__) for base in cls.__mro__[:-1] if base.__doc__]
+    return [f"{name}: {card.title}", card.paper, card.code, *about, *values]
 
 
 def main() -> None:

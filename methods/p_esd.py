@@ -18,8 +18,8 @@ class PESD(EsdSettings):
     ``weight_decay``, and whether latents come from the masked model: here 1, PyTorch's defaults, and
     yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
     Emoji-world defaults are chosen by ``bench.emoji.calibrate``, which shows what ``m0``, ``eps`` and
-    ``gamma`` do: each step of ``eps`` by ten prunes about five times more, ``m0`` 1.5 or ``gamma`` 20
-    prune nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
+    ``gamma`` do: a tenth of ``eps`` prunes five to ten times more, ``m0`` 1.5 or ``gamma`` 20
+    nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
 
     Args:
         steps: Optimiser steps.

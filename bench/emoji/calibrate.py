@@ -1,13 +1,13 @@
-"""How the emoji world's defaults of ESD and P-ESD are chosen: ``python -m bench.emoji.calibrate``.
+"""How methods' defaults on the emoji world are chosen: ``python -m bench.emoji.calibrate``.
 
 Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
 attacks, and prints erasing rate against retained accuracy for each kind of concept. The rule, the same
-for both methods and all kinds: of the settings whose mean erasing rate is at least 0.90, the one that
+for all methods and kinds: of the settings whose mean erasing rate is at least 0.90, the one that
 keeps most of the base's accuracy on retained subjects and styles, the gentlest of equals; where none
 reaches 0.90, the highest rate that keeps at least 85 %. Attacks play no part. P-ESD's slope is the
 paper's, 10; other slopes are run to show what they do and cannot be chosen.
 
-What was seen before: single settings had been run on these calibration sets before the grid was
+What was seen before: for ESD and P-ESD single settings had been run on these sets before the grid was
 written, and its ranges come from them. The second half of the rule was added for nudity then, and that
 slopes are not chosen after the first table (5 kept 100 % on objects, 10 kept 98 %).
 """
@@ -30,6 +30,12 @@ from bench.run import Settings
 from bench.spec import Spec
 from bench.store import Result, Store
 
+
+def _each(settings: Iterable[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    grid = list(settings)
+    return dict.fromkeys(("object", "nsfw", "style"), grid)
+
+
 TASKS = {"object": ("church", "parachute"), "nsfw": ("nudity",), "style": ("van-gogh",)}
 _MASKS = [  # eps decides most; slope and start are varied around one value of it
     *({"eps": eps, "steps": 60, "m0": 1.0, "gamma": 10.0} for eps in (1e-6, 1e-7, 1e-8)),
@@ -48,13 +54,18 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
         "style": [{"lr": lr} for lr in (3e-4, 6e-4, 1e-3, 2e-3)],
     },
     "p-esd": {"object": _MASKS, "nsfw": _MASKS, "style": _MASKS_OF_STYLES},
+    "ac": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)),
+    "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8, 1e-9)),
+    "fmn": _each({"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3)),
+    "uce": _each({"erase_scale": scale} for scale in (1.0, 5.0, 25.0)),
+    "concept-prune": _each({"ratio": ratio} for ratio in (0.01, 0.02, 0.05, 0.1)),
 }
 ENOUGH, LEAST_KEPT = 0.90, 0.85
 
 
 def main(
     results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results/calibration"),
-    method: Annotated[list[str] | None, typer.Option(help="esd, p-esd; both by default.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="See GRIDS; all by default.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="object, nsfw, style; all.")] = None,
     limit: Annotated[int, typer.Option(help="Prompts of each set.")] = 32,
 ) -> None:
