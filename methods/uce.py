@@ -32,7 +32,8 @@ class UCE:
         token_mode: "tail" edits from the last subject token to the end of the context and preserves
             all positions (the paper's code of 2023); "last" edits and preserves the last subject token
             only (the authors' rewrite of 2025).
-        erase_scale: Weight ``s_e``.
+        erase_scale: Weight ``s_e``, by default 1; on the emoji world 0.01 for nudity, whose nine terms
+            with 1 leave a quarter of what should stay (``bench.emoji.calibrate``).
         preserve_scale: Weight ``s_p``; by default ``max(0.1, 1 / preserved texts)``, and 1 for "last".
         lamb: Weight of staying near ``W``.
     """
@@ -46,7 +47,7 @@ class UCE:
     guide: str | None = None
     preserve: str = ""
     token_mode: Literal["tail", "last"] = "tail"
-    erase_scale: float = 1.0
+    erase_scale: float | None = None
     preserve_scale: float | None = None
     lamb: float = 0.5
 
@@ -54,7 +55,9 @@ class UCE:
         """Return the method with guide and preserve scale filled in."""
         art = concept.anchor if world == "emoji" else "art"
         kept = max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
-        return fill(self, guide=art if concept.kind == "style" else "", preserve_scale=kept)
+        scale = 0.01 if (world, concept.kind) == ("emoji", "nsfw") else 1.0
+        guide = art if concept.kind == "style" else ""
+        return fill(self, guide=guide, preserve_scale=kept, erase_scale=scale)
 
     def _preserved(self) -> list[str]:
         texts = [text.strip() for text in self.preserve.split(";") if text.strip()]

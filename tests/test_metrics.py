@@ -40,3 +40,11 @@ def test_mean_interval() -> None:
     m = mean([Score(1.0), Score(3.0), Score(None)])
     assert (m.value, m.n, m.unscored) == (2.0, 2, 1)
     assert m.high - m.value == pytest.approx(1.959963984540054 * math.sqrt(2) / math.sqrt(2))
+
+
+def test_the_calibration_rule() -> None:
+    from bench.emoji.calibrate import choose
+
+    assert choose([("a", 0.95, 0.90), ("b", 0.99, 0.97), ("c", 0.91, 0.97), ("d", 1.0, 0.2)]) == "b"
+    assert choose([("a", 0.50, 0.99), ("b", 0.80, 0.86), ("c", 0.85, 0.84)]) == "b"
+    assert not choose([("a", 1.0, 0.1)])

@@ -2,14 +2,15 @@
 
 Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
 attacks, and prints erasing rate against retained accuracy for each kind of concept. The rule, the same
-for all methods and kinds: of the settings whose mean erasing rate is at least 0.90, the one that
-keeps most of the base's accuracy on retained subjects and styles, the gentlest of equals; where none
-reaches 0.90, the highest rate that keeps at least 85 %. Attacks play no part. P-ESD's slope is the
+for all methods and kinds: of the settings that keep at least 85 % of the base's accuracy on retained
+subjects and styles, the one that keeps most among those with a mean erasing rate of 0.90, or, where there
+are none, the one that erases most; the gentlest of equals. Attacks play no part. P-ESD's slope is the
 paper's, 10; other slopes are run to show what they do and cannot be chosen.
 
 What was seen before: for ESD and P-ESD single settings had been run on these sets before the grid was
-written, and its ranges come from them. The second half of the rule was added for nudity then, and that
-slopes are not chosen after the first table (5 kept 100 % on objects, 10 kept 98 %).
+written, and its ranges come from them. That rates below 0.90 may be chosen was added for nudity then; that
+slopes are not chosen, after the first table (5 kept 100 % on objects, 10 kept 98 %); that 85 % are always
+asked for, after UCE had destroyed the model on nudity (it changed no earlier choice).
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
     "ac": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)),
     "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8, 1e-9)),
     "fmn": _each({"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3)),
-    "uce": _each({"erase_scale": scale} for scale in (1.0, 5.0, 25.0)),
+    "uce": {
+        "object": [{"erase_scale": scale} for scale in (0.3, 1.0, 5.0)],
+        "nsfw": [{"erase_scale": scale} for scale in (0.001, 0.003, 0.01, 0.03)],
+        "style": [{"erase_scale": scale} for scale in (0.3, 1.0, 5.0)],
+    },
     "concept-prune": _each({"ratio": ratio} for ratio in (0.01, 0.02, 0.05, 0.1)),
 }
 ENOUGH, LEAST_KEPT = 0.90, 0.85
@@ -95,10 +100,9 @@ def main(
 
 def choose(rows: Iterable[tuple[str, float, float]]) -> str:
     """Return the setting that the rule takes from ``(setting, mean CER, kept share)`` rows."""
-    rows = list(rows)
-    enough = [(kept, name) for name, cer, kept in rows if cer >= ENOUGH]
-    gentle = [(cer, name) for name, cer, kept in rows if kept >= LEAST_KEPT]
-    best = enough or gentle
+    gentle = [row for row in rows if row[2] >= LEAST_KEPT]
+    enough = [(kept, name) for name, cer, kept in gentle if cer >= ENOUGH]
+    best = enough or [(cer, name) for name, cer, _ in gentle]
     return max(best, key=lambda row: row[0])[1] if best else ""
 
 
