@@ -1,9 +1,13 @@
 """ESD and P-ESD against formulas written out here."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from bench import Concept, PluginError
 from bench.models import EsdObjective, SoftMasks, esd_texts
@@ -185,3 +189,38 @@ def test_nan_stops_at_once(tiny, ctx) -> None:
         ESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)
     with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
         PESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation made and that is still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+def test_peak_memory_of_masks_is_what_they_say(tiny) -> None:
+    parameters = tiny.parameters("esd-u")
+    with _Peak() as memory:
+        masks = SoftMasks(parameters, gamma=10.0, m0=1.0, lr=0.1, eps=1e-8, weight_decay=0.01)
+        for _ in range(3):
+            for p in parameters.values():
+                p.grad = torch.randn_like(p)
+            masks.step()
+    assert memory.peak == pytest.approx(masks.peak_bytes, rel=0.2)

@@ -90,6 +90,7 @@ class SoftMasks:
                 self.logits[name].grad = grad * self.weights[name] * slope
                 parameter.grad = None
         self.optimizer.step()
+        self.optimizer.zero_grad()  # frees the gradients until the next step
         self.apply()
 
     def harden(self, threshold: float = 0.5) -> MaskReport:
@@ -105,6 +106,15 @@ class SoftMasks:
                 bins += torch.histc(soft.cpu(), 10, 0, 1).long()
         in_scope = sum(w.numel() for w in self.weights.values())
         return MaskReport(pruned, in_scope, tuple(bins.tolist()))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory a step needs beside the model: seven float32 for each entry in scope.
+
+        The frozen weight, the logit, two moments, one gradient (the weight's becomes the logit's), and two
+        temporaries of AdamW. On SD 1.4's 815 358 084 entries outside cross-attention: 22.8 GB.
+        """
+        return 7 * 4 * sum(w.numel() for w in self.weights.values())
 
     @property
     def tensors(self) -> list[Tensor]:
