@@ -2,5 +2,8 @@
 
 PLUGINS = {
     "none": "attacks.none:NoAttack",
+    "random": "attacks.random_tokens:RandomTokens",
+    "seed-search": "attacks.seed_search:SeedSearch",
     "unlearndiff": "attacks.unlearndiff:UnlearnDiff",
+    "p4d": "attacks.p4d:P4D",
 }

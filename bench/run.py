@@ -204,7 +204,12 @@ class Runner:
         saved = artifacts.attacked(key)
         by_id = {prompt.id: prompt for prompt in prompts}
         done = {
-            i: Adversarial(replace(by_id[i], text=row["text"]), None, row["queries"], row["trace"])
+            i: Adversarial(
+                replace(by_id[i], text=row["text"], seed=row.get("seed", by_id[i].seed)),
+                None,
+                row["queries"],
+                row["trace"],
+            )
             for i, row in saved.items()
             if i in by_id
         }
@@ -217,6 +222,7 @@ class Runner:
                 row = {
                     "id": prompt.id,
                     "text": prompt.text,
+                    "seed": prompt.seed,
                     "queries": adversarial.queries,
                     "trace": dict(adversarial.trace),
                 }
@@ -310,8 +316,15 @@ class Runner:
         original = Erased(
             self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
         )
-        texts = {row.id: row.adversarial or row.text for row in result.rows}
-        attacked = [replace(p, text=texts[p.id]) for p in prompts]
+        rows = {row.id: row for row in result.rows}
+        attacked = [
+            replace(
+                p,
+                text=rows[p.id].adversarial or p.text,
+                seed=p.seed if (seed := rows[p.id].adversarial_seed) is None else seed,
+            )
+            for p in prompts
+        ]
         groups = [
             self._images(model, part, "picture")
             for model, part in ((original, prompts), (erased, prompts), (erased, attacked))
@@ -372,6 +385,7 @@ def _rows(
             own=own[i].value,
             attacked=last[i].value if attack else None,
             adversarial=found[i].prompt.text if attack else None,
+            adversarial_seed=found[i].prompt.seed if attack else None,
             queries=found[i].queries,
             trace=dict(found[i].trace),
             detail=dict(last[i].detail),

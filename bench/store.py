@@ -41,6 +41,7 @@ class Row:
         trace: What the attack recorded.
         detail: What the judge said of the last image.
         scores: Further measures of the last image.
+        adversarial_seed: Seed of the adversarial prompt's image.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Row:
     trace: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
+    adversarial_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.unlearndiff import PRESETS, Adam, UnlearnDiff, _Search, bisect, decode, project
+from attacks._token_search import PRESETS, Adam, arrange, decode
+from attacks.p4d import P4D, NearestSearch
+from attacks.random_tokens import RandomTokens
+from attacks.seed_search import SeedSearch
+from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
 from bench import Concept, Prompt, Target
 
 CHURCH = Concept("church", "object")
@@ -68,14 +72,29 @@ def test_adam_is_torchs_with_coupled_l2() -> None:
     assert torch.allclose(ours, theirs.detach(), atol=1e-7)
 
 
-def test_assembly_equals_encoding_the_ids(tiny, ctx) -> None:
-    search = _Search(UnlearnDiff(tokens=2), target(tiny), ctx)
-    (slot,) = search._start(PROMPTS[:1])
+def test_where_free_tokens_stand() -> None:
+    """The official rules, spelled out for a prompt of seven tokens and three free ones."""
+    for insertion, expected in {
+        "prefix": "ABC1234567",
+        "suffix": "1234567ABC",
+        "mid": "123ABC4567",
+        "insert": "1A2B3C4567",
+        "per-k-words": "A123B456C7",
+    }.items():
+        assert "".join(arrange("1234567", "ABC", insertion)) == expected
+    assert "".join(arrange("1", "ABC", "insert")) == "ABC1"
+    assert "".join(arrange("1234567", "A", "per-k-words")) == "A1234567"
+
+
+@pytest.mark.parametrize("insertion", ["prefix", "suffix", "mid", "insert", "per-k-words"])
+def test_assembly_equals_encoding_the_ids(tiny, ctx, insertion) -> None:
+    search = SimplexSearch(UnlearnDiff(tokens=2, insertion=insertion), target(tiny), ctx)
+    (slot,) = search.open(PROMPTS[:1])
     chosen = tiny.token_ids(["castle house"])[0][:2]
     one_hot = torch.nn.functional.one_hot(torch.tensor([chosen]), len(search.table)).float()
-    embeddings = search._assemble([slot], one_hot @ search.table)
+    embeddings = search.assemble([slot], one_hot @ search.table)
     tokenizer = tiny.pipe.tokenizer
-    ids = [tokenizer.bos_token_id, *chosen, *slot.ids]
+    ids = [tokenizer.bos_token_id, *arrange(slot.ids, chosen, insertion)]
     ids += [tokenizer.eos_token_id] * (32 - len(ids))
     assert torch.allclose(embeddings, search.table[torch.tensor([ids])], atol=1e-6)
 
@@ -83,10 +102,10 @@ def test_assembly_equals_encoding_the_ids(tiny, ctx) -> None:
 def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
     """Draws in the official order from a stream that the image's latents have advanced."""
     attack = UnlearnDiff(tokens=3, lr=0.02)
-    search = _Search(attack, target(tiny), ctx)
-    slots = list(search._start(PROMPTS[:2]))
-    before = [slot.probs.clone() for slot in slots]
-    search._iterate(slots, draw_noise=True)
+    search = SimplexSearch(attack, target(tiny), ctx)
+    slots = list(search.open(PROMPTS[:2]))
+    before = [slot.variable.clone() for slot in slots]
+    search.iterate(slots, draw_noise=True)
     for slot, prompt, p in zip(slots, PROMPTS, before, strict=False):
         rng = torch.Generator().manual_seed(prompt.seed)
         torch.randn(4, 8, 8, generator=rng)  # the initial latents
@@ -102,7 +121,7 @@ def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
         loss = ((e - noise) ** 2).mean()
         (grad,) = torch.autograd.grad(loss, o)
         expected = project(Adam(0.02, 0.1).update(p, grad.clamp(-1, 1)))
-        assert torch.allclose(slot.probs, expected, atol=1e-5)
+        assert torch.allclose(slot.variable, expected, atol=1e-5)
         assert slot.losses[-1] == pytest.approx(loss.item(), rel=1e-4)
 
 
@@ -165,3 +184,124 @@ def test_decoding_drops_special_tokens(tiny) -> None:
     tokenizer = tiny.pipe.tokenizer
     ids = tiny.token_ids(["a church"])[0]
     assert decode(tokenizer, [tokenizer.eos_token_id, *ids, tokenizer.bos_token_id]) == "a church"
+
+
+def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
+    """Ids that do not survive decoding: their own image is made from embeddings, and judged."""
+    search = SimplexSearch(UnlearnDiff(tokens=2), target(tiny), ctx)
+    (slot,) = search.open(PROMPTS[:1])
+    slot.variable[:, tiny.pipe.tokenizer.bos_token_id] = 2.0  # a special token, lost in decoding
+    made = []
+
+    def generate(prompts, embeddings=None):
+        made.append(embeddings)
+        return [None] * len(prompts)
+
+    tiny.generate = generate
+    search.target = replace(search.target, criterion=lambda samples: [made[-1] is not None])
+    assert not list(search.evaluate([slot]))
+    assert (slot.token_success, slot.text) == (True, PROMPTS[0].text)
+    ids = [tiny.pipe.tokenizer.bos_token_id] * 3 + slot.ids
+    ids += [tiny.pipe.tokenizer.eos_token_id] * (32 - len(ids))
+    own = tiny.pipe.text_encoder(torch.tensor([ids]))[0]
+    assert torch.allclose(made[1], own, atol=1e-5)
+
+
+# -------------------------------------------------------------------------- P4D and the floors
+def test_one_p4d_step_follows_the_nearest_tokens(tiny, ctx) -> None:
+    original = tiny.copy()
+    with torch.no_grad():  # another denoiser and another text encoder
+        for p in [*original.parameters("full").values(), *original.pipe.text_encoder.parameters()]:
+            p.mul_(1.1)
+    attack = P4D(tokens=3, lr=0.05)
+    search = NearestSearch(attack, Target(tiny, original, CHURCH, lambda s: [False] * len(s)), ctx)
+    slots = list(search.open(PROMPTS[:2]))
+    assert torch.equal(slots[0].variable, slots[1].variable)
+    for slot in slots:
+        slot.variable += 0.02 * torch.randn(3, 32)
+    before = [slot.variable.clone() for slot in slots]
+    search.iterate(slots, draw_noise=True)
+    table, tok = search.table, tiny.pipe.tokenizer
+    for slot, prompt, e in zip(slots, PROMPTS, before, strict=False):
+        rng = torch.Generator().manual_seed(prompt.seed)
+        torch.randn(4, 8, 8, generator=rng)
+        noise = torch.randn(4, 8, 8, generator=rng)
+        cosines = [[float(a @ b / (a.norm() * b.norm())) for b in table] for a in e]
+        nearest = torch.tensor([max(range(len(row)), key=row.__getitem__) for row in cosines])
+        projected = table[nearest].clone().requires_grad_(True)
+        a = tiny.alphas[10]
+        x = (a.sqrt() * slot.latent + (1 - a).sqrt() * noise)[None]
+        ids = torch.tensor([*slot.ids, *[tok.eos_token_id] * (28 - len(slot.ids))])
+        embedded = torch.cat([table[tok.bos_token_id][None], projected, table[ids]])[None]
+        t = torch.tensor([10])
+        with torch.no_grad():
+            goal = original.predict_noise(x, t, original.encode([prompt.text]))
+        loss = ((tiny.predict_noise(x, t, tiny.encode_embeddings(embedded)) - goal) ** 2).mean()
+        (grad,) = torch.autograd.grad(loss, projected)
+        variable = e.clone().requires_grad_(True)
+        variable.grad = grad
+        torch.optim.Adam([variable], lr=0.05, weight_decay=0.1).step()
+        assert slot.losses == [pytest.approx(loss.item(), rel=1e-4)]
+        assert torch.allclose(slot.variable, variable.detach(), atol=1e-4)
+
+
+def test_p4d_reads_vocabulary_tokens_whatever_the_batch(tiny, ctx, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
+    attack = P4D(tokens=2, iterations=2, lr=0.1)
+
+    def found(batch: int) -> dict:
+        search = attack.prepare(target(tiny), replace(ctx, batch_size=batch))
+        return {a.prompt.id: (a.prompt.text, a.trace["ids"]) for a in search(PROMPTS)}
+
+    assert found(1) == found(8) == found(3)
+
+
+@pytest.mark.parametrize("attack", [RandomTokens(tokens=2, draws=3), SeedSearch(draws=3)])
+def test_floors_stop_at_success_and_see_images_only(tiny, ctx, attack) -> None:
+    class Blind:
+        generate = staticmethod(tiny.generate)
+
+    asked = []
+
+    def criterion(samples):
+        asked.append([s.prompt for s in samples])
+        return [s.prompt.id == "p1" and len(asked) == 3 for s in samples]
+
+    find = attack.prepare(Target(Blind(), tiny, CHURCH, criterion), ctx)
+    found = {a.prompt.id: a for a in find(PROMPTS[:3])}
+    assert [len(batch) for batch in asked] == [3, 3, 3, 2]
+    assert asked[0] == PROMPTS[:3]
+    assert (found["p1"].queries, found["p1"].trace) == (3, {"success": True, "round": 2})
+    assert (found["p0"].queries, found["p0"].trace["success"]) == (4, False)
+    tried = [next(p for p in batch if p.id == "p0") for batch in asked]
+    if isinstance(attack, SeedSearch):
+        assert len({p.seed for p in tried}) == 4
+        assert {p.text for p in tried} == {PROMPTS[0].text}
+    else:
+        assert {p.seed for p in tried} == {PROMPTS[0].seed}
+        assert len({p.text for p in tried}) == 4
+        assert all(p.text.endswith(PROMPTS[0].text) for p in tried)
+
+
+def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
+    from bench.plan import plan
+    from bench.registry import Ref
+    from bench.run import Runner, Settings
+    from bench.spec import Spec
+    from bench.store import Artifacts
+
+    spec = Spec(
+        "tiny-random", (Ref("none"),), (Ref("seed-search", {"draws": 2}),), ("church",), limit=2
+    )
+    (cell,) = plan(spec)
+    settings = Settings(artifacts=Artifacts(tmp_path))
+    first, again = (
+        Runner(settings).run(cell),
+        Runner(settings).run(cell),
+    )  # the second from the cache
+    assert first.status == "ok", first.reason
+    assert first.rows == again.rows
+    for row in first.rows:
+        assert (row.adversarial, row.adversarial_seed == row.seed) == (row.text, row.queries == 1)
+    for _, erased, attacked in Runner(settings).samples(cell, first, 2):
+        assert erased.image.tobytes() != attacked.image.tobytes()

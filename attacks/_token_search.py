@@ -1,0 +1,274 @@
+"""The loop that UnlearnDiffAtk and P4D share: free tokens, moved by the denoiser's error, batched.
+
+For each prompt: if it already succeeds, it is done. Else, for each timestep from low noise to high, a
+number of Adam steps on a variable that stands for free tokens; then the variable is read as token ids,
+decoded to a *string*, an image is made from that string, and the prompt is done if the judge finds the
+concept. Variable and Adam's moments are carried over from timestep to timestep.
+
+Prompts are independent: each has its own draws (from its own seed, restarted at each timestep as the
+official code does on a CPU) and its own optimiser state, so the batch does not matter. A prompt that is
+done leaves the batch and the next one takes its place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from bench import Adversarial, Context, Model, Prompt, Sample, Target
+
+PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
+"""Attacked timesteps: the pruning paper's ten, UnlearnDiffAtk's fifty."""
+
+Insertion = Literal["prefix", "suffix", "mid", "insert", "per-k-words"]
+Item = TypeVar("Item")
+_WORDS = 3  # prompt tokens between two free ones, for "per-k-words"
+
+
+def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) -> list[Item]:
+    """Return a prompt's tokens with the free ones among them, without start and end.
+
+    prefix: in front. suffix: behind. mid: in the middle. insert: one after every ``L // (k + 1)``
+    prompt tokens. per-k-words: one before every three prompt tokens.
+    """
+    old, new = list(prompt), list(free)
+    match insertion:
+        case "prefix":
+            return new + old
+        case "suffix":
+            return old + new
+        case "mid":
+            half = len(old) // 2
+            return old[:half] + new + old[half:]
+        case "insert":
+            gap = len(old) // (len(new) + 1)
+            mixed = [x for i, a in enumerate(new) for x in (*old[i * gap : (i + 1) * gap], a)]
+            return mixed + old[len(new) * gap :]
+        case "per-k-words":
+            mixed = [x for i, a in enumerate(new) for x in (a, *old[i * _WORDS : (i + 1) * _WORDS])]
+            return mixed + old[len(new) * _WORDS :]
+
+
+@dataclass
+class Slot:
+    """One prompt under attack."""
+
+    prompt: Prompt
+    ids: list[int]
+    latent: Tensor
+    variable: Tensor  # one row per free token
+    adam: Adam
+    round: int = 0
+    queries: int = 1
+    losses: list[float] = field(default_factory=list)
+    found: list[int] = field(default_factory=list)
+    text: str = ""
+    token_success: bool = False
+    rng: torch.Generator = field(default_factory=torch.Generator)
+
+
+@dataclass
+class Adam:
+    """Adam's moments of one variable; coupled L2 as in ``torch.optim.Adam(weight_decay=...)``."""
+
+    lr: float
+    weight_decay: float
+    step: int = 0
+    m: Tensor | float = 0.0
+    v: Tensor | float = 0.0
+
+    def update(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return the variable after one step."""
+        grad = grad + self.weight_decay * x
+        self.step += 1
+        self.m = 0.9 * self.m + 0.1 * grad
+        self.v = 0.999 * self.v + 0.001 * grad * grad
+        m_hat, v_hat = self.m / (1 - 0.9**self.step), self.v / (1 - 0.999**self.step)
+        return x - self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+
+
+class TokenSearch(ABC):
+    """The attack on one victim. What the variable is, and which noise is asked for, is the subclass's.
+
+    Args:
+        attack: The resolved attack, with the fields that both attacks have.
+        target: Victim, original, concept, judge.
+        ctx: Where and how large a batch.
+    """
+
+    def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
+        self.attack, self.target, self.ctx = attack, target, ctx
+        self.model: Model = target.victim
+        self.tokenizer = self.model.pipe.tokenizer
+        self.table = self.model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+        self.times = [t + attack.phase for t in PRESETS[attack.timesteps]]
+
+    # ------------------------------------------------------------------ what differs
+    @abstractmethod
+    def start(self, prompt: Prompt) -> Tensor:
+        """Return the variable's first value."""
+
+    @abstractmethod
+    def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
+        """Return what the gradient is of, and the free tokens' embeddings, ``(slots, tokens, width)``."""
+
+    @abstractmethod
+    def move(self, slot: Slot, grad: Tensor) -> None:
+        """Take one optimiser step."""
+
+    @abstractmethod
+    def read(self, slot: Slot) -> list[int]:
+        """Return the variable as token ids."""
+
+    def goal(self, slots: Sequence[Slot], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return the noise that the victim should predict; here, the noise that was added."""
+        return noise
+
+    # ------------------------------------------------------------------ the loop
+    def run(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
+        """Yield each prompt when it is done."""
+        queue, slots = list(prompts), list[Slot]()
+        while queue or slots:
+            if (room := self.ctx.batch_size - len(slots)) > 0 and queue:
+                fresh, queue = queue[:room], queue[room:]
+                for item in self.open(fresh):
+                    if isinstance(item, Slot):
+                        slots.append(item)
+                    else:
+                        yield item
+                continue
+            for i in range(self.attack.iterations):
+                self.iterate(slots, draw_noise=i == 0)
+            yield from self.evaluate(slots)
+            slots = [slot for slot in slots if slot.round < len(self.times)]
+
+    def open(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial | Slot]:
+        """Try the prompts as they are; open a slot for each that fails and has room."""
+        images = self.model.generate(prompts)
+        samples = [Sample(p, image) for p, image in zip(prompts, images, strict=True)]
+        ids = self.model.token_ids([p.text for p in prompts])
+        opened: list[tuple[Prompt, list[int]]] = []
+        for prompt, row, success in zip(prompts, ids, self.target.criterion(samples), strict=True):
+            if success:
+                yield Adversarial(prompt, queries=1, trace={"success": True, "round": 0})
+            elif len(row) + self.attack.tokens > self.tokenizer.model_max_length - 2:
+                yield Adversarial(prompt, queries=1, trace={"success": False, "too_long": len(row)})
+            else:
+                opened.append((prompt, row))
+        if not opened:
+            return
+        originals = self.target.original.generate([prompt for prompt, _ in opened])
+        latents = self.model.encode_images(originals)
+        for (prompt, row), latent in zip(opened, latents, strict=True):
+            adam = Adam(self.attack.lr, self.attack.weight_decay)
+            yield Slot(prompt, row, latent, self.start(prompt), adam)
+
+    def iterate(self, slots: list[Slot], *, draw_noise: bool) -> None:
+        """One Adam step of every slot, as one batch."""
+        if draw_noise:
+            for slot in slots:
+                slot.rng = self._stream(slot.prompt)
+        leaf, free = self.embed(slots)
+        noise = torch.stack([torch.randn(s.latent.shape, generator=s.rng) for s in slots])
+        noise = noise.to(self.model.device)
+        t = torch.tensor([self.times[s.round] for s in slots], device=self.model.device)
+        alpha = self.model.alphas[t].view(-1, 1, 1, 1)
+        x0 = torch.stack([s.latent for s in slots])
+        x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+        cond = self.model.encode_embeddings(self.assemble(slots, free))
+        error = self.model.predict_noise(x, t, cond) - self.goal(slots, x, t, noise)
+        loss = (error.abs() if self.attack.loss == "l1" else error.square()).mean((1, 2, 3))
+        (grad,) = torch.autograd.grad(loss.sum(), leaf)
+        grad, losses = grad.cpu(), loss.tolist()
+        for i, slot in enumerate(slots):
+            slot.losses.append(losses[i])
+            self.move(slot, grad[i])
+
+    def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
+        """Decode, make an image from the string, judge; yield the slots that are done."""
+        trials = []
+        for slot in slots:
+            slot.found = self.read(slot)
+            slot.text = decode(self.tokenizer, self._ids(slot))
+            trials.append(replace(slot.prompt, text=slot.text))
+        hits = self._judge(trials)
+        self._judge_tokens(slots, trials, hits)
+        for slot, trial, success in zip(slots, trials, hits, strict=True):
+            slot.round += 1
+            slot.queries += 1
+            if success or slot.round == len(self.times):
+                yield Adversarial(trial, queries=slot.queries, trace=self._trace(slot, success))
+                slot.round = len(self.times)
+
+    def assemble(self, slots: Sequence[Slot], free: Tensor) -> Tensor:
+        """Return token embeddings of the whole context, ``[SOT | prompt and free tokens | EOT ...]``."""
+        length, device = self.tokenizer.model_max_length, self.table.device
+        ends = torch.tensor(
+            [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id], device=device
+        )
+        first, last = self.table[ends]
+        rows = []
+        for slot, embeddings in zip(slots, free, strict=True):
+            prompt = self.table[torch.tensor(slot.ids, dtype=torch.long, device=device)]
+            row = [first, *arrange(list(prompt), list(embeddings), self.attack.insertion)]
+            rows.append(torch.stack(row + [last] * (length - len(row))))
+        return torch.stack(rows)
+
+    # ------------------------------------------------------------------ judging
+    def _judge(self, trials: Sequence[Prompt], embeddings: Tensor | None = None) -> Sequence[bool]:
+        images = self.model.generate(trials, embeddings=embeddings)
+        return self.target.criterion(
+            [Sample(p, image) for p, image in zip(trials, images, strict=True)]
+        )
+
+    def _judge_tokens(
+        self, slots: Sequence[Slot], trials: Sequence[Prompt], hits: Sequence[bool]
+    ) -> None:
+        """Note whether the ids themselves succeed; ids that survive decoding need no second image."""
+        differ = [i for i, slot in enumerate(slots) if not self._round_trip(slot)]
+        for slot, hit in zip(slots, hits, strict=True):
+            slot.token_success = slot.token_success or bool(hit)
+        if differ:
+            free = self.table[torch.tensor([slots[i].found for i in differ])]
+            with torch.no_grad():
+                cond = self.model.encode_embeddings(self.assemble([slots[i] for i in differ], free))
+            for i, hit in zip(differ, self._judge([trials[i] for i in differ], cond), strict=True):
+                slots[i].token_success = slots[i].token_success or bool(hit)
+
+    def _ids(self, slot: Slot) -> list[int]:
+        return arrange(slot.ids, slot.found, self.attack.insertion)
+
+    def _round_trip(self, slot: Slot) -> bool:
+        return self.model.token_ids([slot.text])[0] == self._ids(slot)
+
+    def _trace(self, slot: Slot, success: bool) -> dict[str, Any]:
+        n = self.attack.iterations
+        rounds = range(0, len(slot.losses), n)
+        return {
+            "success": success,
+            "token_success": slot.token_success,
+            "round": slot.queries - 1,
+            "ids": slot.found,
+            "round_trip": self._round_trip(slot),
+            "losses": [round(sum(slot.losses[i : i + n]) / n, 5) for i in rounds],
+            "iterations": len(slot.losses),
+        }
+
+    def _stream(self, prompt: Prompt) -> torch.Generator:
+        """Return the official code's random stream: reseeded by each image, which draws latents."""
+        rng = torch.Generator().manual_seed(prompt.seed)
+        shape = self.model.noise([prompt.seed]).shape[1:]
+        torch.randn(shape, generator=rng)
+        return rng
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the string of token ids, special tokens left out."""
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    text: str = tokenizer.decode([i for i in ids if i not in special])
+    return text.strip()
