@@ -89,7 +89,7 @@ class AC(AcSettings):
         if world == "photo":
             rate, steps = (6.4e-5, 400) if nsfw else (1.6e-5, 100)
             return fill(self, **here, images=1000, steps=steps, lr=rate)
-        return fill(self, **here, images=200, steps=200, lr=1e-3)
+        return fill(self, **here, images=100, steps=100, lr=1e-3)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune the model towards the anchor."""

@@ -46,7 +46,7 @@ class PAC(AcSettings):
         params = "esd-x" if concept.kind == "style" else "full"
         if world == "photo":
             return fill(self, params=params, images=1000, steps=1000, lr=0.01, eps=1e-8)
-        return fill(self, params=params, images=200, steps=200, lr=0.1, eps=1e-7)
+        return fill(self, params=params, images=100, steps=100, lr=0.1, eps=1e-7)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""

@@ -55,9 +55,9 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
         "style": [{"lr": lr} for lr in (3e-4, 6e-4, 1e-3, 2e-3)],
     },
     "p-esd": {"object": _MASKS, "nsfw": _MASKS, "style": _MASKS_OF_STYLES},
-    "ac": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)),
-    "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8, 1e-9)),
-    "fmn": _each({"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3)),
+    "ac": _each({"lr": lr} for lr in (3e-4, 1e-3, 3e-3)),
+    "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8)),
+    "fmn": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
     "uce": {
         "object": [{"erase_scale": scale} for scale in (0.3, 1.0, 5.0)],
         "nsfw": [{"erase_scale": scale} for scale in (0.001, 0.003, 0.01, 0.03)],
