@@ -55,7 +55,11 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
         "style": [{"lr": lr} for lr in (3e-4, 6e-4, 1e-3, 2e-3)],
     },
     "p-esd": {"object": _MASKS, "nsfw": _MASKS, "style": _MASKS_OF_STYLES},
-    "ac": _each({"lr": lr} for lr in (3e-4, 1e-3, 3e-3)),
+    "ac": {
+        "object": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
+        "nsfw": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4)],
+        "style": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
+    },
     "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8)),
     "fmn": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
     "uce": {
