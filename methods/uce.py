@@ -32,8 +32,8 @@ class UCE:
         token_mode: "tail" edits from the last subject token to the end of the context and preserves
             all positions (the paper's code of 2023); "last" edits and preserves the last subject token
             only (the authors' rewrite of 2025).
-        erase_scale: Weight ``s_e``, by default 1; on the emoji world 0.01 for nudity, whose nine terms
-            with 1 leave a quarter of what should stay (``bench.emoji.calibrate``).
+        erase_scale: Weight ``s_e``, by default 1, on the emoji world as ``bench.emoji.calibrate`` chooses:
+            1 on the nine terms of nudity would leave a quarter of what should stay.
         preserve_scale: Weight ``s_p``; by default ``max(0.1, 1 / preserved texts)``, and 1 for "last".
         lamb: Weight of staying near ``W``.
     """
@@ -55,7 +55,9 @@ class UCE:
         """Return the method with guide and preserve scale filled in."""
         art = concept.anchor if world == "emoji" else "art"
         kept = max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
-        scale = 0.01 if (world, concept.kind) == ("emoji", "nsfw") else 1.0
+        scale = 1.0
+        if world == "emoji":
+            scale = {"object": 0.3, "nsfw": 0.003, "style": 1.0}[concept.kind]
         guide = art if concept.kind == "style" else ""
         return fill(self, guide=guide, preserve_scale=kept, erase_scale=scale)
 
