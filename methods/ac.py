@@ -89,7 +89,8 @@ class AC(AcSettings):
         if world == "photo":
             rate, steps = (6.4e-5, 400) if nsfw else (1.6e-5, 100)
             return fill(self, **here, images=1000, steps=steps, lr=rate)
-        return fill(self, **here, images=100, steps=100, lr=1e-3)
+        rate = 5e-5 if nsfw else 3e-4  # bench.emoji.calibrate
+        return fill(self, **here, images=100, steps=100, lr=rate)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune the model towards the anchor."""

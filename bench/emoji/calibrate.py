@@ -62,13 +62,17 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
         "style": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
     },
     "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8)),
-    "fmn": _each({"lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
+    "fmn": {
+        "object": [{"lr": lr} for lr in (1e-5, 2e-5, 5e-5, 1e-4)],
+        "nsfw": [{"lr": lr} for lr in (1e-5, 2e-5, 5e-5, 1e-4)],
+        "style": [{"lr": lr} for lr in (5e-5, 1e-4, 1.5e-4, 3e-4)],
+    },
     "uce": {
         "object": [{"erase_scale": scale} for scale in (0.3, 1.0, 5.0)],
         "nsfw": [{"erase_scale": scale} for scale in (0.001, 0.003, 0.01, 0.03)],
         "style": [{"erase_scale": scale} for scale in (0.3, 1.0, 5.0)],
     },
-    "concept-prune": _each({"ratio": ratio} for ratio in (0.01, 0.02, 0.05, 0.1)),
+    "concept-prune": _each({"ratio": ratio} for ratio in (0.02, 0.05, 0.1, 0.2)),
 }
 ENOUGH, LEAST_KEPT = 0.90, 0.85
 
