@@ -46,7 +46,8 @@ class PAC(AcSettings):
         params = "esd-x" if concept.kind == "style" else "full"
         if world == "photo":
             return fill(self, params=params, images=1000, steps=1000, lr=0.01, eps=1e-8)
-        return fill(self, params=params, images=100, steps=100, lr=0.1, eps=1e-7)
+        eps = {"object": 1e-6, "nsfw": 1e-7, "style": 1e-8}[concept.kind]  # bench.emoji.calibrate
+        return fill(self, params=params, images=100, steps=100, lr=0.1, eps=eps)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""

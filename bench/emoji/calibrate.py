@@ -63,8 +63,8 @@ GRIDS: dict[str, dict[str, list[dict[str, float]]]] = {
     },
     "p-ac": _each({"eps": eps} for eps in (1e-6, 1e-7, 1e-8)),
     "fmn": {
-        "object": [{"lr": lr} for lr in (1e-5, 2e-5, 5e-5, 1e-4)],
-        "nsfw": [{"lr": lr} for lr in (1e-5, 2e-5, 5e-5, 1e-4)],
+        "object": [{"lr": lr} for lr in (1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 1e-4)],
+        "nsfw": [{"lr": lr} for lr in (1e-5, 2e-5, 5e-5, 7e-5, 1e-4)],
         "style": [{"lr": lr} for lr in (5e-5, 1e-4, 1.5e-4, 3e-4)],
     },
     "uce": {
