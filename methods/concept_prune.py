@@ -57,7 +57,8 @@ class ConceptPrune:
     On the emoji world prompts use its words.
 
     Args:
-        ratio: Share of each output row; 0.01 for nudity and styles, 0.02 for objects.
+        ratio: Share of each output row; 0.01 for nudity and styles, 0.02 for objects as published. On
+            the emoji world those erase next to nothing: 0.1 for nudity and 0.2 otherwise.
         calls: Denoiser calls that are looked at; 9 for nudity, 10 otherwise.
         guidance: Classifier-free guidance while looking.
         seed: Seed of every image, the same for both sides.
@@ -80,7 +81,10 @@ class ConceptPrune:
 
     def resolve(self, concept: Concept, world: World) -> ConceptPrune:
         """Return the method with ratio and calls filled in."""
-        ratio = 0.02 if concept.kind == "object" else 0.01
+        if world == "emoji":  # bench.emoji.calibrate
+            ratio = 0.1 if concept.kind == "nsfw" else 0.2
+        else:
+            ratio = 0.02 if concept.kind == "object" else 0.01
         return fill(self, ratio=ratio, calls=9 if concept.kind == "nsfw" else 10)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:

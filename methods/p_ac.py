@@ -46,7 +46,7 @@ class PAC(AcSettings):
         params = "esd-x" if concept.kind == "style" else "full"
         if world == "photo":
             return fill(self, params=params, images=1000, steps=1000, lr=0.01, eps=1e-8)
-        eps = {"object": 1e-6, "nsfw": 1e-7, "style": 1e-8}[concept.kind]  # bench.emoji.calibrate
+        eps = {"object": 1e-6, "nsfw": 1e-7, "style": 1e-6}[concept.kind]  # bench.emoji.calibrate
         return fill(self, params=params, images=100, steps=100, lr=0.1, eps=eps)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
