@@ -76,9 +76,12 @@ def test_show(cli) -> None:
 RUN = ("run", "--method", "none", "--attack", "none", "--task", "church", "--model", "tiny-random")
 BAD = {
     "method": (("run", "--method", "p-esdd", "--attack", "none", "--task", "church"), 2,
-               "error: unknown method 'p-esdd'. Did you mean 'p-esd'? Known: esd, none, p-esd"),
+               "error: unknown method 'p-esdd'. Did you mean 'p-esd'? Known: ac, concept-prune, "
+               "esd, fmn, negative-prompt, none, np-esd, p-ac, p-esd, post-prune, pre-prune, "
+               "safety-checker, sld, uce"),
     "attack": (("run", "--method", "esd", "--attack", "unlearndif", "--task", "church"), 2,
-               "error: unknown attack 'unlearndif'. Did you mean 'unlearndiff'? Known: none, unlearndiff"),
+               "error: unknown attack 'unlearndif'. Did you mean 'unlearndiff'? Known: none, "
+               "p4d, random, seed-search, unlearndiff"),
     "model": ((*RUN[:-1], "emoji"), 2,
               "error: unknown model 'emoji'. Did you mean 'emoji-sd'? "
               "Known: emoji-sd, sd14, tiny-random"),
