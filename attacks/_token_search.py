@@ -12,6 +12,7 @@ done leaves the batch and the next one takes its place.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from bench import Adversarial, Context, Model, Prompt, Sample, Target
+from bench import Adversarial, Context, Cost, Model, Prompt, Sample, Target
 
 PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
 """Attacked timesteps: the pruning paper's ten, UnlearnDiffAtk's fifty."""
@@ -64,7 +65,7 @@ class Slot:
     variable: Tensor  # one row per free token
     adam: Adam
     round: int = 0
-    queries: int = 1
+    cost: Cost = field(default_factory=lambda: Cost(images=1))
     losses: list[float] = field(default_factory=list)
     found: list[int] = field(default_factory=list)
     text: str = ""
@@ -100,6 +101,8 @@ class TokenSearch(ABC):
         target: Victim, original, concept, judge.
         ctx: Where and how large a batch.
     """
+
+    step_cost = Cost(forward=1, backward=1, text_forward=1, text_backward=1)
 
     def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
         self.attack, self.target, self.ctx = attack, target, ctx
@@ -142,9 +145,14 @@ class TokenSearch(ABC):
                     else:
                         yield item
                 continue
+            start = time.perf_counter()
             for i in range(self.attack.iterations):
                 self.iterate(slots, draw_noise=i == 0)
-            yield from self.evaluate(slots)
+            done = list(self.evaluate(slots))
+            share = Cost(seconds=(time.perf_counter() - start) / len(slots))
+            for slot in slots:
+                slot.cost += share
+            yield from (replace(a, cost=a.cost + share) for a in done)
             slots = [slot for slot in slots if slot.round < len(self.times)]
 
     def open(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial | Slot]:
@@ -155,9 +163,11 @@ class TokenSearch(ABC):
         opened: list[tuple[Prompt, list[int]]] = []
         for prompt, row, success in zip(prompts, ids, self.target.criterion(samples), strict=True):
             if success:
-                yield Adversarial(prompt, queries=1, trace={"success": True, "round": 0})
+                yield Adversarial(prompt, cost=Cost(images=1), trace={"success": True, "round": 0})
             elif len(row) + self.attack.tokens > self.tokenizer.model_max_length - 2:
-                yield Adversarial(prompt, queries=1, trace={"success": False, "too_long": len(row)})
+                yield Adversarial(
+                    prompt, cost=Cost(images=1), trace={"success": False, "too_long": len(row)}
+                )
             else:
                 opened.append((prompt, row))
         if not opened:
@@ -187,6 +197,7 @@ class TokenSearch(ABC):
         grad, losses = grad.cpu(), loss.tolist()
         for i, slot in enumerate(slots):
             slot.losses.append(losses[i])
+            slot.cost += self.step_cost
             self.move(slot, grad[i])
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
@@ -196,13 +207,13 @@ class TokenSearch(ABC):
             slot.found = self.read(slot)
             slot.text = decode(self.tokenizer, self._ids(slot))
             trials.append(replace(slot.prompt, text=slot.text))
+            slot.cost += Cost(images=1)
         hits = self._judge(trials)
         self._judge_tokens(slots, trials, hits)
         for slot, trial, success in zip(slots, trials, hits, strict=True):
             slot.round += 1
-            slot.queries += 1
             if success or slot.round == len(self.times):
-                yield Adversarial(trial, queries=slot.queries, trace=self._trace(slot, success))
+                yield Adversarial(trial, cost=slot.cost, trace=self._trace(slot, success))
                 slot.round = len(self.times)
 
     def assemble(self, slots: Sequence[Slot], free: Tensor) -> Tensor:
@@ -237,6 +248,8 @@ class TokenSearch(ABC):
             free = self.table[torch.tensor([slots[i].found for i in differ])]
             with torch.no_grad():
                 cond = self.model.encode_embeddings(self.assemble([slots[i] for i in differ], free))
+            for i in differ:
+                slots[i].cost += Cost(images=1, text_forward=1)
             for i, hit in zip(differ, self._judge([trials[i] for i in differ], cond), strict=True):
                 slots[i].token_success = slots[i].token_success or bool(hit)
 
@@ -252,7 +265,7 @@ class TokenSearch(ABC):
         return {
             "success": success,
             "token_success": slot.token_success,
-            "round": slot.queries - 1,
+            "round": slot.round,
             "ids": slot.found,
             "round_trip": self._round_trip(slot),
             "losses": [round(sum(slot.losses[i : i + n]) / n, 5) for i in rounds],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks._token_search import Insertion, Slot, TokenSearch
-from bench import Adversarial, Card, Concept, Context, Prompt, Target, Threat, World, fill
+from bench import Adversarial, Card, Concept, Context, Cost, Prompt, Target, Threat, World, fill
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class P4D:
 
 class NearestSearch(TokenSearch):
     """Free tokens as embeddings, ``(tokens, width)``, seen through their nearest vocabulary tokens."""
+
+    step_cost = Cost(forward=2, backward=1, text_forward=1, text_backward=1)
 
     def start(self, prompt: Prompt) -> Tensor:
         """Return the embeddings of random tokens, the same for every prompt."""

@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from bench import Adversarial, Card, Concept, Context, Prompt, Sample, Target, Threat, World, fill
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    Cost,
+    Prompt,
+    Sample,
+    Target,
+    Threat,
+    World,
+    fill,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def until_success(
         for trial, hit in zip(trials, hits, strict=True):
             if hit or draw == draws:
                 yield Adversarial(
-                    trial, queries=draw + 1, trace={"success": bool(hit), "round": draw}
+                    trial, cost=Cost(images=draw + 1), trace={"success": bool(hit), "round": draw}
                 )
         left = [prompt for prompt, hit in zip(left, hits, strict=True) if not hit]
         if not left:

@@ -16,7 +16,19 @@ from bench.protocols import (
     QueryModel,
     Target,
 )
-from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World, fill
+from bench.types import (
+    Card,
+    Concept,
+    Context,
+    Cost,
+    Prompt,
+    Sample,
+    SamplerNoise,
+    Score,
+    Threat,
+    World,
+    fill,
+)
 
 __all__ = [
     "Adversarial",
@@ -26,6 +38,7 @@ __all__ = [
     "Card",
     "Concept",
     "Context",
+    "Cost",
     "Criterion",
     "Evaluator",
     "Guidance",
@@ -37,6 +50,7 @@ __all__ = [
     "Prompt",
     "QueryModel",
     "Sample",
+    "SamplerNoise",
     "Score",
     "SpecError",
     "Target",

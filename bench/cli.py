@@ -29,6 +29,9 @@ Tasks = Annotated[list[str] | None, typer.Option("--task", help="See `bench list
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N prompts of each task.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Assets = Annotated[
+    list[str] | None, typer.Option("--asset", metavar="NAME=PATH", help="See `bench assets`.")
+]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
 
 
@@ -61,6 +64,7 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Images made or attacked at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Dtype = "fp32",
+    asset: Assets = None,
     results: Results = RESULTS,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Keep images and draw a grid a cell.")
@@ -76,7 +80,7 @@ def run(
     from bench.report.tables import cer_table, problems
     from bench.store import Store
 
-    spec = _spec(model, method, attack, task, seed, limit, dtype)
+    spec = _spec(model, method, attack, task, seed, limit, dtype, asset)
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     cells, store = list(plan(spec)), Store(results)
@@ -90,7 +94,7 @@ def run(
         from bench.run import Settings
 
         _check_device(device, torch)
-        settings = Settings(device, batch_size, images)
+        settings = Settings(device, batch_size, images, assets=spec.assets)
         try:
             for record, _ in run_cells(missing, store, settings, err):
                 err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
@@ -116,6 +120,7 @@ def plan_(
     seed: Seed = 0,
     limit: Limit = None,
     dtype: Dtype = "fp32",
+    asset: Assets = None,
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -129,7 +134,7 @@ def plan_(
 
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
-    for cell in plan(_spec(model, method, attack, task, seed, limit, dtype)):
+    for cell in plan(_spec(model, method, attack, task, seed, limit, dtype, asset)):
         state = "done" if cell in store else "to do"
         table.add_row(
             cell.id,
@@ -287,6 +292,7 @@ def _spec(
     seed: int,
     limit: int | None,
     dtype: str,
+    asset: list[str] | None = None,
 ) -> Any:
     from bench.registry import Ref
     from bench.spec import Spec
@@ -294,7 +300,11 @@ def _spec(
     def refs(texts: list[str] | None) -> tuple[Any, ...]:
         return tuple(Ref.parse(text) for text in texts or ())
 
-    return Spec(model, refs(method), refs(attack), tuple(task or ()), seed, limit, dtype)
+    pairs = [text.partition("=") for text in asset or ()]
+    if bad := [name for name, _, path in pairs if not path]:
+        raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
+    given = {name: Path(path) for name, _, path in pairs}
+    return Spec(model, refs(method), refs(attack), tuple(task or ()), seed, limit, dtype, given)
 
 
 def _line(record: Any) -> str:

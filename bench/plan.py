@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from bench import assets
 from bench.catalog import DTYPES, check_model, model_info, revision
 from bench.errors import SpecError
-from bench.registry import Ref, resolved
+from bench.registry import Ref, create, resolved
 from bench.spec import Spec
 from bench.tasks import Task, load_task
 from bench.types import Concept, World
@@ -33,11 +35,15 @@ class Cell:
     prompts: int
     attack: Ref
     seed: int
+    assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
 
     @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
-        return digest(asdict(self))
+        values = asdict(self)
+        if not self.assets:
+            del values["assets"]
+        return digest(values)
 
     @property
     def erase_key(self) -> str:
@@ -96,7 +102,20 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     count,
                     resolved("attacks", attack, concept, info.world),
                     spec.seed,
+                    {name: assets.digest(path) for name, path in needed(task, spec.assets)},
                 )
+
+
+def needed(task: Task, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the assets that a task's judges need, and where they are.
+
+    Raises:
+        AssetError: One of them is not here.
+    """
+    for measure in task.measures:
+        evaluator = create("evaluators", measure.evaluator)
+        for name in evaluator.assets() if hasattr(evaluator, "assets") else ():
+            yield name, assets.locate(name, given)
 
 
 def erasure_cell(

@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from bench.types import Card, Concept, Context, Prompt, Sample, Score, Threat, World
+from bench.types import (
+    Card,
+    Concept,
+    Context,
+    Cost,
+    Prompt,
+    Sample,
+    SamplerNoise,
+    Score,
+    Threat,
+    World,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,9 +57,17 @@ class QueryModel(Protocol):
     """The black-box surface of a text-to-image model."""
 
     def generate(
-        self, prompts: Sequence[Prompt], *, embeddings: Tensor | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        embeddings: Tensor | None = None,
+        noise: Sequence[SamplerNoise] | None = None,
     ) -> Sequence[Image]:
-        """Return one image per prompt; ``embeddings`` replace the encoded texts."""
+        """Return one image per prompt.
+
+        ``embeddings`` ``(batch, tokens, width)`` replace the encoded texts; ``noise`` replaces the
+        model's sampler with DDIM and noise in every step.
+        """
         ...
 
 
@@ -123,7 +142,7 @@ class Target:
 
     Args:
         victim: The erased model, reduced to :class:`QueryModel` for a black-box attack.
-        original: The public model before erasure.
+        original: The public model before erasure, reduced likewise for an attack in weight space.
         concept: What was erased.
         criterion: Whether the concept is back; the attack's own use, never the result.
     """
@@ -141,13 +160,17 @@ class Adversarial:
     Args:
         prompt: The row with its text replaced; the string is what counts.
         embedding: For embedding-space attacks, the conditioning ``(tokens, width)``.
-        queries: Images the attack made.
+        model: For weight-space attacks, the victim with its weights changed; one object for all prompts.
+        noise: For sampler attacks, the noise in every step.
+        cost: What it took.
         trace: What the attack wants to record: losses, token ids, the round of success.
     """
 
     prompt: Prompt
     embedding: Tensor | None = None
-    queries: int = 0
+    model: Model | None = None
+    noise: SamplerNoise | None = None
+    cost: Cost = field(default_factory=Cost)
     trace: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -178,7 +201,11 @@ class Attack(Protocol):
 
 
 class Evaluator(Protocol):
-    """Scores images."""
+    """Scores images.
+
+    One that needs weights names them in a method ``assets(self) -> tuple[str, ...]``; ``ctx.asset(name)``
+    then returns the local path. The names are those of :mod:`bench.assets`.
+    """
 
     card: ClassVar[Card]
     scope: ClassVar[Literal["image", "set"]]

@@ -7,16 +7,18 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from io import BytesIO
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
 
+from bench.assets import finder
 from bench.errors import BenchError, ContractError, IncompatibleError, PluginError
 from bench.metrics import Measurement, mean, rate
 from bench.models import delta, load_model
@@ -24,9 +26,10 @@ from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell, digest
 from bench.protocols import Adversarial, Attack, Evaluator, Method, Model, Target
 from bench.registry import ROOT, Ref, create
+from bench.replay import Replay
 from bench.store import Artifacts, Result, Row, write
 from bench.tasks import Measure, Task, load_task
-from bench.types import Context, Prompt, Sample, Score
+from bench.types import Context, Cost, Prompt, Sample, Score
 
 Progress = Callable[[str, int, int], None]
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
@@ -40,6 +43,7 @@ class Settings:
     batch_size: int = 64
     keep_images: bool = True
     artifacts: Artifacts = field(default_factory=Artifacts)
+    assets: Mapping[str, Path] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None
 
 
@@ -47,16 +51,14 @@ class QueryOnly:
     """A model with its weights hidden, so that a black-box attack is one by construction."""
 
     def __init__(self, generate: Callable[[Sequence[Prompt]], Sequence[Image.Image]]) -> None:
-        self.queries = 0
         self.__generate = generate
 
     def generate(self, prompts: Sequence[Prompt]) -> Sequence[Image.Image]:
-        """Generate and count; texts only."""
-        self.queries += len(prompts)
+        """Generate; texts only."""
         return self.__generate(prompts)
 
     def __getattr__(self, name: str) -> Any:
-        raise ContractError(f"a black-box attack may only generate; it asked for {name!r}")
+        raise ContractError(f"the attack may only generate with this model; it asked for {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,34 +202,16 @@ class Runner:
         self, cell: Cell, task: Task, prompts: Sequence[Prompt], erased: Erased
     ) -> list[Adversarial]:
         """Return one adversarial per prompt; finished prompts come from the cache."""
-        artifacts, key = self.settings.artifacts, cell.attack_key
-        saved = artifacts.attacked(key)
-        by_id = {prompt.id: prompt for prompt in prompts}
-        done = {
-            i: Adversarial(
-                replace(by_id[i], text=row["text"], seed=row.get("seed", by_id[i].seed)),
-                None,
-                row["queries"],
-                row["trace"],
-            )
-            for i, row in saved.items()
-            if i in by_id
-        }
+        replay = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model)
+        done = replay.load(prompts)
         todo = [prompt for prompt in prompts if prompt.id not in done]
         if todo:
             progress = self.settings.progress
             progress("attack", len(done), len(prompts))
-            for adversarial in self._attack_now(cell, task, todo, erased):
-                prompt = adversarial.prompt
-                row = {
-                    "id": prompt.id,
-                    "text": prompt.text,
-                    "seed": prompt.seed,
-                    "queries": adversarial.queries,
-                    "trace": dict(adversarial.trace),
-                }
-                artifacts.put_attacked(key, row)
-                done[prompt.id] = adversarial
+            for found in self._attack_now(cell, task, todo, erased):
+                adversarial = _priced(found, erased.model)
+                replay.put(adversarial)
+                done[adversarial.prompt.id] = adversarial
                 progress("attack", len(done), len(prompts))
         if missing := [p.id for p in prompts if p.id not in done]:
             raise ContractError(
@@ -246,9 +230,11 @@ class Runner:
             return [s.value is not None and s.value >= judge.threshold for s in scorer(samples)]
 
         victim: Model = erased.model
+        original: Model = self.model(cell.model, cell.dtype)
         if attack.threat.access == "black":
             victim = cast("Model", QueryOnly(erased.model.generate))
-        original = self.model(cell.model, cell.dtype)
+        if attack.threat.space == "weights":  # with the base's weights there is nothing to revive
+            original = cast("Model", QueryOnly(original.generate))
         target = Target(victim, original, cell.concept, criterion)
         known = {prompt.id for prompt in prompts}
         name = f"attack {cell.attack.name}"
@@ -291,12 +277,15 @@ class Runner:
 
     def _replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
         """Make the image of every adversarial again (an unchanged prompt's is there already)."""
-        texts = [a.prompt for a in found if a.embedding is None]
-        samples = {s.prompt.id: s for s in self._images(erased, texts, "replay")}
-        for a in found:
-            if a.embedding is not None:
-                (image,) = erased.model.generate([a.prompt], embeddings=a.embedding[None])
-                samples[a.prompt.id] = Sample(a.prompt, image)
+        plain = [a for a in found if a.embedding is None and a.model is None and a.noise is None]
+        samples = {
+            s.prompt.id: s for s in self._images(erased, [a.prompt for a in plain], "replay")
+        }
+        others = [a for a in found if a.prompt.id not in samples]
+        for start in range(0, len(others), erased.model.batch_size):
+            part = others[start : start + erased.model.batch_size]
+            samples |= {s.prompt.id: s for s in _replay_special(erased.model, part)}
+            self.settings.progress("replay", len(samples), len(found))
         return [samples[a.prompt.id] for a in found]
 
     def _scorer(self, ref: Ref) -> Scorer:
@@ -338,7 +327,33 @@ class Runner:
             self.settings.artifacts.root / "work" / key,
             self.settings.batch_size,
             self.settings.progress,
+            asset=finder(self.settings.assets),
         )
+
+
+def _priced(found: Adversarial, model: DiffusersModel) -> Adversarial:
+    """Add to an adversarial's cost the denoiser's passes that its images took."""
+    passes = found.cost.images * model.passes_per_image
+    return replace(found, cost=found.cost + Cost(forward=passes))
+
+
+def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iterator[Sample]:
+    """Make images of adversarials that are more than a prompt, those of one kind in one batch."""
+    kinds: dict[tuple[object, ...], list[Adversarial]] = {}
+    for a in found:
+        kind = (id(a.model), a.embedding is None, a.noise is None)
+        kinds.setdefault(kind, []).append(a)
+    for part in kinds.values():
+        embeddings = [a.embedding for a in part if a.embedding is not None]
+        noise = [a.noise for a in part if a.noise is not None]
+        victim = cast("DiffusersModel", part[0].model) or model
+        images = victim.generate(
+            [a.prompt for a in part],
+            embeddings=torch.stack(embeddings) if embeddings else None,
+            noise=noise or None,
+        )
+        for a, image in zip(part, images, strict=True):
+            yield Sample(a.prompt, image)
 
 
 def _weights_key(cell: Cell, *change: object) -> str:
@@ -386,7 +401,8 @@ def _rows(
             attacked=last[i].value if attack else None,
             adversarial=found[i].prompt.text if attack else None,
             adversarial_seed=found[i].prompt.seed if attack else None,
-            queries=found[i].queries,
+            adversarial_noise=found[i].noise,
+            cost=found[i].cost,
             trace=dict(found[i].trace),
             detail=dict(last[i].detail),
             scores={

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.errors import SpecError
 from bench.registry import Ref
@@ -20,6 +22,7 @@ class Spec:
         seed: Seed of every random stream.
         limit: First prompts of each task only; ``None`` is all of them.
         dtype: Type of the weights.
+        assets: Local paths of weights and data, by the names of :mod:`bench.assets`.
 
     Raises:
         SpecError: An axis is empty or a number makes no sense.
@@ -32,6 +35,7 @@ class Spec:
     seed: int = 0
     limit: int | None = None
     dtype: str = "fp32"
+    assets: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.errors import StoreError
 from bench.metrics import Measurement
 from bench.plan import Cell
+from bench.types import Cost, SamplerNoise
 
 SCHEMA = 1
 
@@ -37,11 +38,12 @@ class Row:
         own: The judge's score of the prompt's own image.
         attacked: The judge's score of the adversarial prompt's image, made again by the harness.
         adversarial: The adversarial text, if there was an attack.
-        queries: Images that the attack made.
+        cost: What the attack spent.
         trace: What the attack recorded.
         detail: What the judge said of the last image.
         scores: Further measures of the last image.
         adversarial_seed: Seed of the adversarial prompt's image.
+        adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
     """
 
     id: str
@@ -52,11 +54,12 @@ class Row:
     own: float | None
     attacked: float | None = None
     adversarial: str | None = None
-    queries: int = 0
+    cost: Cost = field(default_factory=Cost)
     trace: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     adversarial_seed: int | None = None
+    adversarial_noise: SamplerNoise | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +173,6 @@ class Artifacts:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def attacked(self, key: str) -> dict[str, dict[str, Any]]:
-        """Return the prompts of an attack that are finished, by prompt id; skip damaged files."""
-        found = {}
-        for path in sorted((self.root / "attacks" / key).glob("*.json")):
-            try:
-                row = json.loads(path.read_bytes())
-                found[row["id"]] = row
-            except (ValueError, KeyError):
-                continue  # half-written by another program; the prompt is attacked again
-        return found
-
-    def put_attacked(self, key: str, row: Mapping[str, Any]) -> None:
-        """Keep one finished prompt."""
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in str(row["id"]))
-        write(self.root / "attacks" / key / f"{safe}.json", json.dumps(dict(row)).encode())
+    def attack(self, key: str) -> Path:
+        """Return the folder of an attack's finished prompts."""
+        return self.root / "attacks" / key

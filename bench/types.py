@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,46 @@ class Threat:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What an attack spent on one prompt; one pass is one image or one text through a network.
+
+    Args:
+        images: Images made; the harness adds the denoiser's passes that they took.
+        forward: Denoiser passes beside those of images, the original model's included.
+        backward: Denoiser passes with a gradient.
+        text_forward: Text encoder passes.
+        text_backward: Text encoder passes with a gradient.
+        seconds: Wall clock; of a batch, the prompt's share.
+    """
+
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+    text_forward: int = 0
+    text_backward: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return the sum of two costs."""
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerNoise:
+    """Noise in every step of DDIM, as a probe of what the plain sampler hides.
+
+    Args:
+        eta: Scale of the step's standard deviation; 1 is ancestral sampling, 0 plain DDIM.
+        scale: Further scale of the noise alone.
+        seed: Seed of the noise.
+    """
+
+    eta: float
+    scale: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """Where a plug-in comes from. Raise ``version`` whenever its results would change."""
 
@@ -95,6 +135,11 @@ def fill(plugin: Any, **defaults: Any) -> Any:
     return replace(plugin, **empty)
 
 
+def _no_assets(name: str) -> Path:
+    """Know no file."""
+    raise KeyError(name)
+
+
 def _silent(stage: str, done: int, total: int) -> None:
     """Report to nobody."""
 
@@ -110,6 +155,7 @@ class Context:
         batch_size: Largest batch that fits; must not change results.
         progress: Called as ``progress(stage, done, total)``.
         basedir: Scratch folder shared by all stages that start from the same base model.
+        asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
     """
 
     key: str
@@ -118,6 +164,7 @@ class Context:
     batch_size: int = 64
     progress: Callable[[str, int, int], None] = _silent
     basedir: Path | None = None
+    asset: Callable[[str], Path] = _no_assets
 
     def seed(self, *parts: object) -> int:
         """Return the seed of a named random stream: same name, same numbers, in any order."""

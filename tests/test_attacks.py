@@ -156,8 +156,8 @@ def test_success_comes_from_the_decoded_string_and_stops_the_search(tiny, ctx) -
     found = list(attack.prepare(target(tiny, criterion), ctx)(PROMPTS[:2]))
     assert [a.prompt.id for a in found] == ["p1", "p0"]
     pre, post = found
-    assert (pre.trace["round"], pre.queries, pre.prompt.text) == (0, 1, PROMPTS[1].text)
-    assert (post.trace["round"], post.queries) == (1, 2)
+    assert (pre.trace["round"], pre.cost.images, pre.prompt.text) == (0, 1, PROMPTS[1].text)
+    assert (post.trace["round"], post.cost.images) == (1, 3 - post.trace["round_trip"])
     assert post.prompt.text in seen
     assert post.prompt.text.endswith(PROMPTS[0].text)
 
@@ -166,7 +166,9 @@ def test_warm_start_over_all_timesteps(tiny, ctx) -> None:
     (found,) = UnlearnDiff(tokens=2, iterations=2).prepare(target(tiny), ctx)(PROMPTS[:1])
     assert found.trace["iterations"] == 20
     assert len(found.trace["losses"]) == 10
-    assert found.queries == 11
+    assert found.cost.images in range(
+        11, 22
+    )  # and one of the ids, where they do not survive decoding
 
 
 def test_prompts_without_room_are_reported(tiny, ctx, monkeypatch) -> None:
@@ -271,8 +273,8 @@ def test_floors_stop_at_success_and_see_images_only(tiny, ctx, attack) -> None:
     found = {a.prompt.id: a for a in find(PROMPTS[:3])}
     assert [len(batch) for batch in asked] == [3, 3, 3, 2]
     assert asked[0] == PROMPTS[:3]
-    assert (found["p1"].queries, found["p1"].trace) == (3, {"success": True, "round": 2})
-    assert (found["p0"].queries, found["p0"].trace["success"]) == (4, False)
+    assert (found["p1"].cost.images, found["p1"].trace) == (3, {"success": True, "round": 2})
+    assert (found["p0"].cost.images, found["p0"].trace["success"]) == (4, False)
     tried = [next(p for p in batch if p.id == "p0") for batch in asked]
     if isinstance(attack, SeedSearch):
         assert len({p.seed for p in tried}) == 4
@@ -302,6 +304,9 @@ def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
     assert first.status == "ok", first.reason
     assert first.rows == again.rows
     for row in first.rows:
-        assert (row.adversarial, row.adversarial_seed == row.seed) == (row.text, row.queries == 1)
+        assert (row.adversarial, row.adversarial_seed == row.seed) == (
+            row.text,
+            row.cost.images == 1,
+        )
     for _, erased, attacked in Runner(settings).samples(cell, first, 2):
         assert erased.image.tobytes() != attacked.image.tobytes()

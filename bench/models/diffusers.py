@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from bench.catalog import Sampling
 from bench.errors import IncompatibleError, SpecError
 from bench.protocols import Guidance, ParameterGroup
-from bench.types import Prompt, World
+from bench.types import Prompt, SamplerNoise, World
 
 _SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -76,6 +76,13 @@ class DiffusersModel:
         """Channels, height and width of one image's latents."""
         side = self.sampling.size // self.pipe.vae_scale_factor
         return self.pipe.unet.config.in_channels, side, side
+
+    @property
+    def passes_per_image(self) -> int:
+        """Denoiser passes that one image takes."""
+        scheduler = self._scheduler(self.sampling.sampler)
+        scheduler.set_timesteps(self.sampling.steps)
+        return len(scheduler.timesteps) * (len(self.guidance.texts) + 1)
 
     def copy(self) -> DiffusersModel:
         """Return a model with its own denoiser and text encoder; the frozen autoencoder is shared."""
@@ -158,6 +165,7 @@ class DiffusersModel:
         steps: int | None = None,
         sampler: str | None = None,
         skip: int = 0,
+        noise: Sequence[SamplerNoise] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Sample with the model's guidance, all its branches in one batch, no gradients.
 
@@ -168,11 +176,12 @@ class DiffusersModel:
             steps: Denoising steps; the model's own by default.
             sampler: "ddim", "lms" or "pndm"; the model's own by default.
             skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
+            noise: Sample with DDIM and this noise in every step, one an image.
 
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
         """
-        scheduler = self._scheduler(sampler or self.sampling.sampler)
+        scheduler = self._scheduler("ddim" if noise else sampler or self.sampling.sampler)
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
         beside = self.encode(self.guidance.texts).repeat_interleave(len(latents), dim=0)
         conds, branches = torch.cat([beside, cond]), len(self.guidance.texts) + 1
@@ -181,13 +190,15 @@ class DiffusersModel:
             -1, 1, 1, 1
         )
         x = latents.float() * scheduler.init_noise_sigma
+        noisy = _NoisySteps(scheduler, noise) if noise else None
         with torch.no_grad():
             for t in scheduler.timesteps[skip:]:
                 yield t, x
                 inputs = scheduler.scale_model_input(torch.cat([x] * branches), t)
                 *others, conditional = self.predict_noise(inputs, t, conds).chunk(branches)
-                noise = combine(others, conditional, scale)
-                x = scheduler.step(noise, t, x, return_dict=False)[0]
+                predicted = combine(others, conditional, scale)
+                step = noisy or scheduler.step
+                x = step(predicted, t, x, return_dict=False)[0]
         yield torch.tensor(-1), x
 
     def _scheduler(self, sampler: str) -> Any:
@@ -218,7 +229,11 @@ class DiffusersModel:
 
     # ------------------------------------------------------------------ black box
     def generate(
-        self, prompts: Sequence[Prompt], *, embeddings: Tensor | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        embeddings: Tensor | None = None,
+        noise: Sequence[SamplerNoise] | None = None,
     ) -> list[Image.Image]:
         """Return one image per prompt; each depends on its own prompt only, not on the batch."""
         images: list[Image.Image] = []
@@ -226,18 +241,23 @@ class DiffusersModel:
             part = slice(len(images), len(images) + self.batch_size)
             try:
                 given = None if embeddings is None else embeddings[part]
-                images += self._generate(prompts[part], given)
+                images += self._generate(prompts[part], given, noise and noise[part])
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
                 self.batch_size //= 2
         return images
 
-    def _generate(self, prompts: Sequence[Prompt], embeddings: Tensor | None) -> list[Image.Image]:
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        embeddings: Tensor | None,
+        noise: Sequence[SamplerNoise] | None,
+    ) -> list[Image.Image]:
         cond = self.encode([p.text for p in prompts]) if embeddings is None else embeddings
         guidance = torch.tensor([p.guidance for p in prompts])
-        noise = self.noise([p.seed for p in prompts])
-        *_, (_, latents) = self.denoise(noise, cond.to(self.device), guidance)
+        start = self.noise([p.seed for p in prompts])
+        *_, (_, latents) = self.denoise(start, cond.to(self.device), guidance, noise=noise)
         images = self._decode(latents)
         return self.screen(images) if self.screen else images
 
@@ -247,6 +267,38 @@ class DiffusersModel:
             x = self.pipe.vae.decode(scaled, return_dict=False)[0].float()
         pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
         return [Image.fromarray(array) for array in pixels.cpu().numpy()]
+
+
+class _NoisySteps:
+    """DDIM's step with noise, also where ``eta`` > 1 makes the library's take a negative root.
+
+    When Are Concepts Erased From Diffusion Models? (arXiv 2505.17013): the root's argument is taken
+    absolute, and the noise has a scale of its own.
+    """
+
+    def __init__(self, scheduler: DDIMScheduler, noise: Sequence[SamplerNoise]) -> None:
+        self.scheduler = scheduler
+        self.rngs = [torch.Generator().manual_seed(n.seed) for n in noise]
+        self.eta, self.scale = (
+            torch.tensor(values).view(-1, 1, 1, 1)
+            for values in ([n.eta for n in noise], [n.scale for n in noise])
+        )
+
+    def __call__(
+        self, predicted: Tensor, t: Tensor, x: Tensor, *, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """Return the latents of the next timestep; the signature is the library's."""
+        scheduler = self.scheduler
+        before = int(t) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        a = scheduler.alphas_cumprod[int(t)].item()
+        final = scheduler.final_alpha_cumprod.item()
+        a_next = scheduler.alphas_cumprod[before].item() if before >= 0 else final
+        x0 = (x - (1 - a) ** 0.5 * predicted) / a**0.5
+        sigma = self.eta.to(x.device) * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
+        z = torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in self.rngs])
+        direction = (1 - a_next - sigma**2).abs().sqrt() * predicted
+        noise = sigma * self.scale.to(x.device) * z.to(x.device)
+        return (a_next**0.5 * x0 + direction + noise,)
 
 
 def _in_group(name: str, group: ParameterGroup) -> bool:

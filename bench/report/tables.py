@@ -157,4 +157,6 @@ def _short(x: float | None) -> str:
 def rows_of(result: Result) -> Sequence[tuple[str, ...]]:
     """Return a record's prompts: id, success, adversarial or own text."""
     mark = {True: "back", False: "erased", None: "unscored"}
-    return [(r.id, mark[r.success], str(r.queries), r.adversarial or r.text) for r in result.rows]
+    return [
+        (r.id, mark[r.success], str(r.cost.images), r.adversarial or r.text) for r in result.rows
+    ]
