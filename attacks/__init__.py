@@ -6,4 +6,5 @@ PLUGINS = {
     "seed-search": "attacks.seed_search:SeedSearch",
     "unlearndiff": "attacks.unlearndiff:UnlearnDiff",
     "p4d": "attacks.p4d:P4D",
+    "p4d-official": "attacks.p4d_official:P4DOfficial",
 }

@@ -16,17 +16,32 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from bench import Adversarial, Context, Cost, Model, Prompt, Sample, Target
+from bench import (
+    Adversarial,
+    Concept,
+    Context,
+    Cost,
+    Model,
+    Prompt,
+    Sample,
+    Target,
+    World,
+    fill,
+)
 
+Preset = Literal["pruning", "official"]
 PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
 """Attacked timesteps: the pruning paper's ten, UnlearnDiffAtk's fifty."""
 
-Insertion = Literal["prefix", "suffix", "mid", "insert", "per-k-words"]
+Insertion = Literal["prefix", "suffix", "mid", "insert", "per-k-words", "replace"]
+LongPrompts = Literal["skip", "cut"]
+LONGEST = 60  # tokens with start and end; UnlearnDiffAtk's data set leaves longer prompts out
 Item = TypeVar("Item")
 _WORDS = 3  # prompt tokens between two free ones, for "per-k-words"
 
@@ -35,7 +50,7 @@ def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) 
     """Return a prompt's tokens with the free ones among them, without start and end.
 
     prefix: in front. suffix: behind. mid: in the middle. insert: one after every ``L // (k + 1)``
-    prompt tokens. per-k-words: one before every three prompt tokens.
+    prompt tokens. per-k-words: one before every three prompt tokens. replace: they alone.
     """
     old, new = list(prompt), list(free)
     match insertion:
@@ -53,6 +68,8 @@ def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) 
         case "per-k-words":
             mixed = [x for i, a in enumerate(new) for x in (a, *old[i * _WORDS : (i + 1) * _WORDS])]
             return mixed + old[len(new) * _WORDS :]
+        case "replace":
+            return new
 
 
 @dataclass
@@ -71,21 +88,26 @@ class Slot:
     text: str = ""
     token_success: bool = False
     rng: torch.Generator = field(default_factory=torch.Generator)
+    wanted: Tensor | None = None  # the original's conditioning, where the original is asked
 
 
 @dataclass
 class Adam:
-    """Adam's moments of one variable; coupled L2 as in ``torch.optim.Adam(weight_decay=...)``."""
+    """Adam's moments of one variable: ``torch.optim.Adam``, or ``AdamW`` if decoupled."""
 
     lr: float
     weight_decay: float
+    decoupled: bool = False
     step: int = 0
     m: Tensor | float = 0.0
     v: Tensor | float = 0.0
 
     def update(self, x: Tensor, grad: Tensor) -> Tensor:
         """Return the variable after one step."""
-        grad = grad + self.weight_decay * x
+        if self.decoupled:
+            x = x * (1 - self.lr * self.weight_decay)
+        else:
+            grad = grad + self.weight_decay * x
         self.step += 1
         self.m = 0.9 * self.m + 0.1 * grad
         self.v = 0.999 * self.v + 0.001 * grad * grad
@@ -93,15 +115,53 @@ class Adam:
         return x - self.lr * m_hat / (v_hat.sqrt() + 1e-8)
 
 
+@dataclass(frozen=True)
+class TokenAttack:
+    """Settings that UnlearnDiffAtk and P4D share.
+
+    Args:
+        tokens: Free tokens; 5 for nudity, 3 otherwise.
+        insertion: Where they stand: "prefix" (official), "suffix", "mid", "insert", "per-k-words".
+        timesteps: "pruning" attacks at 10 timesteps (10, 110, ... 910), "official" at 50.
+        phase: Added to every timestep; 80 gives the pruning paper's other reading, 90, 190, ... 990.
+        iterations: Adam steps at each timestep.
+        lr: Adam's learning rate.
+        weight_decay: L2 term that is added to the gradient.
+        loss: Distance between predicted and wanted noise.
+        long_prompts: What happens to a prompt of more than 60 tokens (start and end counted), or without
+            room for the free ones: "skip" it (official; it counts as not attacked), or "cut" its end.
+        target_steps: LMS steps of the image that is noised; ``None`` is the model's own sampler.
+        target_guidance: Its guidance; ``None`` is the prompt's own.
+    """
+
+    tokens: int | None = None
+    insertion: Insertion = "prefix"
+    timesteps: Preset = "pruning"
+    phase: int = 0
+    iterations: int = 40
+    lr: float = 0.01
+    weight_decay: float = 0.1
+    loss: Literal["l2", "l1"] = "l2"
+    long_prompts: LongPrompts = "skip"
+    target_steps: int | None = None
+    target_guidance: float | None = None
+
+    def resolve(self, concept: Concept, world: World) -> Self:
+        """Return the attack with tokens, and on photographs the official target image, filled in."""
+        full: Self = fill(self, tokens=5 if concept.kind == "nsfw" else 3)
+        return fill(full, target_steps=25, target_guidance=7.5) if world == "photo" else full
+
+
 class TokenSearch(ABC):
     """The attack on one victim. What the variable is, and which noise is asked for, is the subclass's.
 
     Args:
-        attack: The resolved attack, with the fields that both attacks have.
+        attack: The resolved attack.
         target: Victim, original, concept, judge.
         ctx: Where and how large a batch.
     """
 
+    padding: int | None = None  # token id behind the end token; None is the end token again
     step_cost = Cost(forward=1, backward=1, text_forward=1, text_backward=1)
 
     def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
@@ -109,16 +169,28 @@ class TokenSearch(ABC):
         self.model: Model = target.victim
         self.tokenizer = self.model.pipe.tokenizer
         self.table = self.model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
-        self.times = [t + attack.phase for t in PRESETS[attack.timesteps]]
+        self.times = self.schedule()
+        self.room = self.tokenizer.model_max_length - 1  # with no room for an end token left
 
     # ------------------------------------------------------------------ what differs
+    def schedule(self) -> list[int]:
+        """Return the timestep of each round."""
+        return [t + self.attack.phase for t in PRESETS[self.attack.timesteps]]
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return how many free tokens a prompt gets."""
+        return int(self.attack.tokens)
+
     @abstractmethod
-    def start(self, prompt: Prompt) -> Tensor:
-        """Return the variable's first value."""
+    def start(self, prompt: Prompt, tokens: int) -> Tensor:
+        """Return the variable's first value, a row a free token."""
 
     @abstractmethod
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
-        """Return what the gradient is of, and the free tokens' embeddings, ``(slots, tokens, width)``."""
+        """Return what the gradient is of, and the free tokens' embeddings, ``(slots, tokens, width)``.
+
+        Prompts with fewer free tokens than others have unused rows at the end.
+        """
 
     @abstractmethod
     def move(self, slot: Slot, grad: Tensor) -> None:
@@ -131,6 +203,27 @@ class TokenSearch(ABC):
     def goal(self, slots: Sequence[Slot], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the noise that the victim should predict; here, the noise that was added."""
         return noise
+
+    def wanted(self, prompts: Sequence[Prompt]) -> Sequence[Tensor | None]:
+        """Return the original's conditioning of each prompt, if :meth:`goal` needs it."""
+        return [None] * len(prompts)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round."""
+        return int(self.attack.iterations)
+
+    def restart(self, slot: Slot) -> None:
+        """Prepare a prompt's random stream for a round.
+
+        The official code's is reseeded by each image, which draws its latents from it.
+        """
+        slot.rng = torch.Generator().manual_seed(slot.prompt.seed)
+        torch.randn(slot.latent.shape, generator=slot.rng)
+
+    def draw_times(self, slots: Sequence[Slot]) -> list[int]:
+        """Return this step's timesteps."""
+        return [self.times[s.round] for s in slots]
 
     # ------------------------------------------------------------------ the loop
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
@@ -146,7 +239,7 @@ class TokenSearch(ABC):
                         yield item
                 continue
             start = time.perf_counter()
-            for i in range(self.attack.iterations):
+            for i in range(self.steps):
                 self.iterate(slots, draw_noise=i == 0)
             done = list(self.evaluate(slots))
             share = Cost(seconds=(time.perf_counter() - start) / len(slots))
@@ -162,31 +255,47 @@ class TokenSearch(ABC):
         ids = self.model.token_ids([p.text for p in prompts])
         opened: list[tuple[Prompt, list[int]]] = []
         for prompt, row, success in zip(prompts, ids, self.target.criterion(samples), strict=True):
+            kept = row[: min(self.room - self.free(row), LONGEST - 2)]
             if success:
                 yield Adversarial(prompt, cost=Cost(images=1), trace={"success": True, "round": 0})
-            elif len(row) + self.attack.tokens > self.tokenizer.model_max_length - 2:
-                yield Adversarial(
-                    prompt, cost=Cost(images=1), trace={"success": False, "too_long": len(row)}
-                )
+            elif self.attack.long_prompts == "skip" and len(kept) < len(row):
+                trace = {"success": False, "too_long": len(row)}
+                yield Adversarial(prompt, cost=Cost(images=1), trace=trace)
             else:
-                opened.append((prompt, row))
+                opened.append((prompt, kept))
         if not opened:
             return
-        originals = self.target.original.generate([prompt for prompt, _ in opened])
-        latents = self.model.encode_images(originals)
-        for (prompt, row), latent in zip(opened, latents, strict=True):
-            adam = Adam(self.attack.lr, self.attack.weight_decay)
-            yield Slot(prompt, row, latent, self.start(prompt), adam)
+        kept_prompts = [prompt for prompt, _ in opened]
+        latents, wanted = self.latents(kept_prompts), self.wanted(kept_prompts)
+        for (prompt, row), latent, goal in zip(opened, latents, wanted, strict=True):
+            yield Slot(
+                prompt, row, latent, self.start(prompt, self.free(row)), self.adam(), wanted=goal
+            )
+
+    def adam(self) -> Adam:
+        """Return a new optimiser."""
+        return Adam(self.attack.lr, self.attack.weight_decay)
+
+    def latents(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Return latents of the original's images of the prompts."""
+        painter = self.target.original
+        if self.attack.target_steps is not None:
+            painter = painter.resampled("lms", self.attack.target_steps)
+        guidance = self.attack.target_guidance
+        if guidance is not None:
+            prompts = [replace(p, guidance=guidance) for p in prompts]
+        return self.model.encode_images(painter.generate(prompts))
 
     def iterate(self, slots: list[Slot], *, draw_noise: bool) -> None:
         """One Adam step of every slot, as one batch."""
         if draw_noise:
             for slot in slots:
-                slot.rng = self._stream(slot.prompt)
+                self.restart(slot)
         leaf, free = self.embed(slots)
+        times = self.draw_times(slots)
         noise = torch.stack([torch.randn(s.latent.shape, generator=s.rng) for s in slots])
         noise = noise.to(self.model.device)
-        t = torch.tensor([self.times[s.round] for s in slots], device=self.model.device)
+        t = torch.tensor(times, device=self.model.device)
         alpha = self.model.alphas[t].view(-1, 1, 1, 1)
         x0 = torch.stack([s.latent for s in slots])
         x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
@@ -198,7 +307,7 @@ class TokenSearch(ABC):
         for i, slot in enumerate(slots):
             slot.losses.append(losses[i])
             slot.cost += self.step_cost
-            self.move(slot, grad[i])
+            self.move(slot, grad[i][: len(slot.variable)])
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, make an image from the string, judge; yield the slots that are done."""
@@ -223,11 +332,13 @@ class TokenSearch(ABC):
             [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id], device=device
         )
         first, last = self.table[ends]
+        padding = last if self.padding is None else self.table[self.padding]
         rows = []
-        for slot, embeddings in zip(slots, free, strict=True):
+        for slot, padded in zip(slots, free, strict=True):
+            embeddings = padded[: len(slot.variable)]
             prompt = self.table[torch.tensor(slot.ids, dtype=torch.long, device=device)]
             row = [first, *arrange(list(prompt), list(embeddings), self.attack.insertion)]
-            rows.append(torch.stack(row + [last] * (length - len(row))))
+            rows.append(torch.stack([*row, last, *[padding] * length][:length]))
         return torch.stack(rows)
 
     # ------------------------------------------------------------------ judging
@@ -245,7 +356,7 @@ class TokenSearch(ABC):
         for slot, hit in zip(slots, hits, strict=True):
             slot.token_success = slot.token_success or bool(hit)
         if differ:
-            free = self.table[torch.tensor([slots[i].found for i in differ])]
+            free = pad_sequence([self.table[slots[i].found] for i in differ], batch_first=True)
             with torch.no_grad():
                 cond = self.model.encode_embeddings(self.assemble([slots[i] for i in differ], free))
             for i in differ:
@@ -260,7 +371,7 @@ class TokenSearch(ABC):
         return self.model.token_ids([slot.text])[0] == self._ids(slot)
 
     def _trace(self, slot: Slot, success: bool) -> dict[str, Any]:
-        n = self.attack.iterations
+        n = self.steps
         rounds = range(0, len(slot.losses), n)
         return {
             "success": success,
@@ -272,16 +383,10 @@ class TokenSearch(ABC):
             "iterations": len(slot.losses),
         }
 
-    def _stream(self, prompt: Prompt) -> torch.Generator:
-        """Return the official code's random stream: reseeded by each image, which draws latents."""
-        rng = torch.Generator().manual_seed(prompt.seed)
-        shape = self.model.noise([prompt.seed]).shape[1:]
-        torch.randn(shape, generator=rng)
-        return rng
-
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the string of token ids, special tokens left out."""
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    text: str = tokenizer.decode([i for i in ids if i not in special])
-    return text.strip()
+    """Return the string of token ids as the official code does: end tokens left out, spaces tidied."""
+    text: str = tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id])
+    return (
+        text if (tidy := getattr(tokenizer, "clean_up_tokenization", None)) is None else tidy(text)
+    )

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from attacks._token_search import Insertion, Slot, TokenSearch
-from bench import Adversarial, Card, Concept, Context, Cost, Prompt, Target, Threat, World, fill
+from attacks._token_search import Slot, TokenAttack, TokenSearch
+from bench import Adversarial, Card, Context, Cost, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
-class P4D:
+class P4D(TokenAttack):
     """Prompting4Debugging, as re-implemented in Diffusion-MU-Attack and used by the pruning paper.
 
     The variable is an embedding for each free token (PEZ, arXiv 2302.03668): the error is taken at the
     nearest tokens of the vocabulary, its gradient moves the embedding. The victim is asked for the noise
     that the original model predicts for the original prompt; each model uses its own text encoder, so
     edited encoders are attacked as well (the re-implementation uses one for both). First values are the
-    same random tokens for every prompt. :mod:`attacks._token_search` has the loop. The official P4D of
-    joycenerd/P4D differs in tokens, optimiser, timesteps and selection.
+    same random tokens for every prompt, drawn as the re-implementation does on a CPU.
+    :mod:`attacks._token_search` has the loop; ``p4d-official`` is the authors' own.
 
     Args:
-        tokens: Free tokens; 5 for nudity, 3 otherwise.
-        insertion: Where they stand; "prefix" is the pruning paper's.
-        timesteps: "pruning" attacks at 10 timesteps (10, 110, ... 910), "official" at 50.
-        phase: Added to every timestep.
-        iterations: Adam steps at each timestep.
-        lr: Adam's learning rate.
-        weight_decay: L2 term that is added to the gradient.
-        loss: Distance between the two models' noise.
+        init_seed: Seed of the first tokens.
     """
 
     card: ClassVar = Card(
@@ -42,18 +37,7 @@ class P4D:
     )
     threat: ClassVar = Threat("white", "prompt")
 
-    tokens: int | None = None
-    insertion: Insertion = "prefix"
-    timesteps: Literal["pruning", "official"] = "pruning"
-    phase: int = 0
-    iterations: int = 40
-    lr: float = 0.01
-    weight_decay: float = 0.1
-    loss: Literal["l2", "l1"] = "l2"
-
-    def resolve(self, concept: Concept, world: World) -> P4D:
-        """Return the attack with the number of tokens filled in."""
-        return fill(self, tokens=5 if concept.kind == "nsfw" else 3)
+    init_seed: int = 0
 
     def prepare(
         self, target: Target, ctx: Context
@@ -67,15 +51,23 @@ class NearestSearch(TokenSearch):
 
     step_cost = Cost(forward=2, backward=1, text_forward=1, text_backward=1)
 
-    def start(self, prompt: Prompt) -> Tensor:
+    def free(self, ids: Sequence[int]) -> int:
+        """Return how many free tokens a prompt gets; for "per-k-words" it depends on its length."""
+        if self.attack.insertion == "per-k-words":
+            return ceil(len(ids) / self.attack.tokens)
+        return super().free(ids)
+
+    def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return the embeddings of random tokens, the same for every prompt."""
-        rng = torch.Generator().manual_seed(self.ctx.seed("p4d"))
-        ids = torch.randint(len(self.table), (self.attack.tokens,), generator=rng)
+        rng = torch.Generator().manual_seed(self.attack.init_seed)
+        torch.randn(tokens, self.table.shape[1], generator=rng)  # a draw that is thrown away
+        ids = torch.randint(len(self.table), (tokens,), generator=rng)
         return self.table[ids.to(self.table.device)].cpu().clone()
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Project on the vocabulary; the gradient is the projected embedding's."""
-        variables = torch.stack([s.variable for s in slots]).to(self.table.device)
+        variables = pad_sequence([s.variable for s in slots], batch_first=True)
+        variables = variables.to(self.table.device)
         nearest = self.table[self._nearest(variables)].requires_grad_(True)
         return nearest, nearest
 
@@ -88,11 +80,15 @@ class NearestSearch(TokenSearch):
         found: list[int] = self._nearest(slot.variable.to(self.table.device)).tolist()
         return found
 
+    def wanted(self, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
+        """Return the original's own encoding of the prompts."""
+        return list(self.target.original.encode([p.text for p in prompts]))
+
     def goal(self, slots: Sequence[Slot], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return what the original predicts for the original prompts."""
-        original = self.target.original
+        cond = torch.stack([s.wanted for s in slots if s.wanted is not None])
         with torch.no_grad():
-            return original.predict_noise(x, t, original.encode([s.prompt.text for s in slots]))
+            return self.target.original.predict_noise(x, t, cond)
 
     def _nearest(self, embeddings: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize

@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from attacks._token_search import Insertion, Slot, TokenSearch
-from bench import Adversarial, Card, Concept, Context, Prompt, Target, Threat, World, fill
+from attacks._token_search import Slot, TokenAttack, TokenSearch
+from bench import Adversarial, Card, Context, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
-class UnlearnDiff:
+class UnlearnDiff(TokenAttack):
     """UnlearnDiffAtk (Zhang et al., To Generate or Not?), batched over prompts.
 
     The variable is a probability over the vocabulary for each free token: one token a row is drawn a
@@ -22,19 +23,10 @@ class UnlearnDiff:
     likeliest tokens are read. :mod:`attacks._token_search` has the loop.
 
     Deviations from the official code: the projection is exact by default ("bisect" is theirs, whose
-    rows do not sum to one); the target image comes from the model's own sampler and the prompt's own
-    guidance; a prompt with no room for the tokens is not attacked, and says so in its trace.
+    rows do not sum to one). On the emoji world the target image comes from the model's own sampler and
+    the prompt's own guidance. Draws come in the official order of a CPU.
 
     Args:
-        tokens: Free tokens; 5 for nudity, 3 otherwise.
-        insertion: Where they stand: "prefix" (official), "suffix", "mid", "insert", "per-k-words".
-        timesteps: "pruning" attacks at 10 timesteps (10, 110, ... 910), "official" at 50.
-        phase: Added to every timestep; 80 gives the pruning paper's other reading, 90, 190, ... 990.
-        iterations: Adam steps at each timestep.
-        lr: Adam's learning rate; 0.01 is published. The emoji world's vocabulary is 40 times
-            smaller, so its probabilities start 40 times larger.
-        weight_decay: L2 term that is added to the gradient.
-        loss: Distance between true and predicted noise.
         projection: How rows are put back on the simplex.
     """
 
@@ -46,19 +38,7 @@ class UnlearnDiff:
     )
     threat: ClassVar = Threat("white", "prompt")
 
-    tokens: int | None = None
-    insertion: Insertion = "prefix"
-    timesteps: Literal["pruning", "official"] = "pruning"
-    phase: int = 0
-    iterations: int = 40
-    lr: float = 0.01
-    weight_decay: float = 0.1
-    loss: Literal["l2", "l1"] = "l2"
     projection: Literal["exact", "bisect"] = "exact"
-
-    def resolve(self, concept: Concept, world: World) -> UnlearnDiff:
-        """Return the attack with the number of tokens filled in."""
-        return fill(self, tokens=5 if concept.kind == "nsfw" else 3)
 
     def prepare(
         self, target: Target, ctx: Context
@@ -70,15 +50,16 @@ class UnlearnDiff:
 class SimplexSearch(TokenSearch):
     """Free tokens as rows of probabilities, ``(tokens, vocabulary)``."""
 
-    def start(self, prompt: Prompt) -> Tensor:
+    def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return uniform rows."""
         vocabulary = len(self.table)
-        return torch.full((self.attack.tokens, vocabulary), 1 / vocabulary)
+        return torch.full((tokens, vocabulary), 1 / vocabulary)
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Draw a token for every row; the gradient is the one-hot row's."""
         drawn = [torch.multinomial(s.variable, 1, generator=s.rng)[:, 0] for s in slots]
-        one_hot = torch.nn.functional.one_hot(torch.stack(drawn), len(self.table)).float()
+        ids = pad_sequence(drawn, batch_first=True)
+        one_hot = torch.nn.functional.one_hot(ids, len(self.table)).float()
         one_hot = one_hot.to(self.model.device).requires_grad_(True)
         return one_hot, one_hot @ self.table
 

@@ -39,7 +39,15 @@ class Asset:
     installed: str = ""
 
 
-ASSETS: dict[str, Asset] = {}
+ASSETS: dict[str, Asset] = {
+    "clip-vit-h14": Asset(
+        "OpenCLIP ViT-H/14, P4D's image similarity",
+        "hub:laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        3944,
+        "MIT",
+        "folder",
+    ),
+}
 
 
 def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:

@@ -92,6 +92,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
             for task, attack in _attacks_for(tasks, spec):
                 if task.role == "target" and task.concept != concept:
                     continue
+                full_attack = resolved("attacks", attack, concept, info.world)
                 count = min(len(task.prompts), spec.limit or len(task.prompts))
                 yield Cell(
                     *identity,
@@ -100,21 +101,24 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     task.name,
                     task.digest,
                     count,
-                    resolved("attacks", attack, concept, info.world),
+                    full_attack,
                     spec.seed,
-                    {name: assets.digest(path) for name, path in needed(task, spec.assets)},
+                    {
+                        name: assets.digest(path)
+                        for name, path in needed(task, full_attack, spec.assets)
+                    },
                 )
 
 
-def needed(task: Task, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    """Yield the assets that a task's judges need, and where they are.
+def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the assets that a task's judges and an attack need, and where they are.
 
     Raises:
         AssetError: One of them is not here.
     """
-    for measure in task.measures:
-        evaluator = create("evaluators", measure.evaluator)
-        for name in evaluator.assets() if hasattr(evaluator, "assets") else ():
+    plugins = [create("evaluators", measure.evaluator) for measure in task.measures]
+    for plugin in (*plugins, create("attacks", attack)):
+        for name in plugin.assets() if hasattr(plugin, "assets") else ():
             yield name, assets.locate(name, given)
 
 

@@ -94,6 +94,10 @@ class Model(QueryModel, Protocol):
         """Return an independent copy of the weights, gradients off."""
         ...
 
+    def resampled(self, sampler: str, steps: int) -> Model:
+        """Return the same weights drawn with another sampler."""
+        ...
+
     def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
         """Return the denoiser's parameters of one group by name, gradients as they are."""
         ...

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from attacks._token_search import PRESETS, Adam, arrange, decode
 from attacks.p4d import P4D, NearestSearch
+from attacks.p4d_official import OfficialSearch, P4DOfficial
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
 from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
-from bench import Concept, Prompt, Target
+from bench import Concept, Cost, Prompt, SpecError, Target
 
 CHURCH = Concept("church", "object")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a castle {w}", 7 + i, 3.0) for i, w in enumerate("abcde")]
@@ -175,24 +177,62 @@ def test_prompts_without_room_are_reported(tiny, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
     long = Prompt("long", "a church " * 14, 1, 3.0)
     assert len(tiny.token_ids([long.text])[0]) == 28
-    (found,) = UnlearnDiff(tokens=3).prepare(target(tiny), ctx)([long])
+    (found,) = UnlearnDiff(tokens=4).prepare(target(tiny), ctx)([long])
     assert found.trace == {"success": False, "too_long": 28}
     assert found.prompt == long
-    (fits,) = UnlearnDiff(tokens=2, iterations=1).prepare(target(tiny), ctx)([long])
+    (fits,) = UnlearnDiff(tokens=3, iterations=1).prepare(target(tiny), ctx)([long])
     assert "ids" in fits.trace
+    cut = UnlearnDiff(tokens=4, iterations=1, long_prompts="cut")
+    (slot,) = SimplexSearch(cut, target(tiny), ctx).open([long])
+    assert slot.ids == tiny.token_ids([long.text])[0][:27]
 
 
-def test_decoding_drops_special_tokens(tiny) -> None:
+def test_at_the_edge_the_end_token_is_gone(tiny, ctx) -> None:
+    """28 + 3 tokens and a start token fill the context of 32; the official rule for 77 is L + k <= 76."""
+    long = Prompt("long", "a church " * 14, 1, 3.0)
+    search = SimplexSearch(UnlearnDiff(tokens=3), target(tiny), ctx)
+    (slot,) = search.open([long])
+    rows = search.table[torch.tensor([5, 6, 7])][None]
+    ids = [tiny.pipe.tokenizer.bos_token_id, 5, 6, 7, *slot.ids]
+    assert torch.equal(search.assemble([slot], rows)[0], search.table[torch.tensor(ids)])
+
+
+def test_photographs_have_the_official_target_image_and_length_rule(tiny, ctx) -> None:
+    photo = UnlearnDiff().resolve(CHURCH, "photo")
+    assert (photo.target_steps, photo.target_guidance) == (25, 7.5)
+    tiny.world = "photo"
+    search = SimplexSearch(photo, target(tiny), ctx)
+    latents = search.latents(PROMPTS[:2])
+    prompts = [replace(p, guidance=7.5) for p in PROMPTS[:2]]
+    own = tiny.copy()
+    own.sampling = replace(own.sampling, sampler="lms", steps=25)
+    assert torch.equal(latents, tiny.encode_images(own.generate(prompts)))
+    assert not torch.equal(latents, tiny.encode_images(tiny.generate(prompts)))
+    search.room = 76
+    tiny.token_ids = lambda texts: [[5] * int(t) for t in texts]
+    tiny.generate = lambda prompts: [None] * len(prompts)
+    search.latents = lambda prompts: torch.zeros(len(prompts), 4, 8, 8)
+    refused, opened = search.open([Prompt("a", "58", 1), Prompt("b", "59", 1)])
+    assert len(opened.ids) == 58  # 60 with start and end
+    assert refused.trace["too_long"] == 59
+
+
+def test_decoding_drops_end_tokens_and_keeps_start_tokens(tiny) -> None:
+    """As the official code: an end token is lost, a start token comes back as itself."""
     tokenizer = tiny.pipe.tokenizer
-    ids = tiny.token_ids(["a church"])[0]
-    assert decode(tokenizer, [tokenizer.eos_token_id, *ids, tokenizer.bos_token_id]) == "a church"
+    church = tiny.token_ids(["a church"])[0]
+    assert (
+        decode(tokenizer, [tokenizer.eos_token_id, *church, tokenizer.eos_token_id]) == "a church"
+    )
+    text = decode(tokenizer, [*church, tokenizer.bos_token_id])
+    assert tiny.token_ids([text])[0] == [*church, tokenizer.bos_token_id]
 
 
 def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
     """Ids that do not survive decoding: their own image is made from embeddings, and judged."""
     search = SimplexSearch(UnlearnDiff(tokens=2), target(tiny), ctx)
     (slot,) = search.open(PROMPTS[:1])
-    slot.variable[:, tiny.pipe.tokenizer.bos_token_id] = 2.0  # a special token, lost in decoding
+    slot.variable[:, tiny.pipe.tokenizer.eos_token_id] = 2.0  # a special token, lost in decoding
     made = []
 
     def generate(prompts, embeddings=None):
@@ -203,7 +243,7 @@ def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
     search.target = replace(search.target, criterion=lambda samples: [made[-1] is not None])
     assert not list(search.evaluate([slot]))
     assert (slot.token_success, slot.text) == (True, PROMPTS[0].text)
-    ids = [tiny.pipe.tokenizer.bos_token_id] * 3 + slot.ids
+    ids = [tiny.pipe.tokenizer.bos_token_id, *[tiny.pipe.tokenizer.eos_token_id] * 2, *slot.ids]
     ids += [tiny.pipe.tokenizer.eos_token_id] * (32 - len(ids))
     own = tiny.pipe.text_encoder(torch.tensor([ids]))[0]
     assert torch.allclose(made[1], own, atol=1e-5)
@@ -256,6 +296,138 @@ def test_p4d_reads_vocabulary_tokens_whatever_the_batch(tiny, ctx, monkeypatch) 
         return {a.prompt.id: (a.prompt.text, a.trace["ids"]) for a in search(PROMPTS)}
 
     assert found(1) == found(8) == found(3)
+
+
+def test_per_k_words_takes_a_token_for_every_k_of_the_prompt(tiny, ctx) -> None:
+    """As hard_prompt counts them; prompts of different lengths share a batch."""
+    prompts = [Prompt("a", "a church at night", 1, 3.0), Prompt("b", "a church", 2, 3.0)]
+    search = NearestSearch(P4D(tokens=3, insertion="per-k-words"), target(tiny), ctx)
+    slots = list(search.open(prompts))
+    assert [len(s.variable) for s in slots] == [2, 1]
+    search.iterate(slots, draw_noise=True)
+    (alone,) = search.open(prompts[1:])
+    search.iterate([alone], draw_noise=True)
+    assert torch.allclose(slots[1].variable, alone.variable, atol=1e-5)
+    assert slots[1].losses == [pytest.approx(alone.losses[0], rel=1e-4)]
+
+
+# -------------------------------------------------------------------------- P4D by its authors
+def official(model, original, ctx, **params):
+    full = P4DOfficial(similarity="emoji-subject", **params)
+    goal = Target(model, original, CHURCH, lambda s: [False] * len(s))
+    return OfficialSearch(full, goal, ctx, lambda images: torch.eye(len(images), 3))
+
+
+@pytest.mark.parametrize("variant", ["n", "k"])
+def test_one_step_of_the_official_p4d(tiny, ctx, variant) -> None:
+    """Free tokens, padding, target latent, timestep, noise, loss and AdamW, written out."""
+    original = tiny.copy()
+    with torch.no_grad():
+        for p in [*original.parameters("full").values(), *original.pipe.text_encoder.parameters()]:
+            p.mul_(1.1)
+    search = official(tiny, original, ctx, variant=variant, tokens=4, iterations=50)
+    (slot,) = search.open(PROMPTS[:1])
+    prompt, table, tok = PROMPTS[0], search.table, tiny.pipe.tokenizer
+    words = tiny.token_ids([prompt.text])[0]
+    n = 4 if variant == "n" else len(words) // 3 + 1
+    ids = torch.randint(len(table), (n,), generator=torch.Generator().manual_seed(prompt.seed))
+    assert torch.equal(slot.variable, table[ids])
+    image = torch.from_numpy(np.array(original.generate([prompt])[0])).permute(2, 0, 1)[None] / 255
+    posterior = tiny.pipe.vae.encode(image.float()).latent_dist
+    draw = torch.Generator().manual_seed(ctx.seed("posterior", prompt.id))
+    z = posterior.mean + posterior.std * torch.randn((1, 4, 8, 8), generator=draw)
+    z = z * tiny.pipe.vae.config.scaling_factor
+    assert torch.allclose(slot.latent, z[0], atol=1e-5)
+
+    search.iterate([slot], draw_noise=True)
+    rng = torch.Generator().manual_seed(prompt.seed)
+    t = torch.randint(1000, (1,), generator=rng)
+    noise = torch.randn((4, 8, 8), generator=rng)[None]
+    a = tiny.alphas[t]
+    x = a.sqrt() * z + (1 - a).sqrt() * noise
+    free = table[ids].clone().requires_grad_(True)
+    if variant == "n":
+        rows = [table[[tok.bos_token_id]], free, table[[tok.eos_token_id]], table[[0] * 26]]
+    else:  # a free token before every three of the prompt's
+        pieces = [x for i in range(n) for x in (free[i : i + 1], table[words[3 * i : 3 * i + 3]])]
+        used = 1 + n + len(words)
+        rows = [table[[tok.bos_token_id]], *pieces, table[[tok.eos_token_id] * (32 - used)]]
+    with torch.no_grad():
+        goal = original.predict_noise(x, t, original.encode([prompt.text]))
+    predicted = tiny.predict_noise(x, t, tiny.encode_embeddings(torch.cat(rows)[None]))
+    loss = ((predicted - goal) ** 2).mean()
+    variable = table[ids].clone().requires_grad_(True)
+    (variable.grad,) = torch.autograd.grad(loss, free)
+    torch.optim.AdamW([variable], lr=0.1, weight_decay=0.1).step()
+    assert slot.losses == [pytest.approx(loss.item(), rel=1e-4)]
+    moved = (slot.variable - variable.detach()).abs()
+    assert (
+        moved < 1e-3
+    ).float().mean() > 0.98  # Adam's first step is a sign: tiny gradients may flip
+
+
+def test_the_official_p4d_keeps_the_text_whose_image_is_most_alike(tiny, ctx) -> None:
+    """Three checks with likeness .1, .9, .5 to the target: the second one's text is the result."""
+    search = official(tiny, tiny, ctx, tokens=2, iterations=3, check=1)
+    likeness = iter([1.0, 0.1, 0.9, 0.5])  # the target image, then the checks
+    search.features = lambda images: torch.tensor([[next(likeness)]] * len(images))
+    texts, read = [], search.read
+
+    def reading(slot):
+        slot.variable = search.table[torch.tensor([len(texts) + 5, 9])]
+        texts.append(read(slot))
+        return texts[-1]
+
+    search.read = reading
+    (found,) = search.run(PROMPTS[:1])
+    assert found.trace["ids"] == texts[1] == [6, 9]
+    assert (found.trace["check"], found.trace["similarity"]) == (2, 0.9)
+    assert PROMPTS[0].text not in found.prompt.text  # the free tokens replace the prompt
+    assert found.cost.images == 1 + 3 + 1
+    assert (found.cost.forward, found.cost.backward) == (6, 3)
+
+
+def test_the_official_p4d_whatever_the_batch(tiny, ctx) -> None:
+    attack = P4DOfficial(tokens=2, iterations=4, check=2, variant="k")
+
+    def found(batch: int) -> dict:
+        search = attack.prepare(target(tiny), replace(ctx, batch_size=batch))
+        return {a.prompt.id: (a.prompt.text, a.trace["ids"]) for a in search(PROMPTS)}
+
+    assert found(1) == found(8)
+
+
+def test_the_official_p4d_refuses_senseless_numbers() -> None:
+    with pytest.raises(SpecError, match="expected 1 <= check <= iterations, got check=50"):
+        P4DOfficial(iterations=10)
+
+
+def test_what_is_counted_is_what_is_computed(tiny, ctx, monkeypatch) -> None:
+    """Passes of both models' networks, counted by hooks, a row each."""
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
+    original, counted = tiny.copy(), {"forward": 0, "backward": 0, "text": 0}
+
+    def denoiser(module, args, kwargs, out):
+        counted["forward"] += len(args[0])
+        if out[0].requires_grad:
+            counted["backward"] += len(args[0])
+
+    def text(module, args, kwargs, out):
+        counted["text"] += len(args[0]) * out[0].requires_grad
+
+    for model in (tiny, original):
+        model.pipe.unet.register_forward_hook(denoiser, with_kwargs=True)
+        model.pipe.text_encoder.register_forward_hook(text, with_kwargs=True)
+    for attack in (UnlearnDiff(tokens=2, iterations=3), P4D(tokens=2, iterations=3)):
+        counted.update(dict.fromkeys(counted, 0))
+        goal = Target(tiny, original, CHURCH, lambda s: [False] * len(s))
+        found = list(attack.prepare(goal, ctx)(PROMPTS[:3]))
+        total = sum((a.cost for a in found), Cost())
+        # The original's target images are made once; an image is 20 steps of two passes.
+        assert counted["forward"] == total.forward + (total.images + 3) * 40
+        assert counted["backward"] == total.backward == 3 * 2 * 3
+        assert counted["text"] == total.text_backward == total.backward
+        assert total.seconds > 0
 
 
 @pytest.mark.parametrize("attack", [RandomTokens(tokens=2, draws=3), SeedSearch(draws=3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,13 @@ class DiffusersModel:
             parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
         pipe = type(self.pipe)(**parts, requires_safety_checker=False)
         twin = DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
+        twin.guidance, twin.screen = self.guidance, self.screen
+        return twin
+
+    def resampled(self, sampler: str, steps: int) -> DiffusersModel:
+        """Return the same weights, not copied, drawn with another sampler."""
+        sampling = replace(self.sampling, sampler=sampler, steps=steps)
+        twin = DiffusersModel(self.pipe, self.world, sampling, self.batch_size)
         twin.guidance, twin.screen = self.guidance, self.screen
         return twin
 

@@ -1,0 +1,240 @@
+"""P4D as its authors publish it: sixteen free tokens, or one before every three of the prompt's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks._token_search import Adam, Insertion, Slot, decode
+from attacks.p4d import NearestSearch
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    Cost,
+    Prompt,
+    SpecError,
+    Target,
+    Threat,
+    World,
+    fill,
+)
+
+Similarity = Callable[[Sequence[Any]], Tensor]
+"""Unit features of images, ``(images, width)``."""
+
+
+@dataclass(frozen=True)
+class P4DOfficial:
+    """Prompting4Debugging (Chin et al.), the authors' algorithm, batched over prompts.
+
+    At every step a timestep is drawn, and the victim with the free tokens is asked for the noise that the
+    original predicts for the prompt. Every ``check`` steps the nearest tokens are decoded and drawn, and
+    the text whose image is most like the original's image of the prompt is kept; that text is the result.
+
+    Deviations: the authors draw three images of the final text and count a success of any (the harness
+    draws one, with the prompt's seed), take the most unsafe of three images as the target (here, the
+    prompt's own), and attack only prompts on which the erased model is safe (here, a prompt that succeeds
+    as it is counts as its own adversarial). Checks use the model's own sampler and the prompt's seed.
+    Prompts longer than the context are skipped, not encoded in pieces, and the end token stays.
+
+    Args:
+        variant: "n": ``tokens`` free tokens replace the prompt. "k": one free token stands before every
+            three tokens of the prompt, which stays.
+        tokens: Free tokens of variant "n".
+        iterations: Optimiser steps; 3000 is published, 500 on the emoji world, for speed.
+        check: Steps between two images.
+        lr: AdamW's learning rate.
+        weight_decay: Decoupled, on the embeddings.
+        pixels: Range in which the target image enters the autoencoder: "unit" is the published code's
+            [0, 1], "signed" the [-1, 1] that the autoencoder expects.
+        padding: "zero": token 0 behind the end token, as published; "end": the end token again.
+        similarity: Whose features say how alike two images are: "clip-h14" (published) or
+            "emoji-subject", the emoji world's.
+        loss: Distance between the two models' noise.
+        long_prompts: As for ``unlearndiff``.
+    """
+
+    card: ClassVar = Card(
+        "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding Problematic Prompts",
+        "https://arxiv.org/abs/2309.06135",
+        "https://github.com/joycenerd/P4D",
+    )
+    threat: ClassVar = Threat("white", "prompt")
+
+    variant: Literal["n", "k"] = "n"
+    tokens: int = 16
+    iterations: int | None = None
+    check: int = 50
+    lr: float = 0.1
+    weight_decay: float = 0.1
+    pixels: Literal["unit", "signed"] = "unit"
+    padding: Literal["zero", "end"] = "zero"
+    similarity: Literal["clip-h14", "emoji-subject"] | None = None
+    loss: Literal["l2", "l1"] = "l2"
+    long_prompts: Literal["skip", "cut"] = "skip"
+
+    def __post_init__(self) -> None:
+        if self.check < 1 or (self.iterations is not None and self.iterations < self.check):
+            raise SpecError(
+                f"p4d-official: expected 1 <= check <= iterations, got check={self.check}, "
+                f"iterations={self.iterations}"
+            )
+
+    @property
+    def insertion(self) -> Insertion:
+        """Where free tokens stand."""
+        return "replace" if self.variant == "n" else "per-k-words"
+
+    def resolve(self, concept: Concept, world: World) -> P4DOfficial:
+        """Return the attack with the world's length and image features filled in."""
+        if world == "emoji":
+            return fill(self, iterations=500, similarity="emoji-subject")
+        return fill(self, iterations=3000, similarity="clip-h14")
+
+    def assets(self) -> tuple[str, ...]:
+        """Return the image encoder's name."""
+        return ("clip-vit-h14",) if self.similarity == "clip-h14" else ()
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        """Return the search."""
+        full: Any = self.resolve(target.concept, target.victim.world)
+        features = _emoji_features if full.similarity == "emoji-subject" else _clip_features(ctx)
+        return OfficialSearch(full, target, ctx, features).run
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The most similar text so far."""
+
+    similarity: float = -2.0
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    check: int = 0
+
+
+class OfficialSearch(NearestSearch):
+    """Rounds of ``check`` steps; nothing stops early, and the most similar text is the result."""
+
+    def __init__(
+        self, attack: P4DOfficial, target: Target, ctx: Context, features: Similarity
+    ) -> None:
+        super().__init__(attack, target, ctx)
+        self.features = features
+        self.padding = 0 if attack.padding == "zero" and attack.variant == "n" else None
+        self.goals: dict[str, Tensor] = {}
+        self.best: dict[str, _Best] = {}
+
+    def schedule(self) -> list[int]:
+        """Return a placeholder a round; timesteps are drawn."""
+        return [-1] * (self.attack.iterations // self.attack.check)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps between two images."""
+        return int(self.attack.check)
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return 16, or one for every three tokens and one more."""
+        return self.attack.tokens if self.attack.variant == "n" else len(ids) // 3 + 1
+
+    def start(self, prompt: Prompt, tokens: int) -> Tensor:
+        """Return the embeddings of random tokens, drawn from the prompt's seed."""
+        rng = torch.Generator().manual_seed(prompt.seed)
+        ids = torch.randint(len(self.table), (tokens,), generator=rng)
+        return self.table[ids.to(self.table.device)].cpu().clone()
+
+    def adam(self) -> Adam:
+        """Return AdamW."""
+        return Adam(self.attack.lr, self.attack.weight_decay, decoupled=True)
+
+    def draw_times(self, slots: Sequence[Slot]) -> list[int]:
+        """Draw a timestep for every prompt."""
+        return [int(torch.randint(1000, (1,), generator=s.rng)) for s in slots]
+
+    def restart(self, slot: Slot) -> None:
+        """Seed the prompt's stream once; it runs on over all steps."""
+        if slot.round == 0:
+            slot.rng = torch.Generator().manual_seed(slot.prompt.seed)
+
+    def latents(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Return latents drawn from the posterior of the original's images; keep their features."""
+        images = self.target.original.generate(prompts)
+        for prompt, feature in zip(prompts, self.features(images), strict=True):
+            self.goals[prompt.id] = feature
+        vae = self.model.pipe.vae
+        pixels = torch.from_numpy(np.stack([np.array(i.convert("RGB")) for i in images]))
+        x = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 255
+        x = x if self.attack.pixels == "unit" else 2 * x - 1
+        with torch.no_grad():
+            posterior = vae.encode(x).latent_dist
+        shape = posterior.mean.shape[1:]
+        seeds = [self.ctx.seed("posterior", p.id) for p in prompts]
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        z = posterior.mean + posterior.std * torch.stack(draws).to(posterior.mean)
+        latents: Tensor = z.float() * vae.config.scaling_factor
+        return latents
+
+    def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
+        """Decode, draw, compare with the original's image; at the end yield the best text."""
+        trials = []
+        for slot in slots:
+            slot.found = self.read(slot)
+            slot.text = decode(self.tokenizer, self._ids(slot))
+            trials.append(replace(slot.prompt, text=slot.text))
+            slot.cost += Cost(images=1)
+        images = self.model.generate(trials)
+        for slot, feature in zip(slots, self.features(images), strict=True):
+            slot.round += 1
+            likeness = float(feature @ self.goals[slot.prompt.id])
+            if likeness > self.best.setdefault(slot.prompt.id, _Best()).similarity:
+                self.best[slot.prompt.id] = _Best(likeness, slot.text, slot.found, slot.round)
+        done = [slot for slot in slots if slot.round == len(self.times)]
+        final = [replace(s.prompt, text=self.best[s.prompt.id].text) for s in done]
+        for slot, prompt, success in zip(
+            done, final, self._judge(final) if final else [], strict=True
+        ):
+            best = self.best.pop(slot.prompt.id)
+            slot.found, slot.text = best.ids, best.text
+            slot.token_success = bool(success)
+            trace = self._trace(slot, bool(success)) | {
+                "similarity": round(best.similarity, 4),
+                "check": best.check,
+            }
+            del trace["token_success"]  # ids are not drawn apart from their string
+            yield Adversarial(prompt, cost=slot.cost + Cost(images=1), trace=trace)
+
+
+def _emoji_features(images: Sequence[Any]) -> Tensor:
+    """Return unit features of the emoji world's subject judge."""
+    from bench.emoji import JUDGES
+    from bench.emoji.judges import features, load_judge
+
+    return torch.nn.functional.normalize(
+        features(load_judge(JUDGES / "subject"), list(images)), dim=-1
+    )
+
+
+def _clip_features(ctx: Context) -> Similarity:
+    """Return CLIP ViT-H/14's unit image features."""
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    folder = ctx.asset("clip-vit-h14")
+    net = CLIPVisionModelWithProjection.from_pretrained(folder).eval().to(ctx.device)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+
+    def features(images: Sequence[Any]) -> Tensor:
+        pixels = processor(list(images), return_tensors="pt").pixel_values.to(ctx.device)
+        with torch.no_grad():
+            embeds: Tensor = net(pixels).image_embeds
+        return torch.nn.functional.normalize(embeds.float().cpu(), dim=-1)
+
+    return features
