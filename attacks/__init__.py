@@ -7,4 +7,5 @@ PLUGINS = {
     "unlearndiff": "attacks.unlearndiff:UnlearnDiff",
     "p4d": "attacks.p4d:P4D",
     "p4d-official": "attacks.p4d_official:P4DOfficial",
+    "transfer": "attacks.transfer:Transfer",
 }

@@ -19,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
 )
+speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on this machine.")
+app.add_typer(speed, name="speed")
 out, err = Console(), Console(stderr=True)
 RESULTS = Path("results/local")
 
@@ -103,11 +105,13 @@ def run(
             raise typer.Exit(130) from None
     records = [known for cell in cells if (known := store.get(cell))]
     _print_table(cer_table(records), Format.terminal)
+    for line in problems(records):
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
     done = len(cells) - len(missing)
     out.print(
         f"{done} of {len(cells)} cells were there already. Records: {results}", highlight=False
     )
-    if problems(records) and any(r.status == "failed" for r in records):
+    if any(r.status == "failed" for r in records):
         raise typer.Exit(3)
 
 
@@ -251,12 +255,16 @@ def report(
     results: Results = RESULTS,
     task: Tasks = None,
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.terminal,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
+    ] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What the attacks spent.")] = False,
 ) -> None:
-    """Print the table of stored records.
+    """Print a table of stored records: concept erasing rates, transfer, or costs.
 
     Example: bench report --format markdown > table.md
     """
-    from bench.report.tables import cer_table, problems
+    from bench.report.tables import cer_table, cost_table, problems, transfer_table
     from bench.store import Store
 
     if not results.is_dir():
@@ -268,9 +276,74 @@ def report(
         records = [r for r in records if r.cell.task in task or "asr" not in r.measurements]
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
-    _print_table(cer_table(records), format_)
+    layout = transfer_table if transfer else cost_table if costs else cer_table
+    if not (table := layout(records)).rows:
+        raise SpecError(f"{results} has no {'transfers' if transfer else 'attacks'} to show")
+    _print_table(table, format_)
     for line in problems(records):
         err.print(line, highlight=False, markup=False)
+
+
+@speed.command("attack")
+def speed_attack(
+    attack: Annotated[str, typer.Option(help="name or name:key=value,...")] = "unlearndiff",
+    method: Annotated[str, typer.Option(help="name or name:key=value,...")] = "esd",
+    task: Annotated[str, typer.Option(help="A target task.")] = "church",
+    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 16,
+    scaling: Annotated[
+        bool,
+        typer.Option("--scaling", help="Batched only: 8, 16, 32 prompts, 10 and 50 timesteps."),
+    ] = False,
+    model: Model = "emoji-sd",
+    batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """Time an attack batched and in the official way, one prompt at a time; memory of both.
+
+    Example: bench speed attack --attack unlearndiff --prompts 16
+    """
+    from bench.plan import plan
+    from bench.report.tables import Table
+
+    spec = _spec(model, [method], [attack], [task], 0, prompts, "fp32")
+    (cell,) = plan(spec)
+
+    import torch
+
+    from bench.executors.local import erase_cell
+    from bench.run import Settings
+    from bench.speed import Way, measure_apart, scaled
+
+    _check_device(device, torch)
+    settings = Settings(device, batch_size)
+    erase_cell(cell, settings, err)  # before the clock runs
+    jobs: list[tuple[Any, Way]] = [(cell, "batched"), (cell, "official")]
+    if scaling:
+        jobs = [(each, "batched") for each in scaled(cell)]
+    runs = [measure_apart(job, way, settings, judge=not scaling) for job, way in jobs]
+    rows = [
+        (
+            r.way,
+            str(r.prompts),
+            str(r.timesteps),
+            f"{r.seconds:.1f}",
+            f"{r.seconds / r.prompts / r.timesteps:.3f}",
+            f"{r.per_hour:.0f}",
+            str(r.peak_mb),
+        )
+        for r in runs
+    ]
+    note = f"{attack} on {method}, {task}, {device}, {torch.get_num_threads()} threads"
+    if scaling:
+        note += "; no prompt may succeed, so that each costs the same"
+    else:
+        same = sum(a == b for a, b in zip(runs[0].texts, runs[1].texts, strict=True))
+        note += (
+            f"; batched is {runs[1].seconds / runs[0].seconds:.1f} times as fast; "
+            f"{same} of {cell.prompts} adversarial texts are equal"
+        )
+    columns = ("way", "prompts", "timesteps", "s", "s / prompt / t", "prompts / h", "peak MB")
+    _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
 
 
 def _world(model: str) -> Any:

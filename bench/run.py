@@ -402,6 +402,7 @@ def _rows(
             adversarial=found[i].prompt.text if attack else None,
             adversarial_seed=found[i].prompt.seed if attack else None,
             adversarial_noise=found[i].noise,
+            beyond=_beyond(found[i]),
             cost=found[i].cost,
             trace=dict(found[i].trace),
             detail=dict(last[i].detail),
@@ -409,6 +410,11 @@ def _rows(
                 m.metric: scores[m.metric][i].value for m in task.measures[1:] if m.reduce != "set"
             },
         )
+
+
+def _beyond(found: Adversarial) -> str:
+    changed = {"weights": found.model, "embedding": found.embedding, "noise": found.noise}
+    return next((name for name, value in changed.items() if value is not None), "")
 
 
 def _hit(score: Score, threshold: float) -> bool | None:

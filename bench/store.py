@@ -44,6 +44,7 @@ class Row:
         scores: Further measures of the last image.
         adversarial_seed: Seed of the adversarial prompt's image.
         adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
+        beyond: What else the attack changed: "embedding", "weights" or "noise"; empty for a prompt.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Row:
     scores: dict[str, float | None] = field(default_factory=dict)
     adversarial_seed: int | None = None
     adversarial_noise: SamplerNoise | None = None
+    beyond: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import attacks
 import evaluators
 import methods
 from bench.plan import plan
-from bench.registry import Ref
+from bench.registry import Ref, load, names
 from bench.run import Runner, Settings
 from bench.spec import Spec
 from bench.store import Artifacts, Store
@@ -146,6 +146,31 @@ def test_a_bad_plugin_spoils_its_own_cell_only(
     assert (result.status, result.measurements) == (status, {})
     assert reason in result.reason
     assert runner.run(cells()[0]).status == "ok"
+
+
+BLACK = [name for name in names("attacks") if load("attacks", name).threat.access == "black"]
+
+
+@pytest.mark.parametrize("name", [n for n in BLACK if n not in {"none", "transfer"}])
+@pytest.mark.parametrize(
+    "reads", ["pipe", "parameters", "encode", "copy", "predict_noise", "denoise"]
+)
+def test_a_black_box_attack_that_reads_a_weight_is_an_error(
+    settings, monkeypatch, name, reads
+) -> None:
+    """Each of them, with one line added that looks into the victim."""
+    cls = load("attacks", name)
+    honest = cls.prepare
+
+    def peeking(self, target, ctx):
+        getattr(target.victim, reads)
+        return honest(self, target, ctx)
+
+    monkeypatch.setattr(cls, "prepare", peeking)
+    (cell,) = cells(attack=Ref(name))
+    result = Runner(settings).run(cell)
+    assert result.status == "failed"
+    assert f"may only generate with this model; it asked for {reads!r}" in result.reason
 
 
 def test_wrong_number_of_scores(settings, monkeypatch) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
 from bench.metrics import Measurement, complement, mcnemar
 from bench.store import Result
+from bench.types import Cost
 
 ALPHA = 0.05
+_HIDDEN = {"source", "digest"}  # a path and its digest name nothing that a reader knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +64,22 @@ def cer_table(results: Iterable[Result]) -> Table:
     Beside it the figures of retain and benign tasks on the same erased model.
     """
     records = list(results)
-    targets = [r for r in records if r.status != "ok" or "asr" in r.measurements]
-    others = [r for r in records if r.status == "ok" and "asr" not in r.measurements]
-    attacks = sorted({r.cell.attack.name for r in targets}, key=lambda a: (a != "none", a))
+    targets = [r for r in records if r.cell.attack.name != "none" or "asr" in r.measurements]
+    targets += [
+        r for r in records if r.status != "ok" and r not in targets and _is_target(r, records)
+    ]
+    others = [r for r in records if r.status == "ok" and r not in targets]
+    method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
+    attacks = sorted({attack_of(r) for r in targets}, key=lambda a: (a != "none", a))
     columns = list(dict.fromkeys((r.cell.task, m) for r in others for m in r.measurements))
     rows = []
-    keys = dict.fromkeys(_row_key(r) for r in targets)
+    keys = dict.fromkeys((r.cell.task, method_of(r), *_row_key(r)) for r in targets)
     for key in sorted(keys, key=lambda k: (k[0], k[1] != "none", k[1:])):
-        mine = {r.cell.attack.name: r for r in targets if _row_key(r) == key}
-        kept = {
-            r.cell.task: r for r in others if _model_key(r) == _model_key(next(iter(mine.values())))
+        mine = {
+            attack_of(r): r for r in targets if (r.cell.task, method_of(r), *_row_key(r)) == key
         }
+        first = next(iter(mine.values()))
+        kept = {r.cell.task: r for r in others if r.cell.erase_key == first.cell.erase_key}
         rows.append(
             (
                 key[0],
@@ -100,22 +108,117 @@ def cer_table(results: Iterable[Result]) -> Table:
     )
 
 
-def problems(results: Iterable[Result]) -> list[str]:
-    """Return a line for every cell that was skipped or failed."""
-    return [
-        f"{r.status}: {r.cell.task}, {r.cell.method.name}, attack {r.cell.attack.name}: {r.reason}"
-        for r in results
-        if r.status != "ok"
+def transfer_table(results: Iterable[Result]) -> Table:
+    """Lay out transfer: a row an origin A (method and attack), a column a victim B, CER in the cells.
+
+    The origin's own victim shows the attack itself, where its record is there.
+    """
+    records = [r for r in results if r.status == "ok" and r.cell.attack.name != "none" and r.rows]
+    moved = [r for r in records if r.cell.attack.name == "transfer"]
+    cells: dict[tuple[str, str], dict[str, Result]] = {}
+    for r in moved:
+        cells.setdefault((r.cell.task, r.cell.attack.params["origin"]), {})[r.cell.method.name] = r
+    for r in records:
+        key = (r.cell.task, f"{r.cell.method.name}/{r.cell.attack.name}")
+        if key in cells:
+            cells[key].setdefault(r.cell.method.name, r)
+    victims = sorted({name for row in cells.values() for name in row})
+    rows = [
+        (*key, *(_cer(row.get(v), None) for v in victims)) for key, row in sorted(cells.items())
     ]
+    ns = sorted({f"N={r.measurements['asr'].n}" for r in moved})
+    return Table(
+        "Transfer: CER of a victim under prompts that were found on another model",
+        ("task", "found on / by", *(f"on {v}" for v in victims)),
+        tuple(rows),
+        "CER = 1 - ASR with its 95 % Wilson interval, " + ", ".join(ns),
+    )
 
 
-def _row_key(result: Result) -> tuple[str, str, str, int, int]:
+def cost_table(results: Iterable[Result]) -> Table:
+    """Lay out what attacks spent: a row a cell, sums over its prompts."""
+    records = [r for r in results if r.status == "ok" and r.rows and r.cell.attack.name != "none"]
+    method_of, attack_of = labels(records, "method"), labels(records, "attack")
+    rows = []
+    for r in sorted(records, key=lambda r: (r.cell.task, method_of(r), attack_of(r))):
+        total = sum((row.cost for row in r.rows), Cost())
+        rows.append(
+            (
+                r.cell.task,
+                f"{method_of(r)}, {attack_of(r)}",
+                str(len(r.rows)),
+                str(total.images),
+                str(total.forward),
+                str(total.backward),
+                f"{total.text_forward}/{total.text_backward}",
+                f"{total.seconds:.0f}",
+            )
+        )
+    columns = (
+        "task",
+        "method, attack",
+        "prompts",
+        "images",
+        "forward",
+        "backward",
+        "text f/b",
+        "s",
+    )
+    note = (
+        "forward, backward: passes of one image through the denoiser; text: of one text through the "
+        "text encoder; s: wall clock of the attack"
+    )
+    return Table("Cost of attacks", columns, tuple(rows), note)
+
+
+def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Callable[[Result], str]:
+    """Return what a result's method or attack is called in a table.
+
+    Its name, and where one task has several of that name, the parameters in which they differ.
+    """
+    variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in results:
+        ref = getattr(r.cell, axis)
+        seen = variants.setdefault((r.cell.task, ref.name), [])
+        if ref.params not in seen:
+            seen.append(ref.params)
+
+    def name(r: Result) -> str:
+        ref = getattr(r.cell, axis)
+        seen = variants[r.cell.task, ref.name]
+        differ = [
+            f"{key}={value}"
+            for key, value in ref.params.items()
+            if key not in _HIDDEN and any(other.get(key) != value for other in seen)
+        ]
+        return " ".join([ref.name, *differ])
+
+    return name
+
+
+def problems(results: Iterable[Result]) -> list[str]:
+    """Return a line for every cell that was skipped or failed, or has prompts too long to attack."""
+    lines = []
+    for r in results:
+        who = f"{r.cell.task}, {r.cell.method.name}, attack {r.cell.attack.name}"
+        if r.status != "ok":
+            lines.append(f"{r.status}: {who}: {r.reason}")
+        if long := sum("too_long" in row.trace for row in r.rows):
+            lines.append(
+                f"{who}: {long} of {len(r.rows)} prompts too long to attack; they count in N"
+            )
+    return lines
+
+
+def _is_target(result: Result, results: Iterable[Result]) -> bool:
+    """Say whether a cell without measurements belongs to a target task."""
+    task = result.cell.task
+    return all("asr" in r.measurements for r in results if r.cell.task == task and r.status == "ok")
+
+
+def _row_key(result: Result) -> tuple[str, int, int]:
     cell = result.cell
-    return cell.task, cell.method.name, cell.erase_key, cell.prompts, cell.seed
-
-
-def _model_key(result: Result) -> str:
-    return result.cell.erase_key
+    return cell.erase_key, cell.prompts, cell.seed
 
 
 def _cer(result: Result | None, plain: Result | None) -> str:

@@ -1,0 +1,178 @@
+"""How fast an attack runs: batched as here, and one prompt at a time as in the official code.
+
+Both ways run the same attack on the same erased model, prompts and draws, each in a fresh process, one
+after the other, and must find the same adversarial texts. The official way (Diffusion-MU-Attack) attacks
+one prompt at a time, makes two denoiser passes for an image's guidance, and loads the judge for every
+image; that it also starts a process a prompt is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from bench.models.diffusers import DiffusersModel
+from bench.plan import Cell
+from bench.protocols import Attack, Model, Target
+from bench.registry import create
+from bench.run import Runner, Settings
+from bench.tasks import load_task
+from bench.types import Context, Sample
+
+Way = Literal["batched", "official"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One timed attack.
+
+    Args:
+        way: How it ran.
+        prompts: How many prompts were attacked.
+        timesteps: How many timesteps the attack visits.
+        seconds: Wall clock of the attack, models and erasure loaded before.
+        peak_mb: Largest resident memory of the process, everything included.
+        texts: What was found.
+    """
+
+    way: Way
+    prompts: int
+    timesteps: int
+    seconds: float
+    peak_mb: int
+    texts: tuple[str, ...]
+
+    @property
+    def per_hour(self) -> float:
+        """Prompts attacked in an hour."""
+        return 3600 * self.prompts / self.seconds
+
+
+class OneByOne(DiffusersModel):
+    """The same model with one denoiser pass a row."""
+
+    def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Return what the batched pass returns, a row at a time."""
+        times = t.expand(len(latents)) if t.dim() == 0 else t
+        rows = [
+            super(OneByOne, self).predict_noise(
+                latents[i : i + 1], times[i : i + 1], cond[i : i + 1]
+            )
+            for i in range(len(latents))
+        ]
+        return torch.cat(rows)
+
+
+def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> Run:
+    """Run a cell's attack once and time it, in this process.
+
+    Args:
+        cell: What is attacked, and how.
+        way: Batched or official.
+        settings: Device, batch and cache.
+        judge: False lets no prompt succeed, so that every prompt costs the same.
+    """
+    task = load_task(cell.task, cell.world)
+    prompts = task.prompts[: cell.prompts]
+    runner = Runner(settings)
+    victim, original = runner.erase(cell).model, runner.model(cell.model, cell.dtype)
+    measure_ = task.measures[0]
+    evaluator = create("evaluators", measure_.evaluator)
+    with TemporaryDirectory() as folder:
+        batch = 1 if way == "official" else settings.batch_size
+        ctx = Context(cell.attack_key, settings.device, Path(folder), batch)
+        loaded = evaluator.prepare(ctx)
+
+        def criterion(samples: Sequence[Sample]) -> list[bool]:
+            if not judge:
+                return [False] * len(samples)
+            if way == "batched":
+                scores = loaded(samples)
+            else:
+                scores = [score for s in samples for score in evaluator.prepare(ctx)([s])]
+            return [s.value is not None and s.value >= measure_.threshold for s in scores]
+
+        if way == "official":
+            victim, original = _one_by_one(victim), _one_by_one(original)
+        target = Target(cast("Model", victim), cast("Model", original), cell.concept, criterion)
+        attack: Attack = create("attacks", cell.attack)
+        start = time.perf_counter()
+        found = {}
+        for adversarial in attack.prepare(target, ctx)(prompts):
+            found[adversarial.prompt.id] = adversarial.prompt.text
+            settings.progress(f"{way}, {len(prompts)} prompts", len(found), len(prompts))
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    times = 50 if cell.attack.params.get("timesteps") == "official" else 10
+    texts = tuple(found[p.id] for p in prompts)
+    return Run(way, len(prompts), times, seconds, peak, texts)
+
+
+def measure_apart(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> Run:
+    """Run :func:`measure` in a fresh process; its progress goes to the terminal."""
+    job = {
+        "cell": asdict(cell),
+        "way": way,
+        "judge": judge,
+        "device": settings.device,
+        "batch_size": settings.batch_size,
+        "cache": str(settings.artifacts.root),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.speed"],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    raw: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return Run(**{**raw, "texts": tuple(raw["texts"])})
+
+
+def scaled(cell: Cell) -> list[Cell]:
+    """Return the cell with 8, 16 and 32 prompts, and with 8 prompts at 50 timesteps."""
+    count = len(load_task(cell.task, cell.world).prompts)
+    sizes = [replace(cell, prompts=min(n, count)) for n in (8, 16, 32)]
+    params = {**cell.attack.params, "timesteps": "official"}
+    return [*sizes, replace(sizes[0], attack=replace(cell.attack, params=params))]
+
+
+def _one_by_one(model: DiffusersModel) -> OneByOne:
+    twin = OneByOne(model.pipe, model.world, model.sampling, batch_size=1)
+    twin.guidance, twin.screen = model.guidance, model.screen
+    return twin
+
+
+def _main() -> None:
+    from pydantic import TypeAdapter
+    from rich.console import Console
+
+    from bench.store import Artifacts
+
+    job = json.load(sys.stdin)
+    console = Console(stderr=True)
+    with console.status("") as status:
+        settings = Settings(
+            job["device"],
+            job["batch_size"],
+            artifacts=Artifacts(Path(job["cache"])),
+            progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
+        )
+        cell = TypeAdapter(Cell).validate_python(job["cell"])
+        run = measure(cell, job["way"], settings, judge=job["judge"])
+    sys.stdout.write(json.dumps(asdict(run)) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

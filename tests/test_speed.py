@@ -1,0 +1,50 @@
+"""The speed benchmark compares like with like."""
+
+from bench.models.diffusers import DiffusersModel
+from bench.plan import plan
+from bench.registry import Ref
+from bench.run import Settings
+from bench.spec import Spec
+from bench.speed import OneByOne, _one_by_one, measure, scaled
+from bench.store import Artifacts
+
+
+def test_both_ways_find_the_same(tmp_path) -> None:
+    attack = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
+    spec = Spec("tiny-random", (Ref("esd", {"steps": 1}),), (attack,), ("church",), limit=2)
+    (cell,) = plan(spec)
+    settings = Settings(batch_size=4, artifacts=Artifacts(tmp_path))
+    ours, theirs = (measure(cell, way, settings) for way in ("batched", "official"))
+    assert ours.texts == theirs.texts
+    assert ours.per_hour == 3600 * 2 / ours.seconds
+    assert (ours.prompts, ours.timesteps) == (2, 10)
+
+
+def test_one_by_one_is_a_pass_a_row(tiny, monkeypatch) -> None:
+    rows = []
+    real = DiffusersModel.predict_noise
+
+    def counted(self, latents, t, cond):
+        rows.append(len(latents))
+        return real(self, latents, t, cond)
+
+    monkeypatch.setattr(DiffusersModel, "predict_noise", counted)
+    from bench import Prompt
+
+    prompts = [Prompt("a", "a church", 1), Prompt("b", "a cat", 2)]
+    slow = _one_by_one(tiny)
+    assert isinstance(slow, OneByOne)
+    images = slow.generate(prompts)
+    assert rows == [1] * (2 * 20 * 2)  # two prompts, 20 steps, two passes
+    fast = tiny.generate(prompts)
+    for a, b in zip(images, fast, strict=True):
+        difference = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
+        assert max(difference) <= 1
+
+
+def test_scaling_sizes() -> None:
+    spec = Spec("tiny-random", (Ref("none"),), (Ref("p4d"),), ("church",))
+    (cell,) = plan(spec)
+    sizes = scaled(cell)
+    assert [c.prompts for c in sizes] == [8, 16, 32, 8]
+    assert sizes[3].attack.params["timesteps"] == "official"

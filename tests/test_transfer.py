@@ -1,0 +1,134 @@
+"""Adversarial prompts as artifacts: found on one model, replayed on another, counted and shown."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from bench import Cost
+from bench.plan import plan
+from bench.registry import Ref
+from bench.report.tables import cer_table, cost_table, labels, problems, transfer_table
+from bench.run import Runner, Settings
+from bench.spec import Spec
+from bench.store import Artifacts, Store
+
+FAST = Ref("esd", {"steps": 2})
+RANDOM = Ref("random", {"draws": 2, "tokens": 1})
+
+
+def cells(method: Ref, attack: Ref, *, limit: int = 3, task: str = "church") -> list:
+    return list(plan(Spec("tiny-random", (method,), (attack,), (task,), limit=limit)))
+
+
+@pytest.fixture
+def found(tmp_path: Path):
+    """A record of random tokens on the unedited model, on disk."""
+    runner, store = Runner(Settings(artifacts=Artifacts(tmp_path / "cache"))), Store(Path("res"))
+    result = runner.run(cells(Ref("none"), RANDOM)[0])
+    return runner, store, result, store.put(result)
+
+
+def test_a_record_is_replayed_on_another_model(found) -> None:
+    runner, store, first, path = found
+    (cell,) = cells(FAST, Ref("transfer", {"source": str(path)}))
+    assert cell.attack.params["origin"] == "none/random"
+    moved = runner.run(cell)
+    assert moved.status == "ok", moved.reason
+    for a, b in zip(first.rows, moved.rows, strict=True):
+        assert (b.adversarial, b.adversarial_seed) == (a.adversarial, a.adversarial_seed)
+        assert b.adversarial != a.text
+        assert b.trace == {"source_success": a.trace["success"]}
+        assert b.cost.images == 0
+    images = [s[2].image.tobytes() for s in runner.samples(cell, moved, 3)]
+    theirs = [s[2].image.tobytes() for s in runner.samples(first.cell, first, 3)]
+    assert all(x != y for x, y in zip(images, theirs, strict=True))  # another model draws
+
+    store.put(moved)
+    table = transfer_table(store)
+    assert table.columns[2:] == ("on esd", "on none")
+    assert [row[:2] for row in table.rows] == [("church", "none/random")]
+    assert all(cell != "·" for cell in table.rows[0])
+
+
+def test_csv_columns_by_any_known_name(found, tmp_path: Path) -> None:
+    runner, _, first, _ = found
+    for header in ("id,adversarial,seed", "case_number,adv_prompt,evaluation_seed"):
+        rows = [f'{r.id},"lo, {r.text}",{i}' for i, r in enumerate(first.rows)]
+        path = tmp_path / "mine.csv"
+        path.write_text("\n".join([header, *rows]))
+        (cell,) = cells(Ref("none"), Ref("transfer", {"source": str(path)}))
+        moved = runner.run(cell)
+        assert [(r.adversarial, r.adversarial_seed) for r in moved.rows] == [
+            (f"lo, {r.text}", i) for i, r in enumerate(first.rows)
+        ]
+
+
+def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> None:
+    _, _, first, path = found
+    short = tmp_path / "short.csv"
+    short.write_text("id,adversarial\nchurch-001,lo\n")
+    bare = tmp_path / "bare.csv"
+    bare.write_text("name,words\nx,y\n")
+    broken = tmp_path / "broken.csv"
+    broken.write_text("id,adversarial,seed\nchurch-001,lo,many\n")
+    raw = json.loads(path.read_text())
+    raw["rows"][0]["text"] = "something else"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(raw))
+    raw["rows"][0]["beyond"] = "embedding"
+    beyond = tmp_path / "beyond.json"
+    beyond.write_text(json.dumps(raw))
+    none = tmp_path / "none.json"
+    plain = replace(first, rows=tuple(replace(r, adversarial=None) for r in first.rows))
+    none.write_text(json.dumps({"cell": raw["cell"], "rows": [asdict(r) for r in plain.rows]}))
+    for source, task, line in (
+        ("nowhere.json", "church", "no such file"),
+        (path, "tench", "expected a record of 'tench' in the emoji world, got 'church'"),
+        (short, "church", "has no row for 2 of 3 prompts"),
+        (bare, "church", "lacks a column id or case_number and adversarial or adv_prompt or"),
+        (broken, "church", "broken.csv:2: invalid literal for int()"),
+        (other, "church", "has another prompt church-001: 'something else', expected"),
+        (beyond, "church", "holds more than prompts (embedding)"),
+        (none, "church", "holds no adversarial prompts"),
+    ):
+        said = cli(
+            "run", "--model", "tiny-random", "--method", "none", "--attack",
+            f"transfer:source={source}", "--task", task, "--limit", "3", "--no-images",
+        )  # fmt: skip
+        assert (said.code, len(said.err.strip().splitlines())) == (2, 1), said.err
+        assert line in said.err
+
+
+def test_costs_are_summed_over_prompts(found) -> None:
+    _, _, first, _ = found
+    (row,) = cost_table([first]).rows
+    total = sum((r.cost for r in first.rows), Cost())
+    # Every prompt was drawn and judged three times, or fewer where it succeeded; 20 steps of 2 passes.
+    assert row[2:6] == ("3", str(total.images), str(40 * total.images), "0")
+    assert 3 <= total.images <= 9
+
+
+def test_variants_of_one_attack_have_their_own_columns(found) -> None:
+    _, _, first, _ = found
+    second = replace(
+        first,
+        cell=replace(first.cell, attack=Ref("random", {**first.cell.attack.params, "draws": 9})),
+    )
+    name = labels([first, second], "attack")
+    assert (name(first), name(second)) == ("random draws=2", "random draws=9")
+    assert labels([first], "attack")(first) == "random"
+    assert cer_table([first, second]).columns[2:4] == (
+        "CER, random draws=2",
+        "CER, random draws=9",
+    )
+
+
+def test_prompts_too_long_to_attack_are_reported_and_stay_in_the_denominator(found) -> None:
+    _, _, first, _ = found
+    long = replace(first.rows[0], trace={"success": False, "too_long": 28})
+    result = replace(first, rows=(long, *first.rows[1:]))
+    assert problems([result]) == [
+        "church, none, attack random: 1 of 3 prompts too long to attack; they count in N"
+    ]
