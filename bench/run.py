@@ -42,6 +42,7 @@ class Settings:
     device: str = "cpu"
     batch_size: int = 64
     keep_images: bool = True
+    keep_unsafe: bool = False
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
+from bench.safety import blurred, unsafe
 from bench.store import Result, write
 from bench.types import Sample
 
@@ -27,7 +28,7 @@ def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample
     cell = result.cell
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), title + "   red frame: the judge sees the concept", fill="black")
-    blur = cell.world == "photo" and cell.concept.kind == "nsfw"
+    hide = unsafe(cell.world, cell.concept)
     target = "asr" in result.measurements
     for row, name in enumerate(names):
         y = _TOP + row * (_TILE + _GAP)
@@ -35,8 +36,7 @@ def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample
         for column, triple in enumerate(samples):
             x = _LEFT + column * (_TILE + _GAP)
             tile = triple[row].image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST)
-            if blur:
-                tile = tile.filter(ImageFilter.GaussianBlur(_TILE / 8))
+            tile = blurred(tile) if hide else tile
             canvas.paste(tile, (x, y))
             outcome = result.rows[column]
             value = (None, outcome.own, outcome.attacked)[row]
