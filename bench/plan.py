@@ -102,7 +102,10 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     count,
                     resolved("attacks", attack, concept, info.world),
                     spec.seed,
-                    {name: assets.digest(path) for name, path in needed(task, spec.assets)},
+                    {
+                        name: assets.digest(path, listed=assets.ASSETS[name].listed)
+                        for name, path in needed(task, spec.assets)
+                    },
                 )
 
 
@@ -115,7 +118,8 @@ def needed(task: Task, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     for measure in task.measures:
         evaluator = create("evaluators", measure.evaluator)
         for name in evaluator.assets() if hasattr(evaluator, "assets") else ():
-            yield name, assets.locate(name, given)
+            found = assets.choose(name, given)
+            yield found, assets.locate(found, given)
 
 
 def erasure_cell(
