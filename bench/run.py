@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -229,7 +230,7 @@ class Runner:
         """Return a streamed task's measure from what was kept of its images."""
         if measure.reduce != "set":
             values = torch.cat([_features(path) for path in files]).flatten().tolist()
-            scores = [Score(None if value != value else value) for value in values]
+            scores = [Score(None if math.isnan(value) else value) for value in values]
             return _reduce(measure, scores, (), None)
         whole: SetScorer = self._evaluator(measure.evaluator, "set")
         n = unscored = 0

@@ -15,7 +15,7 @@ from bench import Card, Context, Sample, Score
 _TOKENS = 77
 _MODELS = {
     "b32-logits/100": "clip-vit-b32",
-    "b32-logits": "clip-vit-b32",
+    "b32-x100": "clip-vit-b32",
     "l14-x100": "clip-vit-l14",
 }
 
@@ -28,7 +28,7 @@ class ClipScore:
 
     Args:
         variant: "b32-logits/100": CLIP ViT-B/32, logits divided by 100, of AdvUnlearn
-            (arXiv 2405.15234) and the UnlearnDiffAtk leaderboard. "b32-logits": the logits, of MACE
+            (arXiv 2405.15234) and the UnlearnDiffAtk leaderboard. "b32-x100": the logits, of MACE
             (arXiv 2403.06135) and UCE (arXiv 2308.14761). "l14-x100": 100 times the cosine, ViT-L/14, of
             torchmetrics, which moreover raises a negative mean to 0.
     """
@@ -39,7 +39,7 @@ class ClipScore:
     )
     scope: ClassVar = "image"
 
-    variant: Literal["b32-logits/100", "b32-logits", "l14-x100"] = "b32-logits/100"
+    variant: Literal["b32-logits/100", "b32-x100", "l14-x100"] = "b32-logits/100"
 
     def assets(self) -> tuple[str, ...]:
         """Name the CLIP model."""
@@ -75,7 +75,7 @@ class ClipScore:
             logits = cosine * model.logit_scale.exp()
             return {
                 "b32-logits/100": logits / 100,
-                "b32-logits": logits,
+                "b32-x100": logits,
                 "l14-x100": cosine * 100,
             }[self.variant]
 

@@ -8,19 +8,21 @@ The reference are the images ``COCO_val2014_<id>.jpg`` of the prompts' ids if th
 prompt of the set, otherwise all images of the folder; either way it does not depend on how many images were
 generated. Its features are extracted once and kept beside the other artifacts.
 
-``torch.jit.load`` runs the program that the ``inception`` file holds: take that file from its publisher. Any
-other TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)`` in 0..255 to
+``torch.jit.load`` runs the program that the ``inception`` file holds: take it from its publisher. Any other
+TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)`` in 0..255 to
 ``(n, width)``; what it measures is no FID, and its digest is in the record.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from zipfile import BadZipFile
 
 from bench import AssetError, Card, Context, Prompt, Sample, Score, SetScorer
 
@@ -42,7 +44,7 @@ class Fid:
     Args:
         mode: How images are resized, by clean-fid's name for it.
         crop: "none" squashes images to a square, what clean-fid does with folders; "center-512" first
-            scales the shorter side to 512 pixels (bicubic) and cuts out the centre, which leaves
+            cuts out the central square and scales it to 512 pixels (Pillow's bicubic), which leaves
             512-pixel images as they are. It is done to generated and real images alike.
     """
 
@@ -62,7 +64,10 @@ class Fid:
 
     def prepare(self, ctx: Context) -> SetScorer:
         """Find the extractor and the reference; both are read when they are needed."""
-        return _FidScorer(_Inception(ctx, self.mode, self.crop))
+        inception = _Inception(ctx, self.mode, self.crop)
+        if inception.reference.is_file():
+            _saved(inception.reference, "mu", "sigma")  # what is wrong is said before hours of work
+        return _FidScorer(inception)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,10 @@ class Kid:
 
     def prepare(self, ctx: Context) -> SetScorer:
         """Find the extractor and the reference; both are read when they are needed."""
-        return _KidScorer(_Inception(ctx, self.mode, self.crop), self)
+        inception = _Inception(ctx, self.mode, self.crop)
+        if inception.reference.is_file():
+            _saved(inception.reference, "feats")
+        return _KidScorer(inception, self)
 
 
 class _Inception:
@@ -128,36 +136,31 @@ class _Inception:
         """Return features ``(n, width)`` of images or image files; NaN where one cannot be read."""
         import torch
 
-        pixels = [self._pixels(image) for image in images]
-        good = [i for i, x in enumerate(pixels) if x is not None]
-        batches = [
-            good[i : i + self.ctx.batch_size] for i in range(0, len(good), self.ctx.batch_size)
-        ]
-        found = []
-        with torch.no_grad():
-            for batch in batches or [[]]:
-                x = (
-                    torch.stack([pixels[i] for i in batch])
-                    if batch
-                    else torch.zeros(1, 3, 299, 299)
-                )
-                found.append(self._net(x.to(self.ctx.device)).flatten(1).float().cpu())
-        features = torch.full((len(pixels), found[0].shape[1]), torch.nan)
-        if good:
-            features[good] = torch.cat(found)
-        return features
+        files, found = list(images), []
+        blank = torch.zeros(3, 299, 299)
+        for start in range(0, len(files), self.ctx.batch_size):
+            pixels = [self._pixels(file) for file in files[start : start + self.ctx.batch_size]]
+            x = torch.stack([blank if p is None else p for p in pixels])
+            with torch.no_grad():
+                features = self._net(x.to(self.ctx.device)).flatten(1).float().cpu()
+            features[[p is None for p in pixels]] = torch.nan
+            found.append(features)
+        return torch.cat(found)
 
     def _pixels(self, image: Any) -> Tensor | None:
         """Return an image as ``(3, 299, 299)`` in 0..255, as clean-fid prepares it."""
         import numpy as np
         import torch
         from cleanfid.resize import build_resizer
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         try:
             rgb = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
             if self.crop == "center-512":
-                rgb = ImageOps.fit(rgb, (512, 512), Image.Resampling.BICUBIC)
+                side = min(rgb.size)
+                left, top = ((length - side) // 2 for length in rgb.size)
+                square = rgb.crop((left, top, left + side, top + side))
+                rgb = square.resize((512, 512), Image.Resampling.BICUBIC)
             return torch.from_numpy(build_resizer(self.mode)(np.array(rgb))).permute(2, 0, 1)
         except Exception:  # whatever is wrong with it, the image is unscored
             return None
@@ -178,7 +181,6 @@ class _Inception:
         ), protocol
 
     def _shards(self, files: list[Path], folder: Path) -> Iterator[Tensor]:
-        import torch
         from safetensors.torch import load_file, save_file
 
         for start in range(0, len(files), _SHARD):
@@ -186,7 +188,7 @@ class _Inception:
             if not path.exists():
                 self.ctx.progress("reference", start, len(files))
                 folder.mkdir(parents=True, exist_ok=True)
-                draft = path.with_suffix(".tmp")
+                draft = path.with_suffix(f".{os.getpid()}.tmp")
                 save_file({"features": self(files[start : start + _SHARD])}, draft)
                 draft.replace(path)
             x = load_file(path)["features"]
@@ -311,6 +313,6 @@ def _saved(path: Path, *keys: str) -> tuple[Tensor, ...]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return tuple(torch.from_numpy(file[key]) for key in keys)
-    except (OSError, ValueError, KeyError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as exc:
         expected = " and ".join(keys)
         raise AssetError(f"coco-reference: expected {expected} in {path}, got: {exc}") from exc
