@@ -14,6 +14,7 @@ from bench.protocols import (
     Model,
     ParameterGroup,
     QueryModel,
+    SetScorer,
     Target,
 )
 from bench.types import (
@@ -52,6 +53,7 @@ __all__ = [
     "Sample",
     "SamplerNoise",
     "Score",
+    "SetScorer",
     "SpecError",
     "Target",
     "Threat",

@@ -29,6 +29,7 @@ class Asset:
         licence: As its source states it; empty where it does not.
         form: What ``--asset`` expects.
         installed: File inside an installed package, ``package/path``.
+        listed: A folder too big to read each time: its digest is of file names and sizes.
     """
 
     about: str
@@ -37,6 +38,7 @@ class Asset:
     licence: str
     form: Literal["file", "folder"]
     installed: str = ""
+    listed: bool = False
 
 
 ASSETS: dict[str, Asset] = {
@@ -47,17 +49,73 @@ ASSETS: dict[str, Asset] = {
         "MIT",
         "folder",
     ),
+    "inception": Asset(
+        about="Inception v3 of 2015 as TorchScript (inception-2015-12-05.pt), for FID and KID",
+        source="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+        "inception-2015-12-05.pt",
+        size=0,
+        licence="",
+        form="file",
+    ),
+    "coco-val2014": Asset(
+        about="images of MS-COCO val2014, the reference of FID and KID",
+        source="http://images.cocodataset.org/zips/val2014.zip",
+        size=6000,
+        licence="Flickr's terms of use",
+        form="folder",
+        listed=True,
+    ),
+    "coco-reference": Asset(
+        about="reference statistics as clean-fid writes them: mu and sigma for FID, feats for KID",
+        source="your own, of the same protocol",
+        size=0,
+        licence="",
+        form="file",
+    ),
+    "clip-vit-b32": Asset(
+        about="CLIP ViT-B/32",
+        source="hub:openai/clip-vit-base-patch32",
+        size=605,
+        licence="",
+        form="folder",
+    ),
+    "clip-vit-l14": Asset(
+        about="CLIP ViT-L/14",
+        source="hub:openai/clip-vit-large-patch14",
+        size=1710,
+        licence="",
+        form="folder",
+    ),
 }
 
 
+def choose(names: str, given: Mapping[str, Path] | None = None) -> str:
+    """Return which of the assets "a|b" is here: the first of them.
+
+    Raises:
+        AssetError: None of them is here.
+    """
+    reasons = []
+    for name in names.split("|"):
+        try:
+            locate(name, given)
+        except AssetError as exc:
+            reasons.append(str(exc))
+        else:
+            return name
+    raise AssetError("; or ".join(reasons))
+
+
 def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
-    """Return the local path of an asset.
+    """Return the local path of an asset; of "a|b", that of the first that is here.
 
     Raises:
         UnknownNameError: There is no such asset.
         SpecError: The given path is not what was expected.
         AssetError: It is not here.
     """
+    if "|" in name:
+        name = choose(name, given)
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
     asset = ASSETS[name]
@@ -82,11 +140,17 @@ def finder(given: Mapping[str, Path]) -> Callable[[str], Path]:
 
 
 @cache
-def digest(path: Path) -> str:
-    """Return a short sha256 of a file, or of a folder's files and their names."""
+def digest(path: Path, *, listed: bool = False) -> str:
+    """Return a short sha256 of a file, or of a folder's files and their names.
+
+    ``listed`` takes a folder's files by their names and sizes, unread.
+    """
     total = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
+        if listed:
+            total.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
+            continue
         with file.open("rb") as stream:
             one = hashlib.file_digest(stream, "sha256").hexdigest()
         if path.is_file():

@@ -69,8 +69,14 @@ def run(
     asset: Assets = None,
     results: Results = RESULTS,
     images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Keep images and draw a grid a cell.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--images/--no-images",
+            help="Keep images and draw a grid a cell; by default not those of which only features "
+            "are measured, as for FID.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 from bench.types import Score
 
@@ -14,13 +15,23 @@ _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A number that says how many images it rests on, and how many could not be scored."""
+    """A number that says how many images it rests on, and how many could not be scored.
+
+    Args:
+        value: The number; ``None`` if there is nothing to compute it from.
+        n: Images that it rests on.
+        unscored: Images that could not be scored.
+        low: Lower end of its 95 % interval; a measure of a whole set has none.
+        high: Upper end.
+        detail: The protocol of a measure of a whole set, as its evaluator states it.
+    """
 
     value: float | None
     n: int
     unscored: int = 0
     low: float | None = None
     high: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rate(outcomes: Sequence[bool | None]) -> Measurement:

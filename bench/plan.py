@@ -104,7 +104,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     full_attack,
                     spec.seed,
                     {
-                        name: assets.digest(path)
+                        name: assets.digest(path, listed=assets.ASSETS[name].listed)
                         for name, path in needed(task, full_attack, spec.assets)
                     },
                 )
@@ -119,7 +119,8 @@ def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple
     plugins = [create("evaluators", measure.evaluator) for measure in task.measures]
     for plugin in (*plugins, create("attacks", attack)):
         for name in plugin.assets() if hasattr(plugin, "assets") else ():
-            yield name, assets.locate(name, given)
+            found = assets.choose(name, given)
+            yield found, assets.locate(found, given)
 
 
 def erasure_cell(

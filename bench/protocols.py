@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -208,15 +208,47 @@ class Evaluator(Protocol):
     """Scores images.
 
     One that needs weights names them in a method ``assets(self) -> tuple[str, ...]``; ``ctx.asset(name)``
-    then returns the local path. The names are those of :mod:`bench.assets`.
+    then returns the local path. The names are those of :mod:`bench.assets`; "a|b" is one of the two.
+    ``ctx.basedir`` is shared by all evaluators.
     """
 
     card: ClassVar[Card]
     scope: ClassVar[Literal["image", "set"]]
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
-        """Load what is needed; return the scoring function.
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]] | SetScorer:
+        """Load what is needed.
 
-        With scope "image" it returns one score per sample, with scope "set" exactly one.
+        Return with scope "image" a function that gives one score per sample, with scope "set" a
+        :class:`SetScorer`.
+        """
+        ...
+
+
+class SetScorer(Protocol):
+    """Scores all images of a task together without ever holding them together.
+
+    The harness makes images a shard at a time, has them turned into features, keeps those on disk and
+    drops the images. How many images a shard has must not change the score. Scorers whose ``key`` is
+    equal share features: they are extracted once.
+    """
+
+    @property
+    def key(self) -> str:
+        """Name of the features: tells apart whatever would change them, weights included."""
+        ...
+
+    def features(self, samples: Sequence[Sample]) -> Tensor:
+        """Return ``(len(samples), width)``; a row of NaN for an image that cannot be read."""
+        ...
+
+    def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
+        """Return the score of the features of all images that could be read.
+
+        Args:
+            shards: Features, a shard at a time, each ``(some, width)``; can be gone through once.
+            prompts: The whole prompt set, also if images were made for its first prompts only.
+
+        Returns:
+            The score; its detail says what it rests on.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -17,14 +18,17 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from bench.assets import finder
-from bench.errors import BenchError, ContractError, IncompatibleError, PluginError
+from bench.errors import BenchError, ContractError, IncompatibleError, PluginError, StoreError
 from bench.metrics import Measurement, mean, rate
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell, digest
-from bench.protocols import Adversarial, Attack, Evaluator, Method, Model, Target
+from bench.protocols import Adversarial, Attack, Evaluator, Method, Model, SetScorer, Target
 from bench.registry import ROOT, Ref, create
 from bench.replay import Replay
 from bench.store import Artifacts, Result, Row, write
@@ -33,19 +37,31 @@ from bench.types import Context, Cost, Prompt, Sample, Score
 
 Progress = Callable[[str, int, int], None]
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
+Extract = Callable[[Sequence[Sample]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How cells are computed. Nothing here changes a result."""
+    """How cells are computed. Nothing here changes a result.
+
+    Args:
+        device: Where tensors live.
+        batch_size: Images made or attacked at once.
+        keep_images: Keep images on disk; ``None``: all but those of streamed tasks.
+        artifacts: The cache.
+        assets: The user's paths of assets.
+        progress: Called as ``progress(stage, done, total)``.
+        shard: Images of a streamed task that are held at once.
+    """
 
     device: str = "cpu"
     batch_size: int = 64
-    keep_images: bool = True
+    keep_images: bool | None = None
     keep_unsafe: bool = False
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None
+    shard: int = 256
 
 
 class QueryOnly:
@@ -78,7 +94,7 @@ class Runner:
         self.settings = settings
         self._models: dict[tuple[str, str], DiffusersModel] = {}
         self._erased: tuple[str, Erased] | None = None
-        self._scorers: dict[str, Scorer] = {}
+        self._evaluators: dict[str, Any] = {}
         self._memory: dict[str, Image.Image] = {}
 
     def run(self, cell: Cell) -> Result:
@@ -96,6 +112,30 @@ class Runner:
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
             erased = self.erase(cell)
+        if task.streamed:
+            measured = self._stream(cell, task, prompts, erased, seconds)
+            rows: tuple[Row, ...] = ()
+        else:
+            measured, rows = self._judge(cell, task, prompts, erased, seconds)
+        return Result(
+            cell,
+            "ok",
+            measurements=measured,
+            rows=rows,
+            erasure=erased.card,
+            seconds={stage: round(s, 3) for stage, s in seconds.items()},
+            environment=environment(self.settings.device),
+        )
+
+    def _judge(
+        self,
+        cell: Cell,
+        task: Task,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        seconds: dict[str, float],
+    ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
+        """Attack if asked to, make the images, and judge each."""
         judge = task.measures[0]
         if task.role == "target" and cell.attack.name != "none":
             with _timed(seconds, "attack"):
@@ -111,22 +151,104 @@ class Runner:
             scores = {m.metric: self._scorer(m.evaluator)(attacked) for m in task.measures}
             own_scores = (
                 scores[judge.metric]
-                if cell.attack.name == "none" or judge.reduce == "set"
+                if cell.attack.name == "none"
                 else self._scorer(judge.evaluator)(own)
             )
         rows = tuple(_rows(cell, task, own_scores, scores, prompts, found))
         measured = {m.metric: _reduce(m, scores[m.metric], rows, judge) for m in task.measures}
         if erased.model.screen:
             measured["blacked-out"] = rate([s.image.getbbox() is None for s in attacked])
-        return Result(
-            cell,
-            "ok",
-            measurements=measured,
-            rows=rows,
-            erasure=erased.card,
-            seconds={stage: round(s, 3) for stage, s in seconds.items()},
-            environment=environment(self.settings.device),
-        )
+        return measured, rows
+
+    def _stream(
+        self,
+        cell: Cell,
+        task: Task,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        seconds: dict[str, float],
+    ) -> dict[str, Measurement]:
+        """Measure images without keeping them: a shard's features and scores are what is left of it.
+
+        A shard that is there is not made again; measures with the same features share them.
+        """
+        measures = {m.metric: self._extract(cell, m) for m in task.measures}
+        if erased.model.screen:
+            measures["blacked-out"] = ("blacked-out", _blacked_out)
+        model = [erased.key, asdict(erased.model.sampling)]
+        files: dict[str, list[Path]] = {metric: [] for metric in measures}
+        for start in range(0, len(prompts), self.settings.shard):
+            shard = prompts[start : start + self.settings.shard]
+            missing = {}
+            for metric, (key, extract) in measures.items():
+                name = digest([*model, [asdict(p) for p in shard], key])
+                path = self.settings.artifacts.features(name)
+                files[metric].append(path)
+                if not path.exists():
+                    missing[path] = extract
+            if missing:
+                with _timed(seconds, "generate"):
+                    samples = self._images(erased, shard, "generate", (start, len(prompts)))
+                with _timed(seconds, "judge"):
+                    for path, extract in missing.items():
+                        write(path, save({"features": extract(samples).cpu().contiguous()}))
+        with _timed(seconds, "judge"):
+            measured = {m.metric: self._measure(m, task, files[m.metric]) for m in task.measures}
+        if "blacked-out" in files:
+            black = torch.cat([_features(path) for path in files["blacked-out"]])
+            measured["blacked-out"] = rate([bool(b) for b in black])
+        return measured
+
+    def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
+        """Return what a measure keeps of images, ``(n, width)`` with NaN for unscored, and its key."""
+        ref = measure.evaluator
+        if measure.reduce == "set":
+            whole: SetScorer = self._evaluator(ref, "set")
+
+            def features(samples: Sequence[Sample]) -> Tensor:
+                with _contract(f"evaluator {ref.name}"):
+                    found = whole.features(samples)
+                if found.ndim != 2 or len(found) != len(samples):
+                    expected = f"({len(samples)}, width)"
+                    raise ContractError(
+                        f"{ref.name} returned features {tuple(found.shape)}, expected {expected}"
+                    )
+                return found
+
+            return whole.key, features
+        score = self._scorer(ref)
+
+        def scores(samples: Sequence[Sample]) -> Tensor:
+            values = [[torch.nan if s.value is None else s.value] for s in score(samples)]
+            return torch.tensor(values, dtype=torch.float64)
+
+        evaluator: Evaluator = create("evaluators", ref)
+        needs = "|".join(evaluator.assets()).split("|") if hasattr(evaluator, "assets") else ()
+        weights = {name: cell.assets[name] for name in needs if name in cell.assets}
+        return digest([asdict(ref), evaluator.card.version, weights]), scores
+
+    def _measure(self, measure: Measure, task: Task, files: Sequence[Path]) -> Measurement:
+        """Return a streamed task's measure from what was kept of its images."""
+        if measure.reduce != "set":
+            values = torch.cat([_features(path) for path in files]).flatten().tolist()
+            scores = [Score(None if math.isnan(value) else value) for value in values]
+            return _reduce(measure, scores, (), None)
+        whole: SetScorer = self._evaluator(measure.evaluator, "set")
+        n = unscored = 0
+
+        def shards() -> Iterator[Tensor]:
+            nonlocal n, unscored
+            for path in files:
+                features = _features(path)
+                readable = features[features.isfinite().all(1)]
+                n, unscored = n + len(readable), unscored + len(features) - len(readable)
+                yield readable
+
+        with _contract(f"evaluator {measure.evaluator.name}"):
+            score = whole.score(shards(), task.prompts)
+        if score.value is None:
+            n, unscored = 0, n + unscored
+        return Measurement(score.value, n, unscored, detail=score.detail)
 
     # ------------------------------------------------------------------ stages
     def model(self, name: str, dtype: str) -> DiffusersModel:
@@ -248,33 +370,45 @@ class Runner:
                     )
                 yield adversarial
 
-    def _images(self, erased: Erased, prompts: Sequence[Prompt], stage: str) -> list[Sample]:
-        """Return a sample per prompt; images come from memory, from the cache, or are made now."""
-        model = erased.model
+    def _images(
+        self,
+        erased: Erased,
+        prompts: Sequence[Prompt],
+        stage: str,
+        shard: tuple[int, int] | None = None,
+    ) -> list[Sample]:
+        """Return a sample per prompt; images come from memory, from the cache, or are made now.
+
+        ``shard`` says that the prompts are part of a streamed task, from which on and of how many:
+        such images are not kept in memory, and on disk only on the user's word.
+        """
+        model, memory = erased.model, {} if shard else self._memory
+        before, total = shard or (0, len(prompts))
+        keep = shard is None if self.settings.keep_images is None else self.settings.keep_images
         base = [erased.key, asdict(model.sampling)]
         keys = [digest([*base, p.text, p.seed, p.guidance]) for p in prompts]
         missing: list[int] = []
         for i, key in enumerate(keys):
             path = self.settings.artifacts.image(key)
-            if key in self._memory:
+            if key in memory:
                 continue
-            if self.settings.keep_images and path.exists():
-                self._memory[key] = _open(path.read_bytes())
+            if keep and path.exists():
+                memory[key] = _open(path.read_bytes())
             else:
                 missing.append(i)
-        self.settings.progress(stage, len(prompts) - len(missing), len(prompts))
+        self.settings.progress(stage, before + len(prompts) - len(missing), total)
         for start in range(0, len(missing), model.batch_size):
             part = missing[start : start + model.batch_size]
             images = model.generate([prompts[i] for i in part])
             for i, image in zip(part, images, strict=True):
-                self._memory[keys[i]] = image
-                if self.settings.keep_images:
+                memory[keys[i]] = image
+                if keep:
                     buffer = BytesIO()
                     image.save(buffer, "PNG")
                     write(self.settings.artifacts.image(keys[i]), buffer.getvalue())
             done = len(prompts) - len(missing) + start + len(part)
-            self.settings.progress(stage, done, len(prompts))
-        return [Sample(p, self._memory[key]) for p, key in zip(prompts, keys, strict=True)]
+            self.settings.progress(stage, before + done, total)
+        return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
 
     def _replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
         """Make the image of every adversarial again (an unchanged prompt's is there already)."""
@@ -290,14 +424,23 @@ class Runner:
         return [samples[a.prompt.id] for a in found]
 
     def _scorer(self, ref: Ref) -> Scorer:
-        """Load an evaluator once and hold it to its contract."""
+        """Return the scoring function of an evaluator of single images, held to its contract."""
+        return _checked(self._evaluator(ref, "image"), ref.name)
+
+    def _evaluator(self, ref: Ref, scope: str) -> Any:
+        """Return what an evaluator prepares, once."""
         key = digest(asdict(ref))
-        if key not in self._scorers:
+        if key not in self._evaluators:
             evaluator: Evaluator = create("evaluators", ref)
+            if evaluator.scope != scope:
+                raise ContractError(
+                    f"evaluator {ref.name} has scope {evaluator.scope!r}, the task needs {scope!r}"
+                )
+            shared = self.settings.artifacts.root / "work" / "evaluators"
             with _contract(f"evaluator {ref.name}"):
-                inner = evaluator.prepare(self._context(key))
-            self._scorers[key] = _checked(inner, ref.name, evaluator.scope)
-        return self._scorers[key]
+                prepared = evaluator.prepare(replace(self._context(key), basedir=shared))
+            self._evaluators[key] = prepared
+        return self._evaluators[key]
 
     def samples(self, cell: Cell, result: Result, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
@@ -362,15 +505,14 @@ def _weights_key(cell: Cell, *change: object) -> str:
     return digest([cell.model, cell.revision, cell.dtype, *change])
 
 
-def _checked(inner: Scorer, name: str, scope: str) -> Scorer:
+def _checked(inner: Scorer, name: str) -> Scorer:
     def score(samples: Sequence[Sample]) -> Sequence[Score]:
         if not samples:
             return []
         with _contract(f"evaluator {name}"):
             scores = inner(samples)
-        expected = len(samples) if scope == "image" else 1
-        if len(scores) != expected:
-            raise ContractError(f"{name} returned {len(scores)} scores, expected {expected}")
+        if len(scores) != len(samples):
+            raise ContractError(f"{name} returned {len(scores)} scores, expected {len(samples)}")
         if not all(isinstance(s, Score) for s in scores):
             raise ContractError(f"{name} returned {scores[0]!r:.60}, expected Score values")
         return scores
@@ -388,8 +530,6 @@ def _rows(
 ) -> Iterator[Row]:
     judge, attack = task.measures[0], cell.attack.name != "none"
     last = scores[judge.metric]
-    if judge.reduce == "set":
-        return
     for i, prompt in enumerate(prompts):
         hits = [_hit(s, judge.threshold) for s in ((own[i], last[i]) if attack else (own[i],))]
         yield Row(
@@ -407,9 +547,7 @@ def _rows(
             cost=found[i].cost,
             trace=dict(found[i].trace),
             detail=dict(last[i].detail),
-            scores={
-                m.metric: scores[m.metric][i].value for m in task.measures[1:] if m.reduce != "set"
-            },
+            scores={m.metric: scores[m.metric][i].value for m in task.measures[1:]},
         )
 
 
@@ -423,15 +561,24 @@ def _hit(score: Score, threshold: float) -> bool | None:
 
 
 def _reduce(
-    measure: Measure, scores: Sequence[Score], rows: Sequence[Row], judge: Measure
+    measure: Measure, scores: Sequence[Score], rows: Sequence[Row], judge: Measure | None
 ) -> Measurement:
     if measure is judge and rows:
         return rate([row.success for row in rows])
     if measure.reduce == "rate":
         return rate([_hit(s, measure.threshold) for s in scores])
-    if measure.reduce == "set" and scores:
-        return Measurement(scores[0].value, int(scores[0].detail.get("n", 0)))
     return mean(scores)
+
+
+def _blacked_out(samples: Sequence[Sample]) -> Tensor:
+    return torch.tensor([[s.image.getbbox() is None] for s in samples])
+
+
+def _features(path: Path) -> Tensor:
+    try:
+        return load_file(path)["features"]
+    except (OSError, KeyError, SafetensorError) as exc:
+        raise StoreError(f"{path} is damaged ({exc}); delete it and run again") from exc
 
 
 def _zeros(key: str, value: torch.Tensor) -> int:
@@ -452,7 +599,7 @@ def _open(data: bytes) -> Image.Image:
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @contextmanager

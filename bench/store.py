@@ -169,6 +169,10 @@ class Artifacts:
         """Return the file of an image."""
         return self.root / "images" / key[:2] / f"{key}.png"
 
+    def features(self, key: str) -> Path:
+        """Return the file of what was measured on a shard of images."""
+        return self.root / "features" / key[:2] / f"{key}.safetensors"
+
     def lock(self, name: str) -> Path:
         """Return the lock file of a piece of work."""
         path = self.root / "locks" / f"{name}.lock"

@@ -22,7 +22,7 @@ class Measure:
     """One number a task yields: whose scores, and how they become that number.
 
     ``reduce``: "rate" is the share of scores of at least ``threshold``; "mean" their mean;
-    "set" the single score of an evaluator that looks at all images together.
+    "set" the single score of an evaluator that looks at all images together, in benign tasks only.
     """
 
     metric: str
@@ -49,6 +49,11 @@ class Task:
     measures: tuple[Measure, ...]
     digest: str
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images pass through and only what is measured on them is kept, without rows."""
+        return any(measure.reduce == "set" for measure in self.measures)
+
 
 def task_names(world: World, root: Path = PROMPTS) -> list[str]:
     """Return the names of a world's tasks in the order of their table."""
@@ -60,7 +65,7 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
 
     Raises:
         UnknownNameError: The world has no such task.
-        SpecError: Its prompt set is empty or malformed.
+        SpecError: Its prompt set is empty or malformed, or its role and a measure do not go together.
     """
     table = _table(world, root)
     if name not in table:
@@ -69,7 +74,7 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
     path = root / world / row["prompts"]
     data = path.read_bytes()
     concept = _concept(row["concept"]) if "concept" in row else None
-    return Task(
+    task = Task(
         name=name,
         world=world,
         role=row["role"],
@@ -81,6 +86,9 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
         ),
         digest=hashlib.sha256(json.dumps(row, sort_keys=True).encode() + data).hexdigest()[:12],
     )
+    if task.streamed and task.role != "benign":
+        raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")
+    return task
 
 
 def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> Concept:

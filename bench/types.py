@@ -154,7 +154,8 @@ class Context:
         workdir: Scratch folder of this stage.
         batch_size: Largest batch that fits; must not change results.
         progress: Called as ``progress(stage, done, total)``.
-        basedir: Scratch folder shared by all stages that start from the same base model.
+        basedir: Scratch folder shared by all stages that start from the same base model; for
+            evaluators, by all of them.
         asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
     """
 

@@ -6,4 +6,7 @@ PLUGINS = {
     "emoji-body": "evaluators.emoji:Body",
     "emoji-label": "evaluators.emoji:Label",
     "emoji-frechet": "evaluators.emoji:Frechet",
+    "fid": "evaluators.fid:Fid",
+    "kid": "evaluators.fid:Kid",
+    "clip-score": "evaluators.clip_score:ClipScore",
 }

@@ -6,12 +6,18 @@ model. A picture that cannot be judged is unscored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench import Card, Context, Sample, Score
+from bench import Card, Context, Prompt, Sample, Score, SetScorer
 from bench.emoji import JUDGES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.emoji.judges import Judge
 
 _SOURCE = "this project, bench/emoji"
 
@@ -145,23 +151,45 @@ class Frechet:
     card: ClassVar = Card("Emoji Fréchet distance", _SOURCE)
     scope: ClassVar = "set"
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
-        """Load the judge and the reference statistics."""
+    def prepare(self, ctx: Context) -> SetScorer:
+        """Load the judge."""
+        from bench.emoji.judges import load_judge
+
+        return _SubjectFeatures(load_judge(JUDGES / "subject"))
+
+
+@dataclass(frozen=True)
+class _SubjectFeatures:
+    judge: Judge
+
+    @property
+    def key(self) -> str:
+        weights = (JUDGES / "subject" / "model.safetensors").read_bytes()
+        return f"emoji subject {sha256(weights).hexdigest()[:16]}"
+
+    def features(self, samples: Sequence[Sample]) -> Tensor:
         import torch
-        from cleanfid.fid import frechet_distance
+
+        from bench.emoji.judges import features
+
+        def extract(samples: Sequence[Sample]) -> Tensor:
+            try:
+                return features(self.judge, [s.image for s in samples])
+            except Exception:
+                if len(samples) == 1:
+                    return torch.full((1, self.judge.net.num_features), torch.nan)
+                return torch.cat([extract([sample]) for sample in samples])
+
+        return extract(samples)
+
+    def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
         from safetensors.torch import load_file
 
-        from bench.emoji.judges import features, load_judge
+        from evaluators._moments import Moments
 
-        judge = load_judge(JUDGES / "subject")
+        found = Moments.of(shards)
+        if found.n < 2:
+            return Score(None, {"n": found.n, "error": "fewer than two pictures"})
         reference = load_file(JUDGES / "subject" / "reference.safetensors")
-        mu, sigma = reference["mean"].double().numpy(), reference["covariance"].double().numpy()
-
-        def score(samples: Sequence[Sample]) -> list[Score]:
-            x = features(judge, [s.image for s in samples]).double()
-            if len(x) < 2:
-                return [Score(None, {"n": len(x), "error": "fewer than two pictures"})]
-            value = frechet_distance(x.mean(0).numpy(), torch.cov(x.T).numpy(), mu, sigma)
-            return [Score(float(value), {"n": len(x)})]
-
-        return score
+        value = found.frechet(reference["mean"].double(), reference["covariance"].double())
+        return Score(value, {"n": found.n})

@@ -3,7 +3,7 @@ from dataclasses import replace
 from PIL import Image
 
 from bench import Concept, Prompt, Sample
-from bench.metrics import rate
+from bench.metrics import Measurement, rate
 from bench.plan import Cell
 from bench.registry import Ref
 from bench.report.pictures import save_grid
@@ -50,6 +50,38 @@ def test_retained_accuracy_stands_beside_its_own_model() -> None:
     table = cer_table([target, kept, other])
     assert table.columns[3] == "retain accuracy"
     assert table.rows[0][3].startswith("0.50 [")
+
+
+def test_set_measures_state_their_n_and_never_share_a_column_with_another() -> None:
+    target = result("none", [False] * 4)
+    other = result("none", [False] * 4, task="coco")
+    few, many = (
+        replace(
+            other,
+            measurements={"fid": Measurement(value, n), "kid": Measurement(value / 1e4, n)},
+            rows=(),
+        )
+        for value, n in ((31.25, 29_999), (16.125, 30_000))
+    )
+    table = cer_table([target, few, many])
+    assert table.columns[3:7] == tuple(
+        f"coco {metric} (N={n})" for n in (29999, 30000) for metric in ("fid", "kid")
+    )
+    assert table.rows[0][3:7] == ("31.25", "0.003125", "16.12", "0.001613")
+    assert "30k" not in table.markdown()
+
+
+def test_narrow_intervals_and_large_means_keep_their_digits() -> None:
+    target = result("none", [False] * 4)
+    measured = {
+        "a": Measurement(0.3104, 30_000, 0, 0.3101, 0.3107),
+        "b": Measurement(30.5, 20, 0, 30.25, 30.75),
+    }
+    kept = replace(result("none", [False], task="coco"), measurements=measured)
+    assert cer_table([target, kept]).rows[0][3:5] == (
+        "0.3104 [.3101-.3107]",
+        "30.50 [30.25-30.75]",
+    )
 
 
 def test_failures_and_unscored_images_are_shown() -> None:

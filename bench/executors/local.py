@@ -62,7 +62,7 @@ def _picture(runner: Runner, store: Store, result: Result) -> None:
     """Save original | erased | attacked beside the record of a target cell."""
     from bench.report.pictures import save_grid
 
-    if not runner.settings.keep_images or result.status != "ok" or not result.rows:
+    if runner.settings.keep_images is False or result.status != "ok" or not result.rows:
         return
     path = store.path(result.cell).with_suffix(".png")
     save_grid(path, result, runner.samples(result.cell, result, 12))

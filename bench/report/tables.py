@@ -71,7 +71,9 @@ def cer_table(results: Iterable[Result]) -> Table:
     others = [r for r in records if r.status == "ok" and r not in targets]
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
     attacks = sorted({attack_of(r) for r in targets}, key=lambda a: (a != "none", a))
-    columns = list(dict.fromkeys((r.cell.task, m) for r in others for m in r.measurements))
+    columns = list(
+        dict.fromkeys((r.cell.task, m, _size(v)) for r in others for m, v in r.measurements.items())
+    )
     rows = []
     keys = dict.fromkeys((r.cell.task, method_of(r), *_row_key(r)) for r in targets)
     for key in sorted(keys, key=lambda k: (k[0], k[1] != "none", k[1:])):
@@ -79,13 +81,13 @@ def cer_table(results: Iterable[Result]) -> Table:
             attack_of(r): r for r in targets if (r.cell.task, method_of(r), *_row_key(r)) == key
         }
         first = next(iter(mine.values()))
-        kept = {r.cell.task: r for r in others if r.cell.erase_key == first.cell.erase_key}
+        kept = [r for r in others if r.cell.erase_key == first.cell.erase_key]
         rows.append(
             (
                 key[0],
                 key[1],
                 *(_cer(mine.get(a), mine.get("none")) for a in attacks),
-                *(_other(kept.get(task), metric) for task, metric in columns),
+                *(_other(kept, column) for column in columns),
                 f"{sum(sum(r.seconds.values()) for r in mine.values()):.0f}",
             )
         )
@@ -100,7 +102,7 @@ def cer_table(results: Iterable[Result]) -> Table:
             "task",
             "method",
             *(f"CER, {'no attack' if a == 'none' else a}" for a in attacks),
-            *(f"{task} {metric}" for task, metric in columns),
+            *(f"{task} {metric}" + (f" (N={n})" if n else "") for task, metric, n in columns),
             "s",
         ),
         tuple(rows),
@@ -240,21 +242,28 @@ def _differs(first: Result, second: Result) -> bool:
     return bool(pairs) and mcnemar(*map(list, zip(*pairs, strict=True))) < ALPHA
 
 
-def _other(result: Result | None, metric: str) -> str:
-    if result is None or metric not in result.measurements:
-        return "·"
-    return _number(result.measurements[metric])
+def _other(kept: Sequence[Result], column: tuple[str, str, int | None]) -> str:
+    task, metric, n = column
+    for result in reversed(kept):
+        measured = result.measurements.get(metric)
+        if measured and result.cell.task == task and _size(measured) == n:
+            return _number(measured)
+    return "·"
+
+
+def _size(m: Measurement) -> int | None:
+    """Return N of a measure of a whole set, such as FID, which compares at equal N only."""
+    return m.n if m.value is not None and m.low is None else None
 
 
 def _number(m: Measurement) -> str:
     if m.value is None:
         return f"n/a (0 of {m.unscored} scored)"
-    interval = f" [{_short(m.low)}-{_short(m.high)}]" if m.low is not None else ""
-    return f"{m.value:.2f}{interval}"
-
-
-def _short(x: float | None) -> str:
-    return f"{x:.2f}".replace("0.", ".") if x is not None else ""
+    if m.low is None or m.high is None:
+        return f"{m.value:.4g}"
+    digits = 2 if m.high - m.low >= 0.005 else 4
+    low, high = (f"{x:.{digits}f}".removeprefix("0") for x in (m.low, m.high))
+    return f"{m.value:.{digits}f} [{low}-{high}]"
 
 
 def rows_of(result: Result) -> Sequence[tuple[str, ...]]:

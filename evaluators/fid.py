@@ -1,0 +1,318 @@
+"""FID and KID of clean-fid's protocol, between generated images and MS-COCO val2014.
+
+An image is resized to 299 x 299 by clean-fid's resizer (Pillow's bicubic, a channel at a time in float32,
+clipped, not quantised; aspect not kept) and goes through the TorchScript Inception of 2015 (2048 features).
+Generated images are taken from memory, which equals PNG files of them, as PNG loses nothing.
+
+The reference are the images ``COCO_val2014_<id>.jpg`` of the prompts' ids if the folder has one for every
+prompt of the set, otherwise all images of the folder; either way it does not depend on how many images were
+generated. Its features are extracted once and kept beside the other artifacts.
+
+``torch.jit.load`` runs the program that the ``inception`` file holds: take it from its publisher. Any other
+TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)`` in 0..255 to
+``(n, width)``; what it measures is no FID, and its digest is in the record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from zipfile import BadZipFile
+
+from bench import AssetError, Card, Context, Prompt, Sample, Score, SetScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Crop = Literal["none", "center-512"]
+_ASSETS = ("inception", "coco-val2014|coco-reference")
+_SHARD = 256  # images of the reference that are held at once
+_SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Fid:
+    """Fréchet Inception distance to real images; lower is better.
+
+    Biased for few images: numbers compare only at equal N, which the record and the tables state.
+
+    Args:
+        mode: How images are resized, by clean-fid's name for it.
+        crop: "none" squashes images to a square, what clean-fid does with folders; "center-512" first
+            cuts out the central square and scales it to 512 pixels (Pillow's bicubic), which leaves
+            512-pixel images as they are. It is done to generated and real images alike.
+    """
+
+    card: ClassVar = Card(
+        "On Aliased Resizing and Surprising Subtleties in GAN Evaluation",
+        "https://arxiv.org/abs/2104.11222",
+        "https://github.com/GaParmar/clean-fid",
+    )
+    scope: ClassVar = "set"
+
+    mode: Literal["clean"] = "clean"
+    crop: Crop = "none"
+
+    def assets(self) -> tuple[str, ...]:
+        """Name the extractor and the reference."""
+        return _ASSETS
+
+    def prepare(self, ctx: Context) -> SetScorer:
+        """Find the extractor and the reference; both are read when they are needed."""
+        inception = _Inception(ctx, self.mode, self.crop)
+        if inception.reference.is_file():
+            _saved(inception.reference, "mu", "sigma")  # what is wrong is said before hours of work
+        return _FidScorer(inception)
+
+
+@dataclass(frozen=True)
+class Kid:
+    """Kernel Inception distance to real images, unbiased; lower is better.
+
+    As clean-fid computes it: mean over random subsets of the squared maximum mean discrepancy under the
+    kernel (x·y / width + 1)³. Subsets are drawn from a seed, where clean-fid's are not repeatable.
+
+    Args:
+        mode: How images are resized, by clean-fid's name for it.
+        crop: As for FID.
+        subsets: How many subsets.
+        subset_size: Images of each side in a subset; all of the smaller side if it has fewer.
+        seed: Of the draws.
+    """
+
+    card: ClassVar = Card(
+        "Demystifying MMD GANs",
+        "https://arxiv.org/abs/1801.01401",
+        "https://github.com/GaParmar/clean-fid",
+    )
+    scope: ClassVar = "set"
+
+    mode: Literal["clean"] = "clean"
+    crop: Crop = "none"
+    subsets: int = 100
+    subset_size: int = 1000
+    seed: int = 0
+
+    def assets(self) -> tuple[str, ...]:
+        """Name the extractor and the reference."""
+        return _ASSETS
+
+    def prepare(self, ctx: Context) -> SetScorer:
+        """Find the extractor and the reference; both are read when they are needed."""
+        inception = _Inception(ctx, self.mode, self.crop)
+        if inception.reference.is_file():
+            _saved(inception.reference, "feats")
+        return _KidScorer(inception, self)
+
+
+class _Inception:
+    """Turns images into features, those of the reference as well."""
+
+    def __init__(self, ctx: Context, mode: str, crop: Crop) -> None:
+        self.ctx, self.mode, self.crop = ctx, mode, crop
+        self.path, self.reference = map(ctx.asset, _ASSETS)
+        with self.path.open("rb") as stream:
+            self.digest = file_digest(stream, "sha256").hexdigest()[:16]
+        self.key = f"clean-fid mode={mode} crop={crop} extractor={self.digest}"
+
+    @cached_property
+    def _net(self) -> Any:
+        import torch
+
+        try:
+            module = torch.jit.load(self.path, map_location=self.ctx.device).eval()
+        except RuntimeError as exc:
+            reason = str(exc).splitlines()[0]
+            raise AssetError(f"inception: {self.path} is no TorchScript file ({reason})") from exc
+        # The published file's own forward resizes; clean-fid goes in behind that.
+        return (lambda x: module.layers((x - 128) / 128)) if hasattr(module, "layers") else module
+
+    def __call__(self, images: Iterable[Any]) -> Tensor:
+        """Return features ``(n, width)`` of images or image files; NaN where one cannot be read."""
+        import torch
+
+        files, found = list(images), []
+        blank = torch.zeros(3, 299, 299)
+        for start in range(0, len(files), self.ctx.batch_size):
+            pixels = [self._pixels(file) for file in files[start : start + self.ctx.batch_size]]
+            x = torch.stack([blank if p is None else p for p in pixels])
+            with torch.no_grad():
+                features = self._net(x.to(self.ctx.device)).flatten(1).float().cpu()
+            features[[p is None for p in pixels]] = torch.nan
+            found.append(features)
+        return torch.cat(found)
+
+    def _pixels(self, image: Any) -> Tensor | None:
+        """Return an image as ``(3, 299, 299)`` in 0..255, as clean-fid prepares it."""
+        import numpy as np
+        import torch
+        from cleanfid.resize import build_resizer
+        from PIL import Image
+
+        try:
+            rgb = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
+            if self.crop == "center-512":
+                side = min(rgb.size)
+                left, top = ((length - side) // 2 for length in rgb.size)
+                square = rgb.crop((left, top, left + side, top + side))
+                rgb = square.resize((512, 512), Image.Resampling.BICUBIC)
+            return torch.from_numpy(build_resizer(self.mode)(np.array(rgb))).permute(2, 0, 1)
+        except Exception:  # whatever is wrong with it, the image is unscored
+            return None
+
+    def of_reference(self, prompts: Sequence[Prompt]) -> tuple[Iterator[Tensor], dict[str, str]]:
+        """Return the reference's features a shard at a time, and what they are of."""
+        files, which = _reference_files(self.reference, prompts)
+        if not files:
+            raise AssetError(f"coco-val2014: {self.reference} has no images: expected JPEG files")
+        listing = "\n".join(f"{f.relative_to(self.reference)} {f.stat().st_size}" for f in files)
+        name = sha256(f"{self.key}\n{listing}".encode()).hexdigest()[:16]
+        protocol = {
+            "reference": which,
+            "reference_files": sha256(listing.encode()).hexdigest()[:16],
+        }
+        return self._shards(
+            files, (self.ctx.basedir or self.ctx.workdir) / f"reference-{name}"
+        ), protocol
+
+    def _shards(self, files: list[Path], folder: Path) -> Iterator[Tensor]:
+        from safetensors.torch import load_file, save_file
+
+        for start in range(0, len(files), _SHARD):
+            path = folder / f"{start}-{_SHARD}.safetensors"
+            if not path.exists():
+                self.ctx.progress("reference", start, len(files))
+                folder.mkdir(parents=True, exist_ok=True)
+                draft = path.with_suffix(f".{os.getpid()}.tmp")
+                save_file({"features": self(files[start : start + _SHARD])}, draft)
+                draft.replace(path)
+            x = load_file(path)["features"]
+            yield x[x.isfinite().all(1)]
+
+    def protocol(self, n: int) -> dict[str, Any]:
+        """Return what a number needs beside it to be repeated."""
+        return {
+            "n": n,
+            "mode": self.mode,
+            "crop": self.crop,
+            "format": "lossless, as PNG",
+            "extractor": self.digest,
+        }
+
+
+@dataclass(frozen=True)
+class _FidScorer:
+    inception: _Inception
+
+    @property
+    def key(self) -> str:
+        return self.inception.key
+
+    def features(self, samples: Sequence[Sample]) -> Tensor:
+        return self.inception([s.image for s in samples])
+
+    def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
+        from evaluators._moments import Moments
+
+        found = Moments.of(shards)
+        protocol = self.inception.protocol(found.n)
+        if found.n < 2:
+            return Score(None, {**protocol, "error": "fewer than two images"})
+        if self.inception.reference.is_file():
+            mean, covariance = _saved(self.inception.reference, "mu", "sigma")
+            return Score(found.frechet(mean, covariance), {**protocol, "reference": "mu, sigma"})
+        features, about = self.inception.of_reference(prompts)
+        real = Moments.of(features)
+        value = found.frechet(real.mean, real.covariance)
+        return Score(value, {**protocol, **about, "reference_n": real.n})
+
+
+@dataclass(frozen=True)
+class _KidScorer:
+    inception: _Inception
+    settings: Kid
+
+    @property
+    def key(self) -> str:
+        return self.inception.key
+
+    def features(self, samples: Sequence[Sample]) -> Tensor:
+        return self.inception([s.image for s in samples])
+
+    def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
+        import torch
+
+        found = torch.cat(list(shards))
+        if self.inception.reference.is_file():
+            (real,), about = _saved(self.inception.reference, "feats"), {"reference": "feats"}
+        else:
+            features, about = self.inception.of_reference(prompts)
+            real = torch.cat(list(features))
+        size = min(len(found), len(real), self.settings.subset_size)
+        protocol = {
+            **self.inception.protocol(len(found)),
+            **about,
+            "reference_n": len(real),
+            "subsets": self.settings.subsets,
+            "subset_size": size,
+            "seed": self.settings.seed,
+        }
+        if size < 2:
+            return Score(None, {**protocol, "error": "fewer than two images"})
+        value = kernel_distance(found, real, self.settings.subsets, size, self.settings.seed)
+        return Score(value, protocol)
+
+
+def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) -> float:
+    """Return the mean over random subsets of the unbiased squared MMD, in float64.
+
+    Args:
+        x: Features ``(n, width)``.
+        y: Features ``(m, width)``.
+        subsets: How many pairs of subsets.
+        size: Rows of a subset, at most ``min(n, m)``.
+        seed: Of the draws: for each subset rows of ``x``, then rows of ``y``, without replacement.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    total = 0.0
+    for _ in range(subsets):
+        a, b = (
+            side[rng.choice(len(side), size, replace=False)].double().numpy() for side in (x, y)
+        )
+        within = _kernel(a, a) + _kernel(b, b)
+        np.fill_diagonal(within, 0.0)
+        total += within.sum() / (size * (size - 1)) - 2 * _kernel(a, b).mean()
+    return float(total / subsets)
+
+
+def _kernel(a: Any, b: Any) -> Any:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _reference_files(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Path], str]:
+    """Return the reference's images: those of the prompts' ids if all are there, otherwise all."""
+    files = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES}
+    names = [f"COCO_val2014_{p.id:0>12}.jpg" for p in prompts]
+    if names and all(name in files for name in names):
+        return [files[name] for name in sorted(set(names))], "images of the prompts' ids"
+    return list(files.values()), "all images of the folder"
+
+
+def _saved(path: Path, *keys: str) -> tuple[Tensor, ...]:
+    """Read arrays of an ``npz`` file that clean-fid wrote, unpickling nothing."""
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return tuple(torch.from_numpy(file[key]) for key in keys)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as exc:
+        expected = " and ".join(keys)
+        raise AssetError(f"coco-reference: expected {expected} in {path}, got: {exc}") from exc

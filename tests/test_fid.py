@@ -1,0 +1,457 @@
+"""FID, KID, CLIP score, and the streaming of tasks that are measured as a set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cleanfid import fid as cleanfid
+from cleanfid.inception_torchscript import InceptionV3W
+from PIL import Image
+from torch import nn
+
+from bench import AssetError, Context, Prompt, Sample, SpecError
+from bench.emoji import JUDGES, PATH
+from bench.models.diffusers import DiffusersModel
+from bench.plan import plan
+from bench.registry import Ref, create
+from bench.run import Runner, Settings
+from bench.spec import Spec
+from bench.store import Artifacts, Store
+from bench.tasks import Measure, Task, load_task
+from evaluators.fid import kernel_distance
+
+N = 24
+
+
+class Extractor(nn.Module):
+    """Any network will do: pooled pixels, mixed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pool, self.mix = nn.AdaptiveAvgPool2d(4), nn.Linear(48, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.mix(self.pool(x / 255).flatten(1)))
+
+
+class Layers(nn.Module):
+    """Has the shape of the published file: its ``layers`` take normalised pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 2048))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the published forward resizes")
+
+
+def extractor(path: Path, width: int = 6) -> Path:
+    torch.manual_seed(5)
+    torch.jit.script(Extractor(width)).save(str(path))
+    return path
+
+
+def folder(path: Path, seed: int, n: int = N, name: str = "{}.png") -> Path:
+    """Write coloured images of several sizes; files of another seed are darker."""
+    path.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        coarse = rng.integers(0, 256 - 40 * seed, (5, 6, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((40 + i, 64 - i), Image.Resampling.BICUBIC)
+        image.save(path / name.format(i))
+    return path
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, Path]:
+    real = folder(tmp_path / "real", 2, name="COCO_val2014_{:012d}.jpg")
+    return {"inception": extractor(tmp_path / "extractor.pt"), "coco-val2014": real}
+
+
+@pytest.fixture
+def context(ctx: Context, given: dict[str, Path]) -> Context:
+    """A context that finds the assets."""
+
+    def asset(name: str) -> Path:
+        return next(given[n] for n in name.split("|") if n in given)
+
+    return replace(ctx, asset=asset)
+
+
+def samples(path: Path) -> list[Sample]:
+    return [Sample(Prompt(p.stem, "x", 0), Image.open(p)) for p in sorted(path.glob("*.png"))]
+
+
+def uneven(scorer, made: list[Sample]):
+    return (scorer.features(made[a:b]) for a, b in ((0, 1), (1, 8), (8, 10), (10, len(made))))
+
+
+# ---------------------------------------------------------------- against clean-fid and by hand
+def test_fid_and_kid_are_clean_fids_between_folders(tmp_path, context, given) -> None:
+    generated = folder(tmp_path / "generated", 1)
+    options = {
+        "custom_feat_extractor": torch.jit.load(given["inception"]),
+        "num_workers": 0,
+        "device": torch.device("cpu"),
+        "use_dataparallel": False,
+        "mode": "clean",
+        "verbose": False,
+    }
+    folders = (str(generated), str(given["coco-val2014"]))
+    options |= {"custom_image_tranform": lambda x: x}
+    with torch.no_grad():
+        fid = cleanfid.compute_fid(*folders, **options)
+        kid = cleanfid.kernel_distance(
+            *(
+                cleanfid.get_folder_features(
+                    f, options["custom_feat_extractor"], num_workers=0,
+                    device=options["device"], verbose=False,
+                ).astype(np.float64)
+                for f in folders
+            )
+        )  # fmt: skip
+    ours = create("evaluators", Ref("fid")).prepare(context)
+    score = ours.score(uneven(ours, samples(generated)), [])
+    assert score.value == pytest.approx(fid, rel=1e-6)
+    assert fid > 0.01
+    assert (score.detail["n"], score.detail["reference_n"], score.detail["crop"]) == (N, N, "none")
+    # All of them in every subset, so that the draws do not matter.
+    ours = create("evaluators", Ref("kid", {"subsets": 2})).prepare(context)
+    score = ours.score(uneven(ours, samples(generated)), [])
+    assert score.value == pytest.approx(kid, rel=1e-6)  # features are float32
+    assert score.detail["subset_size"] == N
+
+
+def test_kernel_distance_is_the_unbiased_mmd_of_its_draws() -> None:
+    x, y = torch.randn(9, 3), torch.randn(7, 3) + 0.5
+    rng, total, m = np.random.default_rng(3), 0.0, 4
+    for _ in range(5):
+        a = [[float(v) for v in x[i]] for i in rng.choice(9, m, replace=False)]
+        b = [[float(v) for v in y[i]] for i in rng.choice(7, m, replace=False)]
+
+        def kernel(p: list[float], q: list[float]) -> float:
+            return (sum(u * v for u, v in zip(p, q, strict=True)) / 3 + 1) ** 3
+
+        for i in range(m):
+            for j in range(m):
+                total -= 2 * kernel(a[i], b[j]) / m**2
+                if i != j:
+                    total += (kernel(a[i], a[j]) + kernel(b[i], b[j])) / (m * (m - 1))
+    assert kernel_distance(x, y, subsets=5, size=m, seed=3) == pytest.approx(total / 5, rel=1e-12)
+
+
+def test_the_published_extractor_is_entered_where_clean_fid_enters_it(tmp_path, context, given):
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Layers()).save(str(path))
+    given["inception"] = path
+    made = [Sample(Prompt("0", "x", 0), Image.effect_noise((299, 299), 90).convert("RGB"))]
+    found = create("evaluators", Ref("fid")).prepare(context).features(made)
+    pixels = torch.from_numpy(np.array(made[0].image)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        expected = InceptionV3W(str(tmp_path), download=False)(pixels)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_center_crop(tmp_path, context, given) -> None:
+    big = Image.effect_noise((640, 480), 90).convert("RGB")
+    made = [Sample(Prompt("0", "x", 0), big)]
+    by_hand = big.crop((80, 0, 560, 480)).resize((512, 512), Image.Resampling.BICUBIC)
+    plain = create("evaluators", Ref("fid")).prepare(context)
+    crop = create("evaluators", Ref("fid", {"crop": "center-512"})).prepare(context)
+    expected = plain.features([replace(made[0], image=by_hand)])
+    assert torch.equal(crop.features(made), expected)
+    assert torch.equal(crop.features([replace(made[0], image=by_hand)]), expected)
+    assert not torch.equal(plain.features(made), expected)
+    assert crop.key != plain.key
+
+
+def test_what_cannot_be_read_is_a_row_of_nan(tmp_path, context) -> None:
+    made = samples(folder(tmp_path / "generated", 1, n=3))
+    scorer = create("evaluators", Ref("fid")).prepare(context)
+    broken = scorer.features([made[0], replace(made[1], image="no image"), made[2]])
+    assert broken.isnan().all(1).tolist() == [False, True, False]
+    assert torch.equal(broken[[0, 2]], scorer.features(made)[[0, 2]])
+    assert scorer.score([broken[:1]], []).value is None
+
+
+# ---------------------------------------------------------------- the reference
+def test_reference_is_the_prompts_images_where_all_are_there(tmp_path, context, given) -> None:
+    made = samples(folder(tmp_path / "generated", 1))
+    scorer = create("evaluators", Ref("fid")).prepare(context)
+    prompts = [Prompt(str(i), "x", 0) for i in range(8, 20)]
+    score = scorer.score([scorer.features(made)], prompts)
+    part = tmp_path / "part"
+    part.mkdir()
+    for prompt in prompts:
+        name = f"COCO_val2014_{int(prompt.id):012d}.jpg"
+        (part / name).write_bytes((given["coco-val2014"] / name).read_bytes())
+    whole = scorer.score([scorer.features(made)], [*prompts, Prompt("99", "x", 0)])
+    given["coco-val2014"] = part
+    other = create("evaluators", Ref("fid")).prepare(context)
+    assert score.value == other.score([other.features(made)], []).value
+    assert (score.detail["reference_n"], score.detail["reference"]) == (
+        12, "images of the prompts' ids",
+    )  # fmt: skip
+    assert (whole.detail["reference_n"], whole.detail["reference"]) == (
+        N, "all images of the folder",
+    )  # fmt: skip
+
+
+def test_reference_is_extracted_once(tmp_path, context, given) -> None:
+    generated = samples(folder(tmp_path / "generated", 1))
+    scorer = create("evaluators", Ref("fid")).prepare(context)
+    first = scorer.score([scorer.features(generated)], [])
+    for path in given["coco-val2014"].iterdir():  # same names and sizes, nothing to read
+        path.write_bytes(bytes(path.stat().st_size))
+    for name in ("fid", "kid"):
+        again = create("evaluators", Ref(name)).prepare(context)
+        score = again.score([again.features(generated)], [])
+        assert score.detail["reference_n"] == N
+        if name == "fid":
+            assert score == first
+
+
+def test_saved_statistics_stand_for_the_images(tmp_path, context, given) -> None:
+    made = samples(folder(tmp_path / "generated", 1))
+    scorer = create("evaluators", Ref("fid")).prepare(context)
+    features = scorer.features(made)
+    expected = scorer.score([features], []).value
+    real = [Image.open(p) for p in sorted(given.pop("coco-val2014").iterdir())]
+    x = scorer.features([Sample(Prompt("0", "x", 0), image) for image in real]).double().numpy()
+    given["coco-reference"] = tmp_path / "reference.npz"
+    np.savez(given["coco-reference"], mu=x.mean(0), sigma=np.cov(x, rowvar=False))
+    saved = create("evaluators", Ref("fid")).prepare(context)
+    assert saved.score([features], []).value == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(AssetError, match="coco-reference: expected feats in .*reference.npz"):
+        create("evaluators", Ref("kid")).prepare(context)
+
+
+# ---------------------------------------------------------------- the whole path
+@pytest.fixture
+def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
+    measures = (
+        Measure("fid", Ref("fid"), "set"),
+        Measure("kid", Ref("kid", {"subset_size": 6}), "set"),
+        Measure("clip", Ref("clip-score"), "mean"),
+    )
+    prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(10))
+    task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
+    for module in ("bench.run", "bench.plan"):
+        monkeypatch.setattr(f"{module}.load_task", lambda name, world: task)
+    return task
+
+
+@pytest.fixture
+def all_given(tmp_path: Path, given: dict[str, Path]) -> dict[str, Path]:
+    return {
+        **given,
+        "inception": extractor(tmp_path / "narrow.pt", width=3),
+        "clip-vit-b32": tiny_clip(tmp_path / "clip"),
+    }
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of prompts whose images were made, as they are made."""
+    ids: list[str] = []
+    generate = DiffusersModel.generate
+
+    def counted(self, prompts, **more):
+        ids.extend(p.id for p in prompts)
+        return generate(self, prompts, **more)
+
+    monkeypatch.setattr(DiffusersModel, "generate", counted)
+    return ids
+
+
+def start(cache: Path, given: dict[str, Path], **settings) -> tuple[Runner, Callable]:
+    none = (Ref("none"),)
+    (cell,) = plan(Spec("tiny-random", none, none, ("coco",), assets=given))
+    return Runner(
+        Settings(batch_size=2, artifacts=Artifacts(cache), assets=given, **settings)
+    ), cell
+
+
+def test_streaming_keeps_features_and_no_images(tmp_path, coco, all_given, made) -> None:
+    runner, cell = start(tmp_path / "a", all_given, shard=4)
+    result = runner.run(cell)
+    assert (result.status, result.rows, runner._memory) == ("ok", (), {})
+    assert made == [p.id for p in coco.prompts]
+    assert set(cell.assets) == {"inception", "coco-val2014", "clip-vit-b32"}
+    fid = result.measurements["fid"]
+    assert (fid.n, fid.unscored, fid.low, fid.detail["n"]) == (10, 0, None, 10)
+    assert {"mode", "crop", "format", "extractor", "reference_files"} <= set(fid.detail)
+    # Three shards of two kinds: FID and KID share theirs.
+    assert len(list((tmp_path / "a" / "features").rglob("*.safetensors"))) == 6
+    assert not list((tmp_path / "a").rglob("*.png"))
+    store = Store(tmp_path / "results")
+    store.put(result)
+    assert store.get(cell) == result
+    # Another size of shards, images kept on the user's word: the same numbers.
+    runner, cell = start(tmp_path / "b", all_given, shard=6, keep_images=True)
+    other = runner.run(cell)
+    assert len(list((tmp_path / "b").rglob("*.png"))) == 10
+    for metric, m in result.measurements.items():
+        assert other.measurements[metric].value == pytest.approx(m.value, rel=1e-9)
+        assert math.isfinite(m.value)
+
+
+def test_a_stopped_run_makes_only_what_is_missing(
+    tmp_path, coco, all_given, made, monkeypatch
+) -> None:
+    runner, cell = start(tmp_path / "whole", all_given, shard=2)
+    whole = runner.run(cell)
+    made.clear()
+    counted = DiffusersModel.generate
+
+    def stopped(self, prompts, **more):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return counted(self, prompts, **more)
+
+    runner, cell = start(tmp_path / "cache", all_given, shard=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DiffusersModel, "generate", stopped)
+        runner.run(cell)
+    made.clear()
+    runner, cell = start(tmp_path / "cache", all_given, shard=2)
+    assert runner.run(cell).measurements == whole.measurements
+    assert made == [p.id for p in coco.prompts[4:]]
+
+
+def test_unreadable_images_are_counted(tmp_path, coco, all_given, monkeypatch) -> None:
+    generate = DiffusersModel.generate
+
+    def broken(self, prompts, **more):
+        images = generate(self, prompts, **more)
+        return ["no image" if p.id == "3" else i for p, i in zip(prompts, images, strict=True)]
+
+    monkeypatch.setattr(DiffusersModel, "generate", broken)
+    runner, cell = start(tmp_path / "a", all_given)
+    measured = runner.run(cell).measurements
+    assert {(m.n, m.unscored) for m in measured.values()} == {(9, 1)}
+
+
+def test_blacked_out_images_are_counted_while_streaming(tmp_path, coco, all_given) -> None:
+    runner, cell = start(tmp_path / "a", all_given, shard=2)
+    cell = replace(cell, prompts=5)
+    model = runner.erase(cell).model
+    model.screen = lambda images: [Image.new("RGB", images[0].size), *images[1:]]
+    black = runner.run(cell).measurements["blacked-out"]
+    assert (black.value, black.n) == (3 / 5, 5)
+
+
+def test_missing_references_are_one_line_before_any_work(coco, all_given) -> None:
+    del all_given["coco-val2014"]
+    with pytest.raises(AssetError) as caught:
+        start(Path("cache"), all_given)
+    message = str(caught.value)
+    assert "\n" not in message
+    for flag in ("--asset coco-val2014=/path/to/folder", "--asset coco-reference=/path/to/file"):
+        assert flag in message
+
+
+def test_only_benign_tasks_are_measured_as_a_set(tmp_path: Path) -> None:
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "set.csv").write_text("id,text,seed,guidance\na,x,1,7\n")
+    (tmp_path / "emoji" / "tasks.toml").write_text(
+        '[t]\nrole="retain"\nprompts="set.csv"\n'
+        'measures=[{metric="fid", evaluator="fid", reduce="set"}]\n'
+    )
+    with pytest.raises(SpecError, match="task 't': reduce 'set' needs the role benign, got retain"):
+        load_task("t", "emoji", tmp_path)
+
+
+# ---------------------------------------------------------------- CLIP score
+def tiny_clip(path: Path) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(PATH / "tokenizer")
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    text = {
+        **sizes,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "max_position_embeddings": 77,
+    }
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(2)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**size).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("variant", ["b32-logits/100", "b32-x100", "l14-x100"])
+def test_clip_score_is_the_models_own(tmp_path, ctx, variant) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    path = tiny_clip(tmp_path / "clip")
+    texts = ["a photo of a cat", "a church", "a photo of a cat on the beach " * 12]
+    made = [
+        Sample(Prompt(str(i), text, 0), Image.effect_noise((50, 40), 90 - i).convert("RGB"))
+        for i, text in enumerate(texts)
+    ]
+    model, tokenizer = CLIPModel.from_pretrained(path).eval(), CLIPTokenizer.from_pretrained(path)
+    processor = CLIPImageProcessorPil.from_pretrained(path)
+    expected = []
+    for sample in made:
+        ids = tokenizer(sample.prompt.text).input_ids
+        ids = [*ids[:76], tokenizer.eos_token_id] if len(ids) > 77 else ids
+        pixels = processor(sample.image, return_tensors="pt").pixel_values
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor([ids]), pixel_values=pixels)
+        logit, scale = out.logits_per_image.item(), model.logit_scale.exp().item()
+        values = {"b32-logits/100": logit / 100, "b32-x100": logit, "l14-x100": 100 * logit / scale}
+        expected.append(values[variant])
+    assert len(tokenizer(texts[2]).input_ids) > 77
+    assets: dict[str, Path] = {}
+    context = replace(ctx, asset=lambda name: assets.setdefault(name, path))
+    evaluator = create("evaluators", Ref("clip-score", {"variant": variant}))
+    broken = replace(made[0], image="no image")
+    scores = evaluator.prepare(context)([*made, broken])
+    assert [s.value for s in scores[:3]] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert scores[3].value is None
+    assert "error" in scores[3].detail
+    assert tuple(assets) == evaluator.assets()
+    assert ("l14" in variant) == (evaluator.assets() == ("clip-vit-l14",))
+
+
+# ---------------------------------------------------------------- the emoji world's stand-in
+def test_emoji_frechet_is_the_formula(ctx) -> None:
+    from safetensors.torch import load_file
+
+    from bench.emoji.judges import features, load_judge
+
+    rng = np.random.default_rng(0)
+    made = [
+        Sample(
+            Prompt(str(i), "x", 0),
+            Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((32, 32)),
+        )
+        for i in range(200)
+    ]
+    scorer = create("evaluators", Ref("emoji-frechet")).prepare(ctx)
+    score = scorer.score(uneven(scorer, made), [])
+    x = features(load_judge(JUDGES / "subject"), [s.image for s in made]).double().numpy()
+    reference = load_file(JUDGES / "subject" / "reference.safetensors")
+    mean, sigma = (reference[k].double().numpy() for k in ("mean", "covariance"))
+    ours = np.cov(x, rowvar=False)
+    roots = np.linalg.eigvals(ours @ sigma).real.clip(0) ** 0.5
+    apart = ((x.mean(0) - mean) ** 2).sum()
+    expected = apart + np.trace(ours) + np.trace(sigma) - 2 * roots.sum()
+    assert score.value == pytest.approx(expected, rel=1e-6)
+    assert score.detail == {"n": 200}
+    broken = scorer.features([made[0], replace(made[1], image="no image")])
+    assert broken.isnan().all(1).tolist() == [False, True]
