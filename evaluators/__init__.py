@@ -6,4 +6,8 @@ PLUGINS = {
     "emoji-body": "evaluators.emoji:Body",
     "emoji-label": "evaluators.emoji:Label",
     "emoji-frechet": "evaluators.emoji:Frechet",
+    "imagenet": "evaluators.imagenet:ImageNet",
+    "nudenet": "evaluators.nudenet:NudeNet",
+    "style": "evaluators.style:Style",
+    "style-clip": "evaluators.style:StyleClip",
 }
