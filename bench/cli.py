@@ -251,11 +251,16 @@ def report(
     results: Results = RESULTS,
     task: Tasks = None,
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.terminal,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Attack success by the judge's threshold instead.")
+    ] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Hits by label instead.")] = False,
 ) -> None:
     """Print the table of stored records.
 
     Example: bench report --format markdown > table.md
     """
+    from bench.report.judging import label_table, threshold_curve
     from bench.report.tables import cer_table, problems
     from bench.store import Store
 
@@ -268,7 +273,12 @@ def report(
         records = [r for r in records if r.cell.task in task or "asr" not in r.measurements]
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
-    _print_table(cer_table(records), format_)
+    chosen = [make for make, on in ((threshold_curve, curve), (label_table, labels)) if on]
+    for make in chosen or [cer_table]:
+        table = make(records)
+        if not table.rows:
+            raise SpecError(f"{table.title}: no record of {results} holds what its judge found")
+        _print_table(table, format_)
     for line in problems(records):
         err.print(line, highlight=False, markup=False)
 

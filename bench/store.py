@@ -44,6 +44,7 @@ class Row:
         scores: Further measures of the last image.
         adversarial_seed: Seed of the adversarial prompt's image.
         adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
+        own_detail: What the judge said of the prompt's own image, if there was an attack.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Row:
     scores: dict[str, float | None] = field(default_factory=dict)
     adversarial_seed: int | None = None
     adversarial_noise: SamplerNoise | None = None
+    own_detail: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
