@@ -19,10 +19,9 @@ Probabilities = Callable[[list[Any]], Tensor]
 
 
 def hub_processor(folder: Path) -> Any:
-    """Return a folder's image processor, the PIL one.
+    """Return a folder's image processor, the PIL one, whatever the default of the release is.
 
-    The torchvision one, the default of newer releases, resizes differently; published numbers are
-    older than it.
+    Published numbers are older than the torchvision one, whose pixels differ by up to a grey level.
     """
     from transformers import AutoImageProcessor
 
