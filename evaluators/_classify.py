@@ -7,14 +7,14 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bench import AssetError, Score
 
-Probabilities = Callable[[list[Any]], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Probabilities = Callable[[list[Any]], "Tensor"]
 """Maps PIL pictures to probabilities ``(pictures, classes)`` on the CPU."""
 
 
@@ -36,6 +36,7 @@ def hub_classifier(asset: str, folder: Path, device: str) -> tuple[Probabilities
     Raises:
         AssetError: The folder holds none.
     """
+    import torch
     from transformers import AutoModelForImageClassification
 
     try:
