@@ -25,7 +25,7 @@ class Asset:
     Args:
         about: What it is, and for what.
         source: Where it comes from: ``hub:owner/name``, ``hub:owner/name/file``, a web address, or words.
-        size: In MB, as published; 0 where it is not stated.
+        size: In MB, about; 0 where it is not known.
         licence: As its source states it; empty where it does not.
         form: What ``--asset`` expects.
         installed: File inside an installed package, ``package/path``.
@@ -85,6 +85,54 @@ ASSETS: dict[str, Asset] = {
         size=1710,
         licence="",
         form="folder",
+    ),
+    "nudenet-320n": Asset(
+        "NudeNet 3.4 detector, 320 pixels",
+        "the package nudenet 3.4.2",
+        12,
+        "AGPL-3.0 by its licence file, MIT by its metadata",
+        "file",
+        installed="nudenet/320n.onnx",
+    ),
+    "nudenet-640m": Asset(
+        "NudeNet 3.4 detector, 640 pixels, 640m.onnx",
+        "releases of https://github.com/notAI-tech/NudeNet",
+        0,
+        "AGPL-3.0",
+        "file",
+    ),
+    "nudenet-best": Asset(
+        "NudeNet 3.0 detector, UnlearnDiffAtk's judge of nudity, best.onnx",
+        "https://github.com/OPTML-Group/Diffusion-MU-Attack, files/best.onnx; also in nudenet 3.0.8",
+        0,
+        "",
+        "file",
+    ),
+    "nudenet-v2": Asset(
+        "NudeNet 2 detector, ESD's judge of nudity",
+        "https://github.com/notAI-tech/NudeNet/releases/download/v0/"
+        "detector_v2_default_checkpoint.onnx",
+        0,
+        "",
+        "file",
+    ),
+    "style-vit": Asset(
+        "UnlearnDiffAtk's classifier of 129 artists, a transformers folder (checkpoint-2800)",
+        "Google Drive 1me_MOrXip1Xa-XaUrPZZY7i49pgFe1po, see "
+        "https://github.com/OPTML-Group/Diffusion-MU-Attack",
+        0,
+        "",
+        "folder",
+    ),
+    "resnet50-ms": Asset(
+        "ResNet-50 of UnlearnDiffAtk", "hub:microsoft/resnet-50", 0, "Apache-2.0", "folder"
+    ),
+    "resnet50-tv2": Asset(
+        "torchvision's ResNet-50 IMAGENET1K_V2, .safetensors or .pth",
+        "hub:timm/resnet50.tv2_in1k/model.safetensors",
+        0,
+        "BSD-3-Clause",
+        "file",
     ),
 }
 

@@ -265,11 +265,16 @@ def report(
         bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
     ] = False,
     costs: Annotated[bool, typer.Option("--costs", help="What the attacks spent.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
+    ] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
 ) -> None:
     """Print a table of stored records: concept erasing rates, transfer, or costs.
 
     Example: bench report --format markdown > table.md
     """
+    from bench.report.judging import label_table, threshold_curve
     from bench.report.tables import cer_table, cost_table, problems, transfer_table
     from bench.store import Store
 
@@ -282,10 +287,21 @@ def report(
         records = [r for r in records if r.cell.task in task or "asr" not in r.measurements]
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
-    layout = transfer_table if transfer else cost_table if costs else cer_table
-    if not (table := layout(records)).rows:
-        raise SpecError(f"{results} has no {'transfers' if transfer else 'attacks'} to show")
-    _print_table(table, format_)
+    chosen = [
+        make
+        for make, on in (
+            (transfer_table, transfer),
+            (cost_table, costs),
+            (threshold_curve, curve),
+            (label_table, labels),
+        )
+        if on
+    ]
+    for make in chosen or [cer_table]:
+        table = make(records)
+        if not table.rows:
+            raise SpecError(f"{table.title}: {results} has no record that it could be made of")
+        _print_table(table, format_)
     for line in problems(records):
         err.print(line, highlight=False, markup=False)
 

@@ -547,6 +547,7 @@ def _rows(
             cost=found[i].cost,
             trace=dict(found[i].trace),
             detail=dict(last[i].detail),
+            own_detail=dict(own[i].detail) if attack else {},
             scores={m.metric: scores[m.metric][i].value for m in task.measures[1:]},
         )
 

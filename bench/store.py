@@ -45,6 +45,7 @@ class Row:
         adversarial_seed: Seed of the adversarial prompt's image.
         adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
         beyond: What else the attack changed: "embedding", "weights" or "noise"; empty for a prompt.
+        own_detail: What the judge said of the prompt's own image, if there was an attack.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Row:
     adversarial_seed: int | None = None
     adversarial_noise: SamplerNoise | None = None
     beyond: str = ""
+    own_detail: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,4 +9,8 @@ PLUGINS = {
     "fid": "evaluators.fid:Fid",
     "kid": "evaluators.fid:Kid",
     "clip-score": "evaluators.clip_score:ClipScore",
+    "imagenet": "evaluators.imagenet:ImageNet",
+    "nudenet": "evaluators.nudenet:NudeNet",
+    "style": "evaluators.style:Style",
+    "style-clip": "evaluators.style:StyleClip",
 }

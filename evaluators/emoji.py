@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench import Card, Context, Prompt, Sample, Score, SetScorer
 from bench.emoji import JUDGES
+from evaluators._each import each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,18 +21,6 @@ if TYPE_CHECKING:
     from bench.emoji.judges import Judge
 
 _SOURCE = "this project, bench/emoji"
-
-
-def _each(
-    samples: Sequence[Sample], verdicts: Callable[[list[Any], Sequence[Sample]], list[Score]]
-) -> list[Score]:
-    """Judge all pictures in one batch; if that fails, one by one, so that only the bad are unscored."""
-    try:
-        return verdicts([s.image for s in samples], samples)
-    except Exception as exc:
-        if len(samples) == 1:
-            return [Score(None, {"error": f"{type(exc).__name__}: {exc}"})]
-        return [score for sample in samples for score in _each([sample], verdicts)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score
             scores.append(Score(float(sample.prompt.label in best), detail))
         return scores
 
-    return lambda samples: _each(samples, verdicts)
+    return lambda samples: each(samples, verdicts, max(len(samples), 1))
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ class Body:
                 scores.append(Score(float(bool(found)), {"found": found, "highest": max(row)}))
             return scores
 
-        return lambda samples: _each(samples, verdicts)
+        return lambda samples: each(samples, verdicts, max(len(samples), 1))
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,15 @@ def test_record_says_what_was_run(settings) -> None:
     assert row.cost.forward == 10 + 40 * row.cost.images
 
 
+def test_a_record_keeps_what_was_said_of_both_images(settings) -> None:
+    (plain,), (attacked,) = cells(method=FAST), cells(method=FAST, attack=QUICK)
+    runner = Runner(settings)
+    own, both = runner.run(plain).rows, runner.run(attacked).rows
+    assert [row.own_detail for row in both] == [row.detail for row in own]
+    assert [row.own_detail for row in own] == [{}, {}]
+    assert any(row.detail != row.own_detail for row in both)
+
+
 @pytest.mark.parametrize(
     ("family", "cls", "status", "reason"),
     [
