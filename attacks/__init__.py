@@ -6,4 +6,6 @@ PLUGINS = {
     "seed-search": "attacks.seed_search:SeedSearch",
     "unlearndiff": "attacks.unlearndiff:UnlearnDiff",
     "p4d": "attacks.p4d:P4D",
+    "ring-a-bell": "attacks.ring_a_bell:RingABell",
+    "mma": "attacks.mma:Mma",
 }
