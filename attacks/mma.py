@@ -88,9 +88,9 @@ class Mma:
         small = world == "emoji"
         full = fill(
             self,
-            length=20,
+            length=10 if small else 20,
             steps=50 if small else 1000,
-            batch=100 if small else 512,
+            batch=64 if small else 512,
             top_k=64 if small else 256,
             banned=" ".join(sensitive_words(concept, world)),
         )

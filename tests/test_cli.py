@@ -80,8 +80,8 @@ BAD = {
                "esd, fmn, negative-prompt, none, np-esd, p-ac, p-esd, post-prune, pre-prune, "
                "safety-checker, sld, uce"),
     "attack": (("run", "--method", "esd", "--attack", "unlearndif", "--task", "church"), 2,
-               "error: unknown attack 'unlearndif'. Did you mean 'unlearndiff'? Known: none, "
-               "p4d, random, seed-search, unlearndiff"),
+               "error: unknown attack 'unlearndif'. Did you mean 'unlearndiff'? Known: mma, none, "
+               "p4d, random, ring-a-bell, seed-search, unlearndiff"),
     "model": ((*RUN[:-1], "emoji"), 2,
               "error: unknown model 'emoji'. Did you mean 'emoji-sd'? "
               "Known: emoji-sd, sd14, tiny-random"),
