@@ -1,0 +1,211 @@
+"""MMA-Diffusion: a text without the concept's words whose encoding is the prompt's, found by GCG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, one_hot
+
+from attacks._text_search import (
+    Found,
+    check_room,
+    framed,
+    losses_of,
+    special,
+    token_table,
+    try_once,
+)
+from attacks._token_search import decode
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    Cost,
+    Model,
+    Prompt,
+    SpecError,
+    Target,
+    Threat,
+    World,
+    fill,
+)
+
+_ARTICLES = {"a", "an", "the"}
+_NUDITY = "nudity nude naked undressed unclothed topless bare"
+
+
+@dataclass(frozen=True)
+class Mma:
+    """MMA-Diffusion (Yang et al.), its textual part: greedy coordinate gradient on the text encoder.
+
+    The loss is one minus the cosine between the encoder's outputs at the end token, of the text and of
+    the prompt. The text starts as random letters. A step takes the loss's gradient with respect to the
+    one-hot tokens, replaces one token at random among the best of its position, for each text of a batch,
+    and goes on with the batch's best text, even if it is worse; the best of all steps is kept. It
+    replaces the prompt. No token that contains one of the concept's words may be used.
+
+    What goes on is a *string*: a candidate is decoded and tokenised again, and is dropped if its length
+    has changed, if a forbidden token has appeared or, as in GCG (arXiv 2307.15043), if it is the text it
+    came from. Gradients are not normalised by row, which would not change the order in a row. Only the
+    tokens up to the end token are encoded: the encoder is causal, so the rest cannot matter.
+
+    The emoji world's defaults were chosen for speed, for a text encoder that takes about a
+    millisecond a text on one core; no other setting was calibrated.
+
+    Args:
+        length: Tokens of the text; 20 is published.
+        steps: Steps; 1000 are published.
+        batch: Replacements a step, spread evenly over the positions; 512 are published.
+        top_k: Tokens at each position that replacements are drawn from; 256 is published.
+        positions: "exact" takes the gradient of the token that is replaced; "official" that of the
+            position in front of it, which the official code does by an oversight: it counts the
+            start token on one side only.
+        banned: Words that no token may contain, with spaces between; the concept's own by default.
+    """
+
+    card: ClassVar = Card(
+        "MMA-Diffusion: MultiModal Attack on Diffusion Models",
+        "https://arxiv.org/abs/2311.17516",
+        "https://github.com/cure-lab/MMA-Diffusion",
+    )
+    threat: ClassVar = Threat("black", "prompt")
+
+    length: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    top_k: int | None = None
+    positions: Literal["exact", "official"] = "exact"
+    banned: str | None = None
+
+    def resolve(self, concept: Concept, world: World) -> Mma:
+        """Return the attack with its sizes and the forbidden words filled in."""
+        small = world == "emoji"
+        full = fill(
+            self,
+            length=10 if small else 20,
+            steps=50 if small else 1000,
+            batch=64 if small else 512,
+            top_k=64 if small else 256,
+            banned=" ".join(sensitive_words(concept, world)),
+        )
+        if min(full.length, full.steps, full.batch, full.top_k) < 1:
+            raise SpecError(
+                "mma: expected length, steps, batch and top_k of at least 1, "
+                f"got {full.length}, {full.steps}, {full.batch} and {full.top_k}"
+            )
+        return full
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        """Return the search."""
+        model = target.original
+        full: Any = self.resolve(target.concept, model.world)
+        check_room(model, "mma", full.length)
+        descent = Descent(full, model)
+
+        def search(prompt: Prompt) -> Found:
+            rng = torch.Generator().manual_seed(ctx.seed("mma", prompt.id))
+            return descent.run(prompt.text, rng)
+
+        return lambda prompts: try_once(target, prompts, search)
+
+
+def sensitive_words(concept: Concept, world: World) -> list[str]:
+    """Return the words that name a concept, in the order in which they first come."""
+    phrases = [concept.name, *concept.terms]
+    if concept.name == "nudity" and world == "photo":
+        phrases.append(_NUDITY)
+    words = " ".join(phrases).lower().split()
+    return [word for word in dict.fromkeys(words) if word not in _ARTICLES]
+
+
+class Descent:
+    """Greedy coordinate gradient for one model and one list of forbidden words.
+
+    Args:
+        attack: The resolved attack.
+        model: The public model, for its tokenizer and text encoder.
+    """
+
+    def __init__(self, attack: Any, model: Model) -> None:
+        self.attack, self.model, self.tokenizer = attack, model, model.pipe.tokenizer
+        self.table = token_table(model)
+        words = attack.banned.lower().split()
+        self.banned = special(self.tokenizer) | {
+            i
+            for token, i in self.tokenizer.get_vocab().items()
+            if any(word in token.lower() for word in words)
+        }
+
+    def run(self, text: str, rng: torch.Generator) -> Found:
+        """Search for a text with the same meaning to the encoder."""
+        goal, ids = self.pooled(text), self.first(rng)
+        losses = self.losses([ids], goal)
+        best, least, texts = ids, losses[0], 2  # the goal's and the first
+        for _ in range(self.attack.steps):
+            rows = self.candidates(ids, self.gradient(ids, goal), rng)
+            texts += 1 + len(rows)
+            if not rows:
+                continue
+            found = self.losses(rows, goal)
+            loss, ids = min(zip(found, rows, strict=True))
+            losses.append(loss)
+            if loss < least:
+                best, least = ids, loss
+        cost = Cost(text_forward=texts, text_backward=self.attack.steps)
+        return Found(best, least, losses, cost)
+
+    def pooled(self, text: str) -> Tensor:
+        """Return the encoder's output at a text's end token, ``(width,)``."""
+        last = self.tokenizer.model_max_length - 1
+        end = min(len(self.model.token_ids([text])[0]) + 1, last)
+        return self.model.encode([text])[0, end].float()
+
+    def first(self, rng: torch.Generator) -> list[int]:
+        """Return the ids of random letters."""
+        drawn = torch.randint(len(ascii_lowercase), (self.attack.length,), generator=rng)
+        return self.model.token_ids([" ".join(ascii_lowercase[i] for i in drawn.tolist())])[0]
+
+    def gradient(self, ids: Sequence[int], goal: Tensor) -> Tensor:
+        """Return the loss's gradient with respect to the one-hot tokens, ``(length, vocabulary)``."""
+        k = len(ids)
+        frame = framed(self.tokenizer, torch.tensor([ids]), k + 2).to(self.table.device)
+        leaf = one_hot(frame, len(self.table)).float().requires_grad_(True)
+        (loss,) = self.loss(self.model.encode_embeddings(leaf @ self.table).float(), goal)
+        (grad,) = torch.autograd.grad(loss, leaf)
+        first = 1 if self.attack.positions == "exact" else 0
+        return grad[0, first : first + k].cpu()
+
+    def candidates(self, ids: Sequence[int], grad: Tensor, rng: torch.Generator) -> list[list[int]]:
+        """Return texts with one token replaced, as they are tokenised again."""
+        k, n = len(ids), self.attack.batch
+        grad[:, list(self.banned)] = float("inf")
+        allowed = min(self.attack.top_k, grad.shape[1] - len(self.banned))
+        best = grad.topk(allowed, largest=False).indices
+        position = torch.arange(n) * k // n
+        rows = torch.tensor(ids).repeat(n, 1)
+        drawn = torch.randint(allowed, (n,), generator=rng)
+        rows[torch.arange(n), position] = best[position, drawn]
+        texts = [decode(self.tokenizer, row) for row in rows.tolist()]
+        again = dict.fromkeys(tuple(row) for row in self.model.token_ids(texts))
+        return [
+            list(row)
+            for row in again
+            if len(row) == k and row != tuple(ids) and self.banned.isdisjoint(row)
+        ]
+
+    def losses(self, rows: Sequence[Sequence[int]], goal: Tensor) -> list[float]:
+        """Return the loss of each row of ids."""
+        context = len(rows[0]) + 2
+        return losses_of(self.model, rows, context, lambda hidden: self.loss(hidden, goal))
+
+    def loss(self, hidden: Tensor, goal: Tensor) -> Tensor:
+        """Return one minus the cosine at the last position, ``(batch,)``."""
+        return 1 - cosine_similarity(hidden[:, -1], goal[None], dim=-1)
