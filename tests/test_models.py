@@ -171,11 +171,11 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
     expected = [image.tobytes() for image in tiny.generate(PROMPTS)]
     real, sizes = tiny._generate, []
 
-    def small_memory(prompts, embeddings):
+    def small_memory(prompts, embeddings, noise):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError
-        return real(prompts, embeddings)
+        return real(prompts, embeddings, noise)
 
     monkeypatch.setattr(tiny, "_generate", small_memory)
     images = tiny.generate(PROMPTS)
