@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,9 +73,10 @@ def load_model(
 
 def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
-        )
+        with _old_name():
+            return StableDiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+            )
     except (OSError, ValueError) as exc:
         raise AssetError(
             f"cannot load {name} from {folder}: {_first_line(exc)} "
@@ -85,14 +89,23 @@ def _from_file(name: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     if not name.endswith(".safetensors"):
         read_tensors(Path(name))  # refuses what needs unpickling
     try:
-        return StableDiffusionPipeline.from_single_file(
-            name, torch_dtype=dtype, safety_checker=None
-        )
+        with _old_name():
+            return StableDiffusionPipeline.from_single_file(
+                name, torch_dtype=dtype, safety_checker=None
+            )
     except (OSError, ValueError, KeyError) as exc:
         raise AssetError(
             f"cannot load the checkpoint {name} (its configuration and tokenizer are the hub's): "
             f"{_first_line(exc)} Give a diffusers folder with --model /path/to/folder"
         ) from exc
+
+
+@contextmanager
+def _old_name() -> Iterator[None]:
+    """Silence newer diffusers' advice against ``torch_dtype``, the only name that older ones know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+        yield
 
 
 def _first_line(exc: Exception) -> str:
