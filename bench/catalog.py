@@ -101,10 +101,11 @@ HUB_FILES = (
     "*/config.json",
     "scheduler/*",
     "tokenizer/*",
-    "*/model.safetensors",
-    "*/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
 )
-"""What is fetched of a hub model: float32 weights, nothing pickled, no single-file copy."""
+"""What is fetched of a hub model: float32 weights, nothing pickled, no single file, no safety checker."""
 
 
 def model_info(name: str, world: World | None = None) -> ModelInfo:

@@ -157,8 +157,13 @@ def test_a_hub_model_is_fetched_without_pickles(hub, tiny, monkeypatch) -> None:
 
     assert wanted("unet/diffusion_pytorch_model.safetensors")
     assert wanted("text_encoder/model.safetensors") and wanted("tokenizer/merges.txt")
-    assert not any(map(wanted, ("sd-v1-4.ckpt", "unet/diffusion_pytorch_model.bin",
-                                "vae/diffusion_pytorch_model.fp16.safetensors")))  # fmt: skip
+    unwanted = (
+        "sd-v1-4.ckpt",
+        "safety_checker/model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    )
+    assert not any(map(wanted, unwanted))
 
 
 def test_single_file_checkpoints(tmp_path, tiny, monkeypatch) -> None:
