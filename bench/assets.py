@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.errors import AssetError, SpecError, UnknownNameError
+from bench.hub import cached, hub_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Asset:
 
     Args:
         about: What it is, and for what.
-        source: Where it comes from: ``hub:owner/name``, ``hub:owner/name/file``, a web address, or words.
+        source: Where it comes from: as :mod:`bench.hub` reads it, a web address, or words.
         size: In MB, about; 0 where it is not known.
         licence: As its source states it; empty where it does not.
         form: What ``--asset`` expects.
@@ -172,14 +173,21 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
         if not (path.is_dir() if asset.form == "folder" else path.is_file()):
             raise SpecError(f"--asset {name}={path}: expected a {asset.form}, there is none")
         return path
-    for find in (_installed, _cached):
-        if found := find(asset):
-            return found
+    if found := here(asset):
+        return found
     size = f", {asset.size} MB" if asset.size else ""
     raise AssetError(
         f"{name} is not here ({asset.about}{size}, from {asset.source}): "
         f"give --asset {name}=/path/to/{asset.form}, or `bench assets --fetch {name}`"
     )
+
+
+def here(asset: Asset) -> Path | None:
+    """Return where an asset is without the user's help: installed, or in the hub's cache."""
+    if found := _installed(asset):
+        return found
+    source = hub_source(asset.source)
+    return cached(source) if source else None
 
 
 def finder(given: Mapping[str, Path]) -> Callable[[str], Path]:
@@ -214,20 +222,3 @@ def _installed(asset: Asset) -> Path | None:
         if (path := Path(folder) / rest).exists():
             return path
     return None
-
-
-def _cached(asset: Asset) -> Path | None:
-    """Return what the hub's client has kept, without asking the network."""
-    if not asset.source.startswith("hub:"):
-        return None
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    owner, name, *file = asset.source.removeprefix("hub:").split("/", 2)
-    if file:
-        found = try_to_load_from_cache(f"{owner}/{name}", file[0])
-        return Path(found) if isinstance(found, str) else None
-    try:
-        return Path(snapshot_download(f"{owner}/{name}", local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None

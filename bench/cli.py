@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -24,7 +24,18 @@ app.add_typer(speed, name="speed")
 out, err = Console(), Console(stderr=True)
 RESULTS = Path("results/local")
 
-Model = Annotated[str, typer.Option(help="A model's name, or a diffusers folder.")]
+Model = Annotated[
+    str, typer.Option(help="A model's name, a diffusers folder, a checkpoint file, or a hub id.")
+]
+World = Annotated[
+    str | None, typer.Option(help="emoji or photo, for a model that fits both.", show_default=False)
+]
+Unet = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A denoiser erased elsewhere: method external.")
+]
+TextEncoder = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A text encoder erased elsewhere, likewise.")
+]
 Methods = Annotated[list[str] | None, typer.Option("--method", help="name or name:key=value,...")]
 Attacks = Annotated[list[str] | None, typer.Option("--attack", help="name or name:key=value,...")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="See `bench list tasks`.")]
@@ -67,6 +78,9 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Dtype = "fp32",
     asset: Assets = None,
+    world: World = None,
+    unet: Unet = None,
+    text_encoder: TextEncoder = None,
     results: Results = RESULTS,
     images: Annotated[
         bool | None,
@@ -84,13 +98,16 @@ def run(
 
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
+    from bench.catalog import settle
     from bench.plan import plan
     from bench.report.tables import cer_table, problems
     from bench.store import Store
 
-    spec = _spec(model, method, attack, task, seed, limit, dtype, asset)
+    methods = _with_external(method, unet, text_encoder)
+    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world)
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
+    settle(model)
     cells, store = list(plan(spec)), Store(results)
     store.check_writable()
     found = [store.get(cell) for cell in cells]
@@ -131,6 +148,9 @@ def plan_(
     limit: Limit = None,
     dtype: Dtype = "fp32",
     asset: Assets = None,
+    world: World = None,
+    unet: Unet = None,
+    text_encoder: TextEncoder = None,
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -144,7 +164,8 @@ def plan_(
 
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
-    for cell in plan(_spec(model, method, attack, task, seed, limit, dtype, asset)):
+    methods = _with_external(method, unet, text_encoder)
+    for cell in plan(_spec(model, methods, attack, task, seed, limit, dtype, asset, world)):
         state = "done" if cell in store else "to do"
         table.add_row(
             cell.id,
@@ -162,12 +183,13 @@ def plan_(
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
     model: Model = "emoji-sd",
+    world: World = None,
 ) -> None:
     """List plug-ins, tasks or models by name.
 
     Example: bench list methods
     """
-    for name, about in _listing(what, model):
+    for name, about in _listing(what, _world(model, world)):
         out.print(f"{name:<22} {about}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -176,13 +198,41 @@ def show(
     what: Annotated[What, typer.Argument(help="Of which kind.")],
     name: Annotated[str, typer.Argument(help="Which one.")],
     model: Model = "emoji-sd",
+    world: World = None,
 ) -> None:
     """Show one plug-in's parameters and paper, one task's prompts, or one model.
 
     Example: bench show methods p-esd
     """
-    for line in _details(what, name, model):
+    for line in _details(what, name, _world(model, world)):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def assets(
+    model: Annotated[str | None, typer.Option(help="Only what this model needs.")] = None,
+    task: Tasks = None,
+    asset: Assets = None,
+    world: World = None,
+    fetch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Get it from the hub.")
+    ] = None,
+) -> None:
+    """List the weights and data that are not shipped, what is here of them, and fetch.
+
+    Example: bench assets --task nudity --model sd14
+    """
+    from bench import inventory
+
+    for name in fetch or ():
+        out.print(f"{name}: {inventory.fetch(name)}", highlight=False, soft_wrap=True)
+    if fetch:
+        return
+    items = list(inventory.inventory(_given(asset), model, task or (), cast("Any", world)))
+    if not items:
+        out.print("nothing is needed beside what is shipped")
+        return
+    out.print(_assets_table(items))
 
 
 @app.command()
@@ -199,17 +249,21 @@ def erase(
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Dtype = "fp32",
+    world: World = None,
 ) -> None:
     """Erase a concept without attacking: write what changed, and a card.
 
     Example: bench erase --method uce --concept church --out church-uce --export church-model
     """
+    from bench.catalog import settle
     from bench.plan import erasure_cell
     from bench.registry import Ref
     from bench.tasks import find_concept
 
-    known = find_concept(concept, _world(model), kind, anchor)
-    cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype)
+    home = _world(model, world)
+    settle(model)
+    known = find_concept(concept, home, kind, anchor)
+    cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype, world=home)
 
     import torch
 
@@ -325,9 +379,11 @@ def speed_attack(
     Example: bench speed attack --attack unlearndiff --prompts 16
     """
     from bench.plan import plan
+    from bench.registry import Ref
     from bench.report.tables import Table
 
-    spec = _spec(model, [method], [attack], [task], 0, prompts, "fp32")
+    refs = [Ref.parse(method)]
+    spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32", None, None)
     (cell,) = plan(spec)
 
     import torch
@@ -368,10 +424,24 @@ def speed_attack(
     _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
 
 
-def _world(model: str) -> Any:
+def _world(model: str, world: str | None) -> Any:
     from bench.catalog import model_info
 
-    return model_info(model).world
+    return model_info(model, cast("Any", world)).world
+
+
+def _with_external(
+    method: list[str] | None, unet: str | None, text_encoder: str | None
+) -> list[Any]:
+    """Return the methods, and the one that ``--unet`` and ``--text-encoder`` are short for."""
+    from bench.registry import Ref
+
+    paths = {"unet": unet, "text_encoder": text_encoder}
+    given = {name: path for name, path in paths.items() if path is not None}
+    return [
+        *(Ref.parse(text) for text in method or ()),
+        *([Ref("external", given)] if given else []),
+    ]
 
 
 def _export(model: Any, folder: Path) -> None:
@@ -381,25 +451,28 @@ def _export(model: Any, folder: Path) -> None:
 
 def _spec(
     model: str,
-    method: list[str] | None,
+    methods: list[Any],
     attack: list[str] | None,
     task: list[str] | None,
     seed: int,
     limit: int | None,
     dtype: str,
-    asset: list[str] | None = None,
+    asset: list[str] | None,
+    world: str | None,
 ) -> Any:
     from bench.registry import Ref
     from bench.spec import Spec
 
-    def refs(texts: list[str] | None) -> tuple[Any, ...]:
-        return tuple(Ref.parse(text) for text in texts or ())
+    attacks = tuple(Ref.parse(text) for text in attack or ())
+    tasks, given, place = tuple(task or ()), _given(asset), cast("Any", world)
+    return Spec(model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place)
 
+
+def _given(asset: list[str] | None) -> dict[str, Path]:
     pairs = [text.partition("=") for text in asset or ()]
     if bad := [name for name, _, path in pairs if not path]:
         raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
-    given = {name: Path(path) for name, _, path in pairs}
-    return Spec(model, refs(method), refs(attack), tuple(task or ()), seed, limit, dtype, given)
+    return {name: Path(path) for name, _, path in pairs}
 
 
 def _line(record: Any) -> str:
@@ -423,12 +496,32 @@ def _print_table(table: Any, format_: Format) -> None:
         typer.echo(table.markdown() if format_ is Format.markdown else table.csv())
 
 
-def _listing(what: What, model: str) -> list[tuple[str, str]]:
+def _assets_table(items: list[Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("name, licence", overflow="fold", max_width=24)
+    table.add_column("here")
+    table.add_column("MB", justify="right")
+    table.add_column("what it is, where it comes from, the flag for your own copy", overflow="fold")
+    for item in items:
+        about = item.asset
+        name = f"{item.name}\n{about.licence or 'licence not stated'}"
+        source, _, commit = about.source.partition("@")
+        source = f"{source} at {commit[:8]}" if commit else source
+        text = f"{about.about}\n{source}\n{item.flag}"
+        cells = (name, "yes" if item.path else "no", str(about.size or "?"), text)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _listing(what: What, world: Any) -> list[tuple[str, str]]:
     from bench import catalog, registry, tasks
 
     if what is What.models:
         return [(name, info.about) for name, info in catalog.MODELS.items()]
-    world = catalog.model_info(model).world
     if what is What.tasks:
         loaded = [tasks.load_task(name, world) for name in tasks.task_names(world)]
         return [(t.name, f"{t.role}, {len(t.prompts)} prompts, {world} world") for t in loaded]
@@ -436,7 +529,7 @@ def _listing(what: What, model: str) -> list[tuple[str, str]]:
     return [(name, registry.load(kind, name).card.title) for name in registry.names(kind)]
 
 
-def _details(what: What, name: str, model: str) -> list[str]:
+def _details(what: What, name: str, world: Any) -> list[str]:
     import inspect
     from dataclasses import fields
 
@@ -448,9 +541,10 @@ def _details(what: What, name: str, model: str) -> list[str]:
             f"{name}: {info.about}",
             f"world {info.world}, from {info.source}",
             str(info.sampling),
+            "the built-in safety checker is off: images are judged as they are made",
         ]
     if what is What.tasks:
-        task = tasks.load_task(name, catalog.model_info(model).world)
+        task = tasks.load_task(name, world)
         measures = [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]
         prompts = [
             f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts

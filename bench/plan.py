@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from bench.tasks import Task, load_task
 from bench.types import Concept, World
 
 NO_CONCEPT = Concept("", "object")
+LOCAL = ("source", "unet", "text_encoder")
+"""Parameters that say where a file lies, which changes no value; its digest, beside it, does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Cell:
     @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
-        values = asdict(self)
+        values = asdict(self) | {"method": _identity(self.method), "attack": _identity(self.attack)}
         if not self.assets:
             del values["assets"]
         return digest(values)
@@ -53,7 +55,7 @@ class Cell:
                 self.model,
                 self.revision,
                 self.dtype,
-                asdict(self.method),
+                _identity(self.method),
                 asdict(self.concept),
                 self.seed,
             ]
@@ -62,7 +64,7 @@ class Cell:
     @property
     def attack_key(self) -> str:
         """Cells with one key share attacked prompts; how many there are does not matter."""
-        return digest([self.erase_key, self.task_digest, asdict(self.attack), self.seed])
+        return digest([self.erase_key, self.task_digest, _identity(self.attack), self.seed])
 
 
 def plan(spec: Spec) -> Iterator[Cell]:
@@ -71,7 +73,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
     Raises:
         SpecError: Something in the request is unknown or does not go together.
     """
-    info = model_info(spec.model)
+    info = model_info(spec.model, spec.world)
     if spec.dtype not in DTYPES:
         raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {spec.dtype!r}")
     tasks = [load_task(name, info.world) for name in dict.fromkeys(spec.tasks)]
@@ -85,7 +87,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
     if not any(True for _ in _attacks_for(tasks, spec)):
         raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
     check_model(spec.model)
-    identity = (info.world, spec.model, revision(spec.model), spec.dtype)
+    identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:
             full = resolved("methods", method, concept, info.world)
@@ -124,15 +126,21 @@ def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple
 
 
 def erasure_cell(
-    model: str, method: Ref, concept: Concept, *, seed: int = 0, dtype: str = "fp32"
+    model: str,
+    method: Ref,
+    concept: Concept,
+    *,
+    seed: int = 0,
+    dtype: str = "fp32",
+    world: World | None = None,
 ) -> Cell:
     """Return the cell of an erasure that no task asks for."""
-    info = model_info(model)
+    info = model_info(model, world)
     if dtype not in DTYPES:
         raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     check_model(model)
     full = resolved("methods", method, concept, info.world)
-    identity = (info.world, model, revision(model), dtype)
+    identity = (info.world, model, revision(model, info.world), dtype)
     return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
 
 
@@ -142,6 +150,12 @@ def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
         for attack in spec.attacks:
             if task.role == "target" or attack.name == "none":
                 yield task, attack
+
+
+def _identity(ref: Ref) -> dict[str, Any]:
+    """Return what of a plug-in's reference can change a value."""
+    kept = {name: value for name, value in ref.params.items() if name not in LOCAL}
+    return asdict(replace(ref, params=kept))
 
 
 def digest(value: Any) -> str:

@@ -115,7 +115,7 @@ class Model(QueryModel, Protocol):
         ...
 
     def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return the denoiser's output at timesteps ``t`` ``(batch,)``, without guidance."""
+        """Return the noise that the denoiser sees at timesteps ``t`` ``(batch,)``, without guidance."""
         ...
 
     def denoise(

@@ -92,7 +92,7 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._models: dict[tuple[str, str], DiffusersModel] = {}
+        self._models: dict[tuple[str, ...], DiffusersModel] = {}
         self._erased: tuple[str, Erased] | None = None
         self._evaluators: dict[str, Any] = {}
         self._memory: dict[str, Image.Image] = {}
@@ -251,22 +251,24 @@ class Runner:
         return Measurement(score.value, n, unscored, detail=score.detail)
 
     # ------------------------------------------------------------------ stages
-    def model(self, name: str, dtype: str) -> DiffusersModel:
-        """Return a base model, loaded once."""
-        if (name, dtype) not in self._models:
-            self._models[name, dtype] = load_model(
-                name,
+    def model(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model, loaded once."""
+        key = (cell.model, cell.dtype, cell.world)
+        if key not in self._models:
+            self._models[key] = load_model(
+                cell.model,
+                world=cell.world,
                 device=self.settings.device,
-                dtype=dtype,
+                dtype=cell.dtype,
                 batch_size=self.settings.batch_size,
             )
-        return self._models[name, dtype]
+        return self._models[key]
 
     def erase(self, cell: Cell) -> Erased:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
         if self._erased and self._erased[0] == cell.erase_key:
             return self._erased[1]
-        base = self.model(cell.model, cell.dtype)
+        base = self.model(cell)
         folder = self.settings.artifacts.erasure(cell.erase_key)
         card_path, delta_path = folder / "card.json", folder / "delta.safetensors"
         if card_path.exists() and delta_path.exists():
@@ -353,7 +355,7 @@ class Runner:
             return [s.value is not None and s.value >= judge.threshold for s in scorer(samples)]
 
         victim: Model = erased.model
-        original: Model = self.model(cell.model, cell.dtype)
+        original: Model = self.model(cell)
         if attack.threat.access == "black":
             victim = cast("Model", QueryOnly(erased.model.generate))
         if attack.threat.space == "weights":  # with the base's weights there is nothing to revive
@@ -446,9 +448,7 @@ class Runner:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
         prompts = load_task(cell.task, cell.world).prompts[: min(n, cell.prompts)]
         erased = self.erase(cell)
-        original = Erased(
-            self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
-        )
+        original = Erased(self.model(cell), _weights_key(cell, delta.digest({})), {})
         rows = {row.id: row for row in result.rows}
         attacked = [
             replace(

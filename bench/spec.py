@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.errors import SpecError
 from bench.registry import Ref
+from bench.types import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Spec:
     """One field per axis of the result matrix.
 
     Args:
-        model: Name of a model, or a diffusers folder.
+        model: A model, as :func:`bench.catalog.model_info` takes it.
         methods: Erasure methods.
         attacks: Attacks; "none" is the test prompts as they are.
         tasks: Target tasks, and retain or benign tasks that share their erased models.
@@ -23,6 +24,7 @@ class Spec:
         limit: First prompts of each task only; ``None`` is all of them.
         dtype: Type of the weights.
         assets: Local paths of weights and data, by the names of :mod:`bench.assets`.
+        world: The world to use the model in, where it fits both; its own by default.
 
     Raises:
         SpecError: An axis is empty or a number makes no sense.
@@ -36,6 +38,7 @@ class Spec:
     limit: int | None = None
     dtype: str = "fp32"
     assets: Mapping[str, Path] = field(default_factory=dict)
+    world: World | None = None
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):

@@ -86,7 +86,7 @@ def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> 
     task = load_task(cell.task, cell.world)
     prompts = task.prompts[: cell.prompts]
     runner = Runner(settings)
-    victim, original = runner.erase(cell).model, runner.model(cell.model, cell.dtype)
+    victim, original = runner.erase(cell).model, runner.model(cell)
     measure_ = task.measures[0]
     evaluator = create("evaluators", measure_.evaluator)
     with TemporaryDirectory() as folder:

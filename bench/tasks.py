@@ -6,12 +6,13 @@ import csv
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import SpecError, UnknownNameError
-from bench.registry import Ref
+from bench.registry import Ref, create
 from bench.types import Concept, Prompt, World
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
@@ -89,6 +90,23 @@ def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")
     return task
+
+
+def asset_names(name: str, world: World, root: Path = PROMPTS) -> Iterator[str]:
+    """Yield the assets that a task's prompts and judges need, also where they are not here.
+
+    Raises:
+        UnknownNameError: The world has no such task.
+    """
+    table = _table(world, root)
+    if name not in table:
+        raise UnknownNameError(f"{world} task", name, table)
+    kind, _, asset = table[name]["prompts"].partition(":")
+    if kind == "asset":
+        yield asset
+    for measure in table[name]["measures"]:
+        evaluator = create("evaluators", Ref.parse(measure["evaluator"]))
+        yield from evaluator.assets() if hasattr(evaluator, "assets") else ()
 
 
 def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> Concept:

@@ -2,6 +2,7 @@
 
 PLUGINS = {
     "none": "methods.none:NoErasure",
+    "external": "methods.external:External",
     "esd": "methods.esd:ESD",
     "ac": "methods.ac:AC",
     "uce": "methods.uce:UCE",

@@ -85,7 +85,8 @@ BAD = {
                + ", ".join(sorted(names("attacks")))),
     "model": ((*RUN[:-1], "emoji"), 2,
               "error: unknown model 'emoji'. Did you mean 'emoji-sd'? "
-              "Known: emoji-sd, sd14, tiny-random"),
+              "Known: emoji-sd, sd14, sd14-random, sd15, sd21, sd21-base, tiny-random; "
+              "or a diffusers folder, a checkpoint file, a hub id (owner/name)"),
     "parameter": (("run", "--method", "esd:step=3", "--attack", "none", "--task", "church"), 2,
                   "error: esd has no parameter step. It takes: batch, eta, lr, params, reuse, "
                   "sampling_steps, start_guidance, steps, templates, xt_alignment"),
@@ -201,7 +202,7 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
 
     times = [help_of()[1] for _ in range(3)]
     assert min(times) < 0.5
-    for command in ("run", "plan", "list", "show", "report"):
+    for command in ("run", "plan", "list", "show", "assets", "report"):
         assert f"Example: bench {command}" in help_of(command)[0]
 
 

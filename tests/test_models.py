@@ -55,7 +55,7 @@ def test_ddim_settings_are_those_of_sd(tiny) -> None:
     assert isinstance(scheduler, DDIMScheduler)
     config = scheduler.config
     assert (config.clip_sample, config.set_alpha_to_one, config.steps_offset) == (False, False, 1)
-    with pytest.raises(SpecError, match="unknown sampler 'euler'. Known: ddim, lms"):
+    with pytest.raises(SpecError, match="unknown sampler 'euler'. Known: ddim, dpm, lms, pndm"):
         tiny._scheduler("euler")
 
 
@@ -148,7 +148,7 @@ def test_models_by_name_and_folder(tmp_path, tiny) -> None:
 def test_hub_model_without_network_says_what_to_do(monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(AssetError, match=r"cannot load sd14 from CompVis/.* --model /path/to"):
+    with pytest.raises(AssetError, match=r"sd14 is not here, .*4266 MB.* --model /path/to"):
         load_model("sd14")
 
 
@@ -171,11 +171,11 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
     expected = [image.tobytes() for image in tiny.generate(PROMPTS)]
     real, sizes = tiny._generate, []
 
-    def small_memory(prompts, embeddings):
+    def small_memory(prompts, embeddings, noise):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError
-        return real(prompts, embeddings)
+        return real(prompts, embeddings, noise)
 
     monkeypatch.setattr(tiny, "_generate", small_memory)
     images = tiny.generate(PROMPTS)

@@ -1,6 +1,7 @@
 """Models by name, and what every method and attack needs from one."""
 
 from bench.models.ablating import AcObjective, anchor_latents
+from bench.models.checkpoints import load_part
 from bench.models.diffusers import DiffusersModel
 from bench.models.erasing import EsdObjective, esd_texts
 from bench.models.loading import load_model
@@ -16,6 +17,7 @@ __all__ = [
     "concept_scores",
     "esd_texts",
     "load_model",
+    "load_part",
     "neuron_maps",
     "prune_smallest",
     "sensitivity",

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -24,6 +30,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
     "lms": (LMSDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {**_SD, "skip_prk_steps": True}),
+    "dpm": (DPMSolverMultistepScheduler, {"steps_offset": 1}),  # DPM-Solver++ of order 2
 }
 
 
@@ -48,6 +55,11 @@ class DiffusersModel:
         self.notes: dict[str, Any] = {}  # what a method wants in the record
         self.guidance = Guidance()
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
+        self.prediction: str = pipe.scheduler.config.prediction_type
+        if self.prediction not in {"epsilon", "v_prediction"}:
+            raise SpecError(
+                f"the model predicts {self.prediction!r}: expected 'epsilon' or 'v_prediction'"
+            )
         for part in self._parts():
             part.eval().requires_grad_(False)
 
@@ -156,13 +168,34 @@ class DiffusersModel:
         return hidden
 
     def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return the denoiser's output for ``(batch, c, h, w)`` latents, in float32."""
+        """Return the noise in ``(batch, c, h, w)`` latents, float32, whatever the denoiser predicts.
+
+        A denoiser of velocities ``v = sqrt(a) eps - sqrt(1 - a) x0`` (Progressive Distillation for Fast
+        Sampling of Diffusion Models, arXiv 2202.00512) sees ``eps = sqrt(a) v + sqrt(1 - a) x``.
+        Timesteps ``t`` may be fractions, as LMS asks for them.
+        """
         dtype = self.dtype
         out = self.pipe.unet(
             latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
         )
-        result: Tensor = out[0]
-        return result.float()
+        result: Tensor = out[0].float()
+        if self.prediction == "epsilon":
+            return result
+        alpha = self._alpha(t)
+        return alpha.sqrt() * result + (1 - alpha).sqrt() * latents.float()
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        """Return the signal level at timesteps, ``(batch or 1, 1, 1, 1)`` float32.
+
+        Between two training timesteps the noise level ``sqrt((1 - a) / a)`` is linear, as in LMS.
+        """
+        alphas = self.alphas.cpu().double()  # not every device has float64
+        sigmas = ((1 - alphas) / alphas).sqrt()
+        t = torch.as_tensor(t).cpu().double().reshape(-1, 1, 1, 1)
+        low = t.floor().long()
+        high = (low + 1).clamp(max=len(alphas) - 1)
+        sigma = torch.lerp(sigmas[low], sigmas[high], t - low)
+        return (1 / (1 + sigma**2)).float().to(self.device)
 
     def denoise(
         self,
@@ -182,7 +215,7 @@ class DiffusersModel:
             cond: Text conditioning, ``(batch, tokens, width)``.
             guidance: Scale, one or ``(batch,)``.
             steps: Denoising steps; the model's own by default.
-            sampler: "ddim", "lms" or "pndm"; the model's own by default.
+            sampler: "ddim", "lms", "pndm" or "dpm"; the model's own by default.
             skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
             noise: Sample with DDIM and this noise in every step, one an image.
 

@@ -1,6 +1,14 @@
-"""Models by name: emoji-sd, random ones for tests and speed, the hub's, or any diffusers folder."""
+"""Models by name: emoji-sd, random ones, the hub's, any diffusers folder, a single-file checkpoint."""
 
 from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import (
@@ -13,9 +21,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bench.catalog import EMOJI_WEIGHTS, ModelInfo, check_model, model_info
+from bench.catalog import EMOJI_WEIGHTS, check_model, local, model_info
 from bench.errors import AssetError
+from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DiffusersModel
+from bench.types import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,33 +36,128 @@ transformers_logging.disable_progress_bar()
 
 
 def load_model(
-    name: str, *, device: str = "cpu", dtype: str = "fp32", batch_size: int = 64
+    name: str,
+    *,
+    world: World | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    batch_size: int = 64,
 ) -> DiffusersModel:
-    """Return a model, ready to draw.
+    """Return a model, ready to draw. Stable Diffusion's built-in safety checker is off.
+
+    Args:
+        name: As :func:`bench.catalog.model_info` takes it.
+        world: The world to use it in, where it fits both; its own by default.
+        device: Where the weights go.
+        dtype: Their type; they are read in it, so the model is in memory once.
+        batch_size: Images made at once.
 
     Raises:
         UnknownNameError: No model has this name.
+        SpecError: It is no Stable Diffusion, or reading it would need unpickling.
         AssetError: Its weights are not here and cannot be fetched.
     """
     check_model(name)
-    info = model_info(name)
-    pipe = _tiny_random() if info.source == "random" else _from_source(name, info)
+    info = model_info(name, world)
+    if info.source == "random":
+        pipe = _sd14_random() if name == "sd14-random" else _tiny_random()
+    elif Path(info.source).is_file():
+        pipe = _from_file(name, DTYPES[dtype])
+    else:
+        pipe = _from_folder(name, local(name), DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device=torch.device(device), dtype=DTYPES[dtype])
-    return DiffusersModel(pipe, info.world, info.sampling, batch_size)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return DiffusersModel(pipe, info.world, replace(info.sampling, size=side), batch_size)
 
 
-def _from_source(name: str, info: ModelInfo) -> StableDiffusionPipeline:
+def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            info.source, safety_checker=None, requires_safety_checker=False
-        )
+        with _old_name():
+            return StableDiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+            )
     except (OSError, ValueError) as exc:
-        reason = str(exc).strip().splitlines()[0]
         raise AssetError(
-            f"cannot load {name} from {info.source}: {reason} "
+            f"cannot load {name} from {folder}: {_first_line(exc)} "
             "Give a local copy with --model /path/to/diffusers-folder"
         ) from exc
+
+
+def _from_file(name: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Read a single-file checkpoint; its configuration and tokenizer come from the hub's cache."""
+    if not name.endswith(".safetensors"):
+        read_tensors(Path(name))  # refuses what needs unpickling
+    try:
+        with _old_name():
+            return StableDiffusionPipeline.from_single_file(
+                name, torch_dtype=dtype, safety_checker=None
+            )
+    except (OSError, ValueError, KeyError) as exc:
+        raise AssetError(
+            f"cannot load the checkpoint {name} (its configuration and tokenizer are the hub's): "
+            f"{_first_line(exc)} Give a diffusers folder with --model /path/to/folder"
+        ) from exc
+
+
+@contextmanager
+def _old_name() -> Iterator[None]:
+    """Silence newer diffusers' advice against ``torch_dtype``, the only name that older ones know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+        yield
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0]
+
+
+def _sd14_random() -> StableDiffusionPipeline:
+    """Return Stable Diffusion v1.4's exact shapes with random weights, to measure speed and memory."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                max_position_embeddings=77,
+                projection_dim=768,
+                bos_token_id=49406,
+                eos_token_id=49407,
+                pad_token_id=49407,
+            )
+        )
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+        )
+    return _pipeline(text, unet, vae, _stand_in_tokenizer())
+
+
+def _stand_in_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer with the ids and lengths of Stable Diffusion's, for speed and memory only.
+
+    CLIP's layout (bytes, bytes that end a word, merges, then start 49406 and end 49407; 77 positions)
+    with emoji-sd's 1000 merges in place of CLIP's 48894; the other ids are tokens that no text has.
+    """
+    small = json.loads((EMOJI_WEIGHTS / "model" / "tokenizer" / "tokenizer.json").read_bytes())
+    known = sorted(small["model"]["vocab"], key=small["model"]["vocab"].__getitem__)
+    words = [token for token in known if token not in {"<|startoftext|>", "<|endoftext|>"}]
+    unused = [f"<unused-{i}>" for i in range(49406 - len(words))]
+    vocab = {t: i for i, t in enumerate([*words, *unused, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [" ".join(m) if isinstance(m, list) else m for m in small["model"]["merges"]]
+    with TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        lines = ["#version: 0.2", *merges]
+        Path(folder, "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
 def _tiny_random() -> StableDiffusionPipeline:
@@ -94,6 +199,13 @@ def _tiny_random() -> StableDiffusionPipeline:
             norm_num_groups=4,
             sample_size=32,
         )
+    return _pipeline(text, unet, vae, tokenizer)
+
+
+def _pipeline(
+    text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """Return a pipeline of these parts with Stable Diffusion's noise schedule."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
