@@ -6,4 +6,8 @@ PLUGINS = {
     "seed-search": "attacks.seed_search:SeedSearch",
     "unlearndiff": "attacks.unlearndiff:UnlearnDiff",
     "p4d": "attacks.p4d:P4D",
+    "cce": "attacks.cce:CCE",
+    "noise-probe": "attacks.noise_probe:NoiseProbe",
+    "mask-revival": "attacks.mask_revival:MaskRevival",
+    "relearn": "attacks.relearn:Relearn",
 }
