@@ -67,6 +67,12 @@ def first_success(
         left = going
 
 
+def charge_first(found: Iterator[Adversarial], setup: Cost) -> Iterator[Adversarial]:
+    """Add what all prompts share to the cost of the first that is done, so that sums are what was spent."""
+    for i, adversarial in enumerate(found):
+        yield adversarial if i else replace(adversarial, cost=adversarial.cost + setup)
+
+
 def _draw(target: Target, trials: Sequence[Adversarial]) -> Sequence[Image]:
     """Make the images of one round's trials; a black-box victim is asked with texts only."""
     import torch

@@ -6,10 +6,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attacks._trials import first_success
+from attacks._trials import charge_first, first_success
 from bench import (
     Adversarial,
     Card,
@@ -133,12 +133,10 @@ class CCE:
             )
 
         def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-            once = setup
             found = first_success(target, prompts, variant, 1, batch=ctx.batch_size)
-            for adversarial in found:
-                yield replace(adversarial, cost=adversarial.cost + once)
+            for adversarial in charge_first(found, setup):
+                yield adversarial
                 (ctx.workdir / "unpaid.json").unlink(missing_ok=True)
-                once = Cost()
 
         return attack
 

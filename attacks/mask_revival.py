@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attacks._trials import first_success
+from attacks._trials import charge_first, first_success
 from bench import (
     Adversarial,
     Card,
     Concept,
     Context,
+    Cost,
     IncompatibleError,
     Prompt,
     Target,
     Threat,
     World,
-    fill,
 )
 
 if TYPE_CHECKING:
@@ -30,27 +31,28 @@ class MaskRevival:
 
     "low-rank" is Roots Beneath the Cut: a weight matrix (a row per output) is completed by iterated
     singular value thresholding from column means, where the threshold is the smallest singular value;
-    of the completed entries the largest ``keep`` keep their sign, and with ``size="row-max"`` get the
-    largest magnitude of their row. The official code does so for the second Linear of feed-forward
-    blocks; here every Linear and Conv2d weight that has suspicious zeros is refilled, so that masks
-    of single weights and of whole neurons are treated alike. It also draws a normal magnitude, which it
-    takes where that is above the row's largest; that hardly ever happens and is left out.
+    of the completed entries the largest ``keep`` keep their sign, and get the largest magnitude of
+    their row. The official code does so for the second Linear of feed-forward blocks; here every Linear
+    and Conv2d weight that has suspicious zeros is refilled, so that masks of single weights and of whole
+    neurons are treated alike. It also draws a normal magnitude, and takes that where it is above the
+    row's largest; that hardly ever happens and is left out.
     "layer-mean" and "random-sign" are floors: the mean of the tensor's other entries, or the mean of
     their magnitudes with random signs.
 
-    Zeros are suspicious where there are more than chance leaves: a trained float32 weight is exactly
-    zero about once in a tensor, a half-precision one about once in 100 000. Tensors that are all zero
-    were never trained, and biases are left alone. Prompts that succeed as they are stay so; the others
-    are drawn again, text and seed unchanged, by the one revived model.
+    Zeros are suspicious where there are more than chance leaves: emoji-sd has a single exact zero, and
+    float16 rounds about one weight in a million to zero. Tensors that are all zero were never trained,
+    and biases are left alone. Prompts that succeed as they are stay so; the others are drawn again,
+    text and seed unchanged, by the one revived model. The time of the refill is in the cost of the first
+    prompt that is done.
 
     Args:
         fill: How zeros are refilled.
         rank: Cap on the rank of the completion; none is published.
-        iterations: Singular value decompositions of each tensor at most.
+        iterations: Singular value decompositions of each tensor at most; 500 is published. On the emoji
+            world 50, which fill ConceptPrune's mask as well (church-calibration).
         tolerance: Relative change over two of them at which they end.
         keep: Share of a tensor's completed entries that is kept; the smaller ones stay zero.
-        size: Magnitude of kept entries: their row's largest, or as completed. On the emoji world
-            "completed" is the default.
+        size: Magnitude of kept entries: their row's largest, or as completed.
         natural: Share of exact zeros, beyond a single one, that is still taken for chance.
     """
 
@@ -64,15 +66,15 @@ class MaskRevival:
 
     fill: Literal["low-rank", "layer-mean", "random-sign"] = "low-rank"
     rank: int | None = None
-    iterations: int = 500
+    iterations: int | None = None
     tolerance: float = 1e-5
     keep: float = 0.6
-    size: Literal["row-max", "completed"] | None = None
+    size: Literal["row-max", "completed"] = "row-max"
     natural: float = 1e-5
 
     def resolve(self, concept: Concept, world: World) -> MaskRevival:
-        """Return the attack with the magnitude rule filled in."""
-        return fill(self, size="row-max" if world == "photo" else "completed")
+        """Return the attack with the number of iterations filled in."""
+        return replace(self, iterations=self.iterations or (500 if world == "photo" else 50))
 
     def prepare(
         self, target: Target, ctx: Context
@@ -80,6 +82,7 @@ class MaskRevival:
         """Find the zeros, revive a copy of the victim; return the attack."""
         import torch
 
+        start = time.perf_counter()
         full = self.resolve(target.concept, target.victim.world)
         model = target.victim.copy()
         weights = {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
@@ -101,7 +104,10 @@ class MaskRevival:
         def variant(prompt: Prompt, _: int) -> Adversarial:
             return Adversarial(prompt, model=model, trace=trace)
 
-        return lambda prompts: first_success(target, prompts, variant, 1, batch=ctx.batch_size)
+        setup = Cost(seconds=time.perf_counter() - start)
+        return lambda prompts: charge_first(
+            first_success(target, prompts, variant, 1, batch=ctx.batch_size), setup
+        )
 
     def refill(self, weight: Tensor, mask: Tensor, rng: Any) -> Tensor:
         """Return a weight with the entries under the mask filled."""
@@ -113,9 +119,9 @@ class MaskRevival:
             value = rest.mean() if self.fill == "layer-mean" else rest.abs().mean() * signs
             return torch.where(mask, value.to(weight.dtype), weight)
         rows, gone = weight.detach().double().flatten(1), mask.flatten(1)
-        full = complete(rows, gone, self.rank, self.iterations, self.tolerance)
+        full = complete(rows, gone, self.rank, self.iterations or 500, self.tolerance)
         dropped = int((1 - self.keep) * int(gone.sum()))
-        if dropped:
+        if dropped > 0:
             least = full[gone].abs().kthvalue(dropped).values
             full[gone & (full.abs() <= least)] = 0
         if self.size == "row-max":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attacks._trials import first_success
+from attacks._trials import charge_first, first_success
 from bench import (
     Adversarial,
     Card,
@@ -90,13 +90,9 @@ class Relearn:
         def variant(prompt: Prompt, _: int) -> Adversarial:
             return Adversarial(prompt, model=model, trace=trace)
 
-        def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-            once = setup
-            for found in first_success(target, prompts, variant, 1, batch=ctx.batch_size):
-                yield replace(found, cost=found.cost + once)
-                once = Cost()
-
-        return attack
+        return lambda prompts: charge_first(
+            first_success(target, prompts, variant, 1, batch=ctx.batch_size), setup
+        )
 
     def tune(
         self, model: Model, latents: Tensor, texts: Sequence[str], ctx: Context
