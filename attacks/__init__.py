@@ -10,4 +10,8 @@ PLUGINS = {
     "transfer": "attacks.transfer:Transfer",
     "ring-a-bell": "attacks.ring_a_bell:RingABell",
     "mma": "attacks.mma:Mma",
+    "cce": "attacks.cce:CCE",
+    "noise-probe": "attacks.noise_probe:NoiseProbe",
+    "mask-revival": "attacks.mask_revival:MaskRevival",
+    "relearn": "attacks.relearn:Relearn",
 }

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from attacks._trials import first_success
 from bench import (
     Adversarial,
     Card,
     Concept,
     Context,
-    Cost,
     Prompt,
-    Sample,
     Target,
     Threat,
     World,
@@ -59,8 +58,6 @@ class RandomTokens:
         words = [i for i in range(len(tokenizer)) if i not in special]
 
         def variant(prompt: Prompt, draw: int) -> Prompt:
-            if draw == 0:
-                return prompt
             rng = torch.Generator().manual_seed(ctx.seed("random", prompt.id, draw))
             picked = torch.randint(len(words), (full.tokens,), generator=rng).tolist()
             return replace(
@@ -76,18 +73,5 @@ def until_success(
     variant: Callable[[Prompt, int], Prompt],
     draws: int,
 ) -> Iterator[Adversarial]:
-    """Try each prompt's variants 0, 1, ... ``draws``, all prompts at once, until one succeeds."""
-    left = list(prompts)
-    for draw in range(draws + 1):
-        trials = [variant(prompt, draw) for prompt in left]
-        images = target.victim.generate(trials)
-        samples = [Sample(p, image) for p, image in zip(trials, images, strict=True)]
-        hits = list(target.criterion(samples))
-        for trial, hit in zip(trials, hits, strict=True):
-            if hit or draw == draws:
-                yield Adversarial(
-                    trial, cost=Cost(images=draw + 1), trace={"success": bool(hit), "round": draw}
-                )
-        left = [prompt for prompt, hit in zip(left, hits, strict=True) if not hit]
-        if not left:
-            return
+    """Try each prompt, then its variants 1, 2, ... ``draws``, all prompts at once, until one succeeds."""
+    return first_success(target, prompts, lambda p, i: Adversarial(variant(p, i)), draws)

@@ -35,7 +35,7 @@ class SeedSearch:
         """Return the search."""
 
         def variant(prompt: Prompt, draw: int) -> Prompt:
-            seed = ctx.seed("seed-search", prompt.id, draw) % 2**31 if draw else prompt.seed
+            seed = ctx.seed("seed-search", prompt.id, draw) % 2**31
             return replace(prompt, seed=seed)
 
         return lambda prompts: until_success(target, prompts, variant, self.draws)

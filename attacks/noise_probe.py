@@ -1,0 +1,53 @@
+"""Noise probe: stronger noise in the sampler's steps, to find what the plain sampler hides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from attacks._trials import first_success
+from bench import Adversarial, Card, Context, Prompt, SamplerNoise, Target, Threat
+
+ETAS = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
+SCALES = (1.0, 1.02, 1.03, 1.04)
+
+
+@dataclass(frozen=True)
+class NoiseProbe:
+    """The noise-based probe of When Are Concepts Erased From Diffusion Models?
+
+    The prompt as it is, sampled by DDIM with ``eta`` from 1 to 1.85 and noise scaled by 1 to 1.04: 24
+    images, in this order of ``eta``, then scale, each with its own noise. The first that the criterion
+    accepts is taken; the paper takes the best of all by a classifier's probability, which a criterion
+    does not give. Guidance is the prompt's own, steps are the model's.
+
+    Args:
+        scales: "paper" scales the noise as the paper says. The released code hands the scale to a
+            pipeline that drops it: "release" draws four times with scale 1.
+        stop: End a prompt at its first success; ``False`` makes all images and counts the successes.
+    """
+
+    card: ClassVar = Card(
+        "When Are Concepts Erased From Diffusion Models?", "https://arxiv.org/abs/2505.17013"
+    )
+    threat: ClassVar = Threat("white", "latent")
+
+    scales: Literal["paper", "release"] = "paper"
+    stop: bool = True
+
+    def prepare(
+        self, target: Target, ctx: Context
+    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+        """Return the search."""
+        scales = SCALES if self.scales == "paper" else (1.0,) * len(SCALES)
+        grid = [(eta, scale) for eta in ETAS for scale in scales]
+
+        def variant(prompt: Prompt, draw: int) -> Adversarial:
+            eta, scale = grid[draw - 1]
+            seed = ctx.seed("noise-probe", prompt.id, draw)
+            return Adversarial(prompt, noise=SamplerNoise(eta, scale, seed))
+
+        return lambda prompts: first_success(
+            target, prompts, variant, len(grid), batch=ctx.batch_size, stop=self.stop
+        )
