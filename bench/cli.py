@@ -91,6 +91,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    keep_unsafe_images: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unsafe-images",
+            help="Keep photographs for an nsfw concept as they are; else only blurred ones. Grids "
+            "are blurred in any case.",
+        ),
+    ] = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
@@ -119,7 +127,7 @@ def run(
         from bench.run import Settings
 
         _check_device(device, torch)
-        settings = Settings(device, batch_size, images, assets=spec.assets)
+        settings = Settings(device, batch_size, images, keep_unsafe_images, assets=spec.assets)
         try:
             for record, _ in run_cells(missing, store, settings, err):
                 err.print(_line(record), highlight=False, markup=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from bench.plan import Cell, digest
 from bench.protocols import Adversarial, Attack, Evaluator, Method, Model, SetScorer, Target
 from bench.registry import ROOT, Ref, create
 from bench.replay import Replay
+from bench.safety import blurred, unsafe
 from bench.store import Artifacts, Result, Row, write
 from bench.tasks import Measure, Task, load_task
 from bench.types import Context, Cost, Prompt, Sample, Score
@@ -48,6 +49,7 @@ class Settings:
         device: Where tensors live.
         batch_size: Images made or attacked at once.
         keep_images: Keep images on disk; ``None``: all but those of streamed tasks.
+        keep_unsafe: Keep images of photographs for an nsfw concept as they are; else blurred only.
         artifacts: The cache.
         assets: The user's paths of assets.
         progress: Called as ``progress(stage, done, total)``.
@@ -80,11 +82,12 @@ class QueryOnly:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """An erased model, a key that names its weights, and its card."""
+    """An erased model, a key that names its weights, its card, and whether its images may be unsafe."""
 
     model: DiffusersModel
     key: str
     card: dict[str, Any]
+    unsafe: bool = False
 
 
 class Runner:
@@ -111,7 +114,7 @@ class Runner:
         task = load_task(cell.task, cell.world)
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
-            erased = self.erase(cell)
+            erased = replace(self.erase(cell), unsafe=unsafe(cell.world, task.concept))
         if task.streamed:
             measured = self._stream(cell, task, prompts, erased, seconds)
             rows: tuple[Row, ...] = ()
@@ -286,6 +289,7 @@ class Runner:
         else:
             erased = Erased(delta.apply(base, change), _weights_key(cell, card["digest"]), card)
         self._erased = (cell.erase_key, erased)
+        self._memory.clear()  # the next cells draw with another model
         return erased
 
     def _method(self, cell: Cell, model: DiffusersModel) -> DiffusersModel:
@@ -387,6 +391,7 @@ class Runner:
         model, memory = erased.model, {} if shard else self._memory
         before, total = shard or (0, len(prompts))
         keep = shard is None if self.settings.keep_images is None else self.settings.keep_images
+        hide = erased.unsafe and not self.settings.keep_unsafe
         base = [erased.key, asdict(model.sampling)]
         keys = [digest([*base, p.text, p.seed, p.guidance]) for p in prompts]
         missing: list[int] = []
@@ -394,7 +399,7 @@ class Runner:
             path = self.settings.artifacts.image(key)
             if key in memory:
                 continue
-            if keep and path.exists():
+            if keep and not hide and path.exists():
                 memory[key] = _open(path.read_bytes())
             else:
                 missing.append(i)
@@ -405,9 +410,7 @@ class Runner:
             for i, image in zip(part, images, strict=True):
                 memory[keys[i]] = image
                 if keep:
-                    buffer = BytesIO()
-                    image.save(buffer, "PNG")
-                    write(self.settings.artifacts.image(keys[i]), buffer.getvalue())
+                    _keep(image, self.settings.artifacts.image(keys[i]), hide=hide)
             done = len(prompts) - len(missing) + start + len(part)
             self.settings.progress(stage, before + done, total)
         return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
@@ -444,24 +447,19 @@ class Runner:
             self._evaluators[key] = prepared
         return self._evaluators[key]
 
-    def samples(self, cell: Cell, result: Result, n: int) -> list[tuple[Sample, Sample, Sample]]:
+    def samples(self, cell: Cell, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
-        prompts = load_task(cell.task, cell.world).prompts[: min(n, cell.prompts)]
-        erased = self.erase(cell)
-        original = Erased(self.model(cell), _weights_key(cell, delta.digest({})), {})
-        rows = {row.id: row for row in result.rows}
-        attacked = [
-            replace(
-                p,
-                text=rows[p.id].adversarial or p.text,
-                seed=p.seed if (seed := rows[p.id].adversarial_seed) is None else seed,
-            )
-            for p in prompts
-        ]
-        groups = [
-            self._images(model, part, "picture")
-            for model, part in ((original, prompts), (erased, prompts), (erased, attacked))
-        ]
+        task = load_task(cell.task, cell.world)
+        prompts = task.prompts[: min(n, cell.prompts)]
+        hide = unsafe(cell.world, task.concept)
+        erased = replace(self.erase(cell), unsafe=hide)
+        original = Erased(self.model(cell), _weights_key(cell, delta.digest({})), {}, hide)
+        found = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model).load(prompts)
+        groups = (
+            self._images(original, prompts, "picture"),
+            self._images(erased, prompts, "picture"),
+            self._replay(erased, [found.get(p.id, Adversarial(p)) for p in prompts]),
+        )
         return list(zip(*groups, strict=True))
 
     def _context(self, key: str) -> Context:
@@ -588,6 +586,13 @@ def _zeros(key: str, value: torch.Tensor) -> int:
     if key.endswith("|bits"):
         return sum(int(byte).bit_count() for byte in value.tolist())
     return 0
+
+
+def _keep(image: Image.Image, path: Path, *, hide: bool) -> None:
+    """Write an image, or under another name, under which it is never read, what blurring leaves of it."""
+    buffer = BytesIO()
+    (blurred(image) if hide else image).save(buffer, "PNG")
+    write(path.with_suffix(".blurred.png") if hide else path, buffer.getvalue())
 
 
 def _open(data: bytes) -> Image.Image:

@@ -480,5 +480,5 @@ def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
             row.text,
             row.cost.images == 1,
         )
-    for _, erased, attacked in Runner(settings).samples(cell, first, 2):
+    for _, erased, attacked in Runner(settings).samples(cell, 2):
         assert erased.image.tobytes() != attacked.image.tobytes()

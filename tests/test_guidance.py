@@ -123,9 +123,7 @@ def test_a_run_builds_a_sampler_time_method_again(tmp_path) -> None:
     again = [Runner(replace(settings, keep_images=False)).run(cell) for cell in cells]
     assert [r.rows for r in first] == [r.rows for r in again]
     assert [r.erasure["sampler_time"] for r in first] == [False, True, True]
-    samples = {
-        c.method.name: Runner(settings).samples(c, r, 3) for c, r in zip(cells, first, strict=True)
-    }
+    samples = {c.method.name: Runner(settings).samples(c, 3) for c in cells}
     assert samples["none"][0][1].image.tobytes() == samples["none"][0][0].image.tobytes()
     for name in ("negative-prompt", "sld"):
         assert samples[name][0][1].image.tobytes() != samples[name][0][0].image.tobytes()

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
+from PIL import Image
 
 import attacks
 import evaluators
@@ -180,6 +182,29 @@ def test_a_black_box_attack_that_reads_a_weight_is_an_error(
     result = Runner(settings).run(cell)
     assert result.status == "failed"
     assert f"may only generate with this model; it asked for {reads!r}" in result.reason
+
+
+def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkeypatch) -> None:
+    """By default no such image is on disk as it is, nor read back; on the user's word it is."""
+    from bench import run as module
+
+    monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
+    (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
+    settings = Settings(artifacts=Artifacts(tmp_path))
+    runner = Runner(settings)
+    first = runner.run(cell)
+    kept = sorted(tmp_path.rglob("images/**/*.png"))
+    assert len(kept) == 2
+    assert all(p.name.endswith(".blurred.png") for p in kept)
+    plain = runner.samples(cell, 2)
+    for path in kept:
+        pixels = np.asarray(Image.open(path), dtype=float)
+        assert all(pixels.std() < 0.5 * np.asarray(s[1].image, float).std() for s in plain)
+    again = Runner(settings).run(cell)
+    assert [r.own for r in again.rows] == [r.own for r in first.rows]
+    Runner(replace(settings, keep_unsafe=True)).run(cell)
+    as_they_are = [p for p in tmp_path.rglob("images/**/*.png") if "blurred" not in p.name]
+    assert len(as_they_are) == 2
 
 
 def test_wrong_number_of_scores(settings, monkeypatch) -> None:

@@ -41,8 +41,8 @@ def test_a_record_is_replayed_on_another_model(found) -> None:
         assert b.adversarial != a.text
         assert b.trace == {"source_success": a.trace["success"]}
         assert b.cost.images == 0
-    images = [s[2].image.tobytes() for s in runner.samples(cell, moved, 3)]
-    theirs = [s[2].image.tobytes() for s in runner.samples(first.cell, first, 3)]
+    images = [s[2].image.tobytes() for s in runner.samples(cell, 3)]
+    theirs = [s[2].image.tobytes() for s in runner.samples(first.cell, 3)]
     assert all(x != y for x, y in zip(images, theirs, strict=True))  # another model draws
 
     store.put(moved)

@@ -65,7 +65,7 @@ def _picture(runner: Runner, store: Store, result: Result) -> None:
     if runner.settings.keep_images is False or result.status != "ok" or not result.rows:
         return
     path = store.path(result.cell).with_suffix(".png")
-    save_grid(path, result, runner.samples(result.cell, result, 12))
+    save_grid(path, result, runner.samples(result.cell, 12))
 
 
 @contextmanager
