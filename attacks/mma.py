@@ -55,8 +55,8 @@ class Mma:
     came from. Gradients are not normalised by row, which would not change the order in a row. Only the
     tokens up to the end token are encoded: the encoder is causal, so the rest cannot matter.
 
-    The emoji world's defaults were chosen for speed, for a text encoder that takes about a
-    millisecond a text on one core; no other setting was calibrated.
+    The emoji world's sizes were chosen for speed, for a text encoder that takes about a millisecond a
+    text on one core.
 
     Args:
         length: Tokens of the text; 20 is published.
@@ -186,7 +186,7 @@ class Descent:
     def candidates(self, ids: Sequence[int], grad: Tensor, rng: torch.Generator) -> list[list[int]]:
         """Return texts with one token replaced, as they are tokenised again."""
         k, n = len(ids), self.attack.batch
-        grad[:, list(self.banned)] = float("inf")
+        grad = grad.index_fill(1, torch.tensor(list(self.banned)), float("inf"))
         allowed = min(self.attack.top_k, grad.shape[1] - len(self.banned))
         best = grad.topk(allowed, largest=False).indices
         position = torch.arange(n) * k // n
