@@ -8,12 +8,13 @@ fetched unless ``bench assets --fetch`` says so.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench.errors import AssetError, SpecError, UnknownNameError
 
@@ -24,7 +25,8 @@ class Asset:
 
     Args:
         about: What it is, and for what.
-        source: Where it comes from: ``hub:owner/name``, ``hub:owner/name/file``, a web address, or words.
+        source: Where it comes from: ``hub:owner/name``, ``hub:owner/name/file``,
+            ``hub-dataset:owner/name/file``, each with or without ``@revision``, a web address, or words.
         size: In MB, as published; 0 where it is not stated.
         licence: As its source states it; empty where it does not.
         form: What ``--asset`` expects.
@@ -39,7 +41,26 @@ class Asset:
     installed: str = ""
 
 
-ASSETS: dict[str, Asset] = {}
+# Prompt sets that are not this project's are read as they are published, never shipped.
+ASSETS: dict[str, Asset] = {
+    "clip-vit-b32": Asset("CLIP ViT-B/32", "hub:openai/clip-vit-base-patch32", 605, "", "folder"),
+    "unlearndiffatk-nudity": Asset(
+        "UnlearnDiffAtk's 142 I2P prompts",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/nudity.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    # Not pinned: the hub's revision could not be looked up. The rows' number and order are checked.
+    "i2p": Asset("I2P", "hub-dataset:AIML-TUDA/i2p/i2p_benchmark.csv", 0, "MIT", "file"),
+    "coco-30k": Asset(
+        "30 000 captions of COCO val2014",
+        "github.com/rohitgandikota/erasing, data/coco_30k.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+}
 
 
 def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
@@ -96,18 +117,45 @@ def _installed(asset: Asset) -> Path | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """What a ``hub:`` or ``hub-dataset:`` source names; without ``file`` it is the whole repository."""
+
+    kind: Literal["model", "dataset"]
+    repo: str
+    file: str = ""
+    revision: str | None = None
+
+
+_HUB = re.compile(r"hub(-dataset)?:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
+
+
+def hub_source(source: str) -> HubSource | None:
+    """Return the parts of a hub source, or ``None`` if the source is something else.
+
+    Raises:
+        SpecError: It begins like a hub source but is none.
+    """
+    if not source.startswith(("hub:", "hub-dataset:")):
+        return None
+    if not (match := _HUB.fullmatch(source)):
+        raise SpecError(f"expected hub:owner/name, with /file and @revision or not, got {source!r}")
+    dataset, repo, file, revision = match.groups()
+    return HubSource("dataset" if dataset else "model", repo, file or "", revision)
+
+
 def _cached(asset: Asset) -> Path | None:
     """Return what the hub's client has kept, without asking the network."""
-    if not asset.source.startswith("hub:"):
+    if not (hub := hub_source(asset.source)):
         return None
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    owner, name, *file = asset.source.removeprefix("hub:").split("/", 2)
-    if file:
-        found = try_to_load_from_cache(f"{owner}/{name}", file[0])
+    where: dict[str, Any] = {"repo_type": hub.kind, "revision": hub.revision}
+    if hub.file:
+        found = try_to_load_from_cache(hub.repo, hub.file, **where)
         return Path(found) if isinstance(found, str) else None
     try:
-        return Path(snapshot_download(f"{owner}/{name}", local_files_only=True))
+        return Path(snapshot_download(hub.repo, local_files_only=True, **where))
     except LocalEntryNotFoundError:
         return None

@@ -32,6 +32,9 @@ Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Assets = Annotated[
     list[str] | None, typer.Option("--asset", metavar="NAME=PATH", help="See `bench assets`.")
 ]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="A CSV in place of the task's prompt set.")
+]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
 
 
@@ -65,6 +68,7 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Dtype = "fp32",
     asset: Assets = None,
+    prompts: Prompts = None,
     results: Results = RESULTS,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Keep images and draw a grid a cell.")
@@ -76,15 +80,17 @@ def run(
 
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
-    from bench.plan import plan
+    from bench.plan import exclusions, plan
     from bench.report.tables import cer_table, problems
     from bench.store import Store
 
-    spec = _spec(model, method, attack, task, seed, limit, dtype, asset)
+    spec = _spec(model, method, attack, task, seed, limit, dtype, asset, prompts)
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     cells, store = list(plan(spec)), Store(results)
     store.check_writable()
+    for line in exclusions(spec):
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
@@ -94,7 +100,7 @@ def run(
         from bench.run import Settings
 
         _check_device(device, torch)
-        settings = Settings(device, batch_size, images, assets=spec.assets)
+        settings = Settings(device, batch_size, images, assets=spec.assets, prompts=prompts)
         try:
             for record, _ in run_cells(missing, store, settings, err):
                 err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
@@ -121,6 +127,7 @@ def plan_(
     limit: Limit = None,
     dtype: Dtype = "fp32",
     asset: Assets = None,
+    prompts: Prompts = None,
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -129,12 +136,13 @@ def plan_(
     """
     from rich.table import Table
 
-    from bench.plan import plan
+    from bench.plan import exclusions, plan
     from bench.store import Store
 
+    spec = _spec(model, method, attack, task, seed, limit, dtype, asset, prompts)
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
-    for cell in plan(_spec(model, method, attack, task, seed, limit, dtype, asset)):
+    for cell in plan(spec):
         state = "done" if cell in store else "to do"
         table.add_row(
             cell.id,
@@ -146,6 +154,8 @@ def plan_(
             state,
         )
     out.print(table)
+    for line in exclusions(spec):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -293,6 +303,7 @@ def _spec(
     limit: int | None,
     dtype: str,
     asset: list[str] | None = None,
+    prompts: Path | None = None,
 ) -> Any:
     from bench.registry import Ref
     from bench.spec import Spec
@@ -304,7 +315,8 @@ def _spec(
     if bad := [name for name, _, path in pairs if not path]:
         raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
     given = {name: Path(path) for name, _, path in pairs}
-    return Spec(model, refs(method), refs(attack), tuple(task or ()), seed, limit, dtype, given)
+    tasks = tuple(task or ())
+    return Spec(model, refs(method), refs(attack), tasks, seed, limit, dtype, given, prompts)
 
 
 def _line(record: Any) -> str:
@@ -335,8 +347,7 @@ def _listing(what: What, model: str) -> list[tuple[str, str]]:
         return [(name, info.about) for name, info in catalog.MODELS.items()]
     world = catalog.model_info(model).world
     if what is What.tasks:
-        loaded = [tasks.load_task(name, world) for name in tasks.task_names(world)]
-        return [(t.name, f"{t.role}, {len(t.prompts)} prompts, {world} world") for t in loaded]
+        return [(name, tasks.about_task(name, world)) for name in tasks.task_names(world)]
     kind: Any = what.value
     return [(name, registry.load(kind, name).card.title) for name in registry.names(kind)]
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from bench.assets import finder
-from bench.errors import BenchError, ContractError, IncompatibleError, PluginError
+from bench.errors import BenchError, ContractError, IncompatibleError, PluginError, SpecError
 from bench.metrics import Measurement, mean, rate
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
@@ -44,6 +44,7 @@ class Settings:
     keep_images: bool = True
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
+    prompts: Path | None = None  # as in the Spec
     progress: Progress = lambda stage, done, total: None
 
 
@@ -91,7 +92,7 @@ class Runner:
 
     def _run(self, cell: Cell) -> Result:
         seconds: dict[str, float] = {}
-        task = load_task(cell.task, cell.world)
+        task = self._task(cell)
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
             erased = self.erase(cell)
@@ -125,7 +126,19 @@ class Runner:
             erasure=erased.card,
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
             environment=environment(self.settings.device),
+            excluded=task.excluded,
         )
+
+    def _task(self, cell: Cell) -> Task:
+        """Load a cell's task; its prompts must be those that were planned."""
+        given, prompts = self.settings.assets, self.settings.prompts
+        task = load_task(cell.task, cell.world, given=given, prompts=prompts)
+        if task.digest != cell.task_digest:
+            raise SpecError(
+                f"task {cell.task!r} has changed since it was planned: expected digest "
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts and --asset"
+            )
+        return task
 
     # ------------------------------------------------------------------ stages
     def model(self, name: str, dtype: str) -> DiffusersModel:
@@ -300,7 +313,7 @@ class Runner:
 
     def samples(self, cell: Cell, result: Result, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
-        prompts = load_task(cell.task, cell.world).prompts[: min(n, cell.prompts)]
+        prompts = self._task(cell).prompts[: min(n, cell.prompts)]
         erased = self.erase(cell)
         original = Erased(
             self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
