@@ -6,4 +6,6 @@ PLUGINS = {
     "emoji-body": "evaluators.emoji:Body",
     "emoji-label": "evaluators.emoji:Label",
     "emoji-frechet": "evaluators.emoji:Frechet",
+    "clip-gender": "evaluators.gender:Gender",
+    "clip-gender-balance": "evaluators.gender:GenderBalance",
 }
