@@ -135,6 +135,23 @@ ASSETS: dict[str, Asset] = {
         "BSD-3-Clause",
         "file",
     ),
+    # Prompt sets that are not this project's are read as they are published, never shipped.
+    "unlearndiffatk-nudity": Asset(
+        "UnlearnDiffAtk's 142 I2P prompts",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/nudity.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    # Not pinned: the hub's revision could not be looked up. The rows' number and order are checked.
+    "i2p": Asset("I2P", "hub-dataset:AIML-TUDA/i2p/i2p_benchmark.csv", 0, "MIT", "file"),
+    "coco-30k": Asset(
+        "30 000 captions of COCO val2014",
+        "github.com/rohitgandikota/erasing, data/coco_30k.csv",
+        0,
+        "MIT",
+        "file",
+    ),
 }
 
 

@@ -45,6 +45,9 @@ Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Assets = Annotated[
     list[str] | None, typer.Option("--asset", metavar="NAME=PATH", help="See `bench assets`.")
 ]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="A CSV in place of the task's prompt set.")
+]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
 
 
@@ -81,6 +84,7 @@ def run(
     world: World = None,
     unet: Unet = None,
     text_encoder: TextEncoder = None,
+    prompts: Prompts = None,
     results: Results = RESULTS,
     images: Annotated[
         bool | None,
@@ -107,17 +111,19 @@ def run(
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
     from bench.catalog import settle
-    from bench.plan import plan
+    from bench.plan import exclusions, plan
     from bench.report.tables import cer_table, problems
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
-    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world)
+    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts)
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     settle(model)
     cells, store = list(plan(spec)), Store(results)
     store.check_writable()
+    for line in exclusions(spec):
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
@@ -127,7 +133,14 @@ def run(
         from bench.run import Settings
 
         _check_device(device, torch)
-        settings = Settings(device, batch_size, images, keep_unsafe_images, assets=spec.assets)
+        settings = Settings(
+            device,
+            batch_size,
+            images,
+            keep_unsafe_images,
+            assets=spec.assets,
+            prompts=prompts,
+        )
         try:
             for record, _ in run_cells(missing, store, settings, err):
                 err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
@@ -159,6 +172,7 @@ def plan_(
     world: World = None,
     unet: Unet = None,
     text_encoder: TextEncoder = None,
+    prompts: Prompts = None,
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -167,13 +181,14 @@ def plan_(
     """
     from rich.table import Table
 
-    from bench.plan import plan
+    from bench.plan import exclusions, plan
     from bench.store import Store
 
+    methods = _with_external(method, unet, text_encoder)
+    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts)
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
-    methods = _with_external(method, unet, text_encoder)
-    for cell in plan(_spec(model, methods, attack, task, seed, limit, dtype, asset, world)):
+    for cell in plan(spec):
         state = "done" if cell in store else "to do"
         table.add_row(
             cell.id,
@@ -185,6 +200,8 @@ def plan_(
             state,
         )
     out.print(table)
+    for line in exclusions(spec):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -391,7 +408,7 @@ def speed_attack(
     from bench.report.tables import Table
 
     refs = [Ref.parse(method)]
-    spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32", None, None)
+    spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32")
     (cell,) = plan(spec)
 
     import torch
@@ -465,15 +482,16 @@ def _spec(
     seed: int,
     limit: int | None,
     dtype: str,
-    asset: list[str] | None,
-    world: str | None,
+    asset: list[str] | None = None,
+    world: str | None = None,
+    prompts: Path | None = None,
 ) -> Any:
     from bench.registry import Ref
     from bench.spec import Spec
 
     attacks = tuple(Ref.parse(text) for text in attack or ())
     tasks, given, place = tuple(task or ()), _given(asset), cast("Any", world)
-    return Spec(model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place)
+    return Spec(model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place, prompts)
 
 
 def _given(asset: list[str] | None) -> dict[str, Path]:
@@ -531,8 +549,7 @@ def _listing(what: What, world: Any) -> list[tuple[str, str]]:
     if what is What.models:
         return [(name, info.about) for name, info in catalog.MODELS.items()]
     if what is What.tasks:
-        loaded = [tasks.load_task(name, world) for name in tasks.task_names(world)]
-        return [(t.name, f"{t.role}, {len(t.prompts)} prompts, {world} world") for t in loaded]
+        return [(name, tasks.about_task(name, world)) for name in tasks.task_names(world)]
     kind: Any = what.value
     return [(name, registry.load(kind, name).card.title) for name in registry.names(kind)]
 

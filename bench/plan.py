@@ -76,7 +76,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
     info = model_info(spec.model, spec.world)
     if spec.dtype not in DTYPES:
         raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {spec.dtype!r}")
-    tasks = [load_task(name, info.world) for name in dict.fromkeys(spec.tasks)]
+    tasks = _tasks(spec, info.world)
     concepts = {task.concept.name: task.concept for task in tasks if task.concept}
     others = [task for task in tasks if task.role != "target"]
     if others and not concepts and any(ref.name != "none" for ref in spec.methods):
@@ -112,6 +112,19 @@ def plan(spec: Spec) -> Iterator[Cell]:
                 )
 
 
+def exclusions(spec: Spec) -> Iterator[str]:
+    """Yield a line for each task of which not every prompt runs."""
+    for task in _tasks(spec, model_info(spec.model, spec.world).world):
+        if task.excluded:
+            total = len(task.prompts) + task.excluded
+            run = min(len(task.prompts), spec.limit or total)
+            reasons = ", ".join(f"{n} {reason}" for reason, n in task.exclusions.items())
+            yield (
+                f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded "
+                f"(prompts that may mention minors: {reasons})"
+            )
+
+
 def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     """Yield the assets that a task's judges and an attack need, and where they are.
 
@@ -142,6 +155,13 @@ def erasure_cell(
     full = resolved("methods", method, concept, info.world)
     identity = (info.world, model, revision(model, info.world), dtype)
     return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
+
+
+def _tasks(spec: Spec, world: World) -> list[Task]:
+    return [
+        load_task(name, world, given=spec.assets, prompts=spec.prompts)
+        for name in dict.fromkeys(spec.tasks)
+    ]
 
 
 def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:

@@ -23,7 +23,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.assets import finder
-from bench.errors import BenchError, ContractError, IncompatibleError, PluginError, StoreError
+from bench.errors import (
+    BenchError,
+    ContractError,
+    IncompatibleError,
+    PluginError,
+    SpecError,
+    StoreError,
+)
 from bench.metrics import Measurement, mean, rate
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
@@ -62,6 +69,7 @@ class Settings:
     keep_unsafe: bool = False
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
+    prompts: Path | None = None  # as in the Spec
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
 
@@ -111,7 +119,7 @@ class Runner:
 
     def _run(self, cell: Cell) -> Result:
         seconds: dict[str, float] = {}
-        task = load_task(cell.task, cell.world)
+        task = self._task(cell)
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
             erased = replace(self.erase(cell), unsafe=unsafe(cell.world, task.concept))
@@ -128,6 +136,7 @@ class Runner:
             erasure=erased.card,
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
             environment=environment(self.settings.device),
+            excluded=task.excluded,
         )
 
     def _judge(
@@ -252,6 +261,17 @@ class Runner:
         if score.value is None:
             n, unscored = 0, n + unscored
         return Measurement(score.value, n, unscored, detail=score.detail)
+
+    def _task(self, cell: Cell) -> Task:
+        """Load a cell's task; its prompts must be those that were planned."""
+        given, prompts = self.settings.assets, self.settings.prompts
+        task = load_task(cell.task, cell.world, given=given, prompts=prompts)
+        if task.digest != cell.task_digest:
+            raise SpecError(
+                f"task {cell.task!r} has changed since it was planned: expected digest "
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts and --asset"
+            )
+        return task
 
     # ------------------------------------------------------------------ stages
     def model(self, cell: Cell) -> DiffusersModel:
@@ -449,7 +469,7 @@ class Runner:
 
     def samples(self, cell: Cell, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
-        task = load_task(cell.task, cell.world)
+        task = self._task(cell)
         prompts = task.prompts[: min(n, cell.prompts)]
         hide = unsafe(cell.world, task.concept)
         erased = replace(self.erase(cell), unsafe=hide)

@@ -25,6 +25,7 @@ class Spec:
         dtype: Type of the weights.
         assets: Local paths of weights and data, by the names of :mod:`bench.assets`.
         world: The world to use the model in, where it fits both; its own by default.
+        prompts: A file in place of the only task's prompt set.
 
     Raises:
         SpecError: An axis is empty or a number makes no sense.
@@ -39,6 +40,7 @@ class Spec:
     dtype: str = "fp32"
     assets: Mapping[str, Path] = field(default_factory=dict)
     world: World | None = None
+    prompts: Path | None = None
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):
@@ -48,3 +50,7 @@ class Spec:
             raise SpecError(f"--limit: expected at least 1, got {self.limit}")
         if self.seed < 0:
             raise SpecError(f"--seed: expected at least 0, got {self.seed}")
+        if self.prompts and len(set(self.tasks)) != 1:
+            raise SpecError(
+                f"--prompts: expected exactly one --task to use it for, got {len(set(self.tasks))}"
+            )

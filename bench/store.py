@@ -78,6 +78,7 @@ class Result:
     erasure: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    excluded: int = 0  # prompts of the set that never run: bench.exclusion
     schema_version: int = SCHEMA
 
 

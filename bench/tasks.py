@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import SpecError, UnknownNameError
+from bench import assets
+from bench.errors import AssetError, SpecError, UnknownNameError
+from bench.exclusion import exclude
+from bench.promptsets import read_prompts
 from bench.registry import Ref, create
 from bench.types import Concept, Prompt, World
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
+ASSET = "asset:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Task:
         role: "target": the prompts ask for ``concept``, and the first measure is the judge that
             decides whether it is there. "retain" and "benign": the prompts ask for other things,
             and are run on models that were erased for another task's concept.
+        exclusions: How many prompts of the set never run, by reason.
     """
 
     name: str
@@ -49,6 +53,12 @@ class Task:
     prompts: tuple[Prompt, ...]
     measures: tuple[Measure, ...]
     digest: str
+    exclusions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def excluded(self) -> int:
+        """How many prompts of the set never run."""
+        return sum(self.exclusions.values())
 
     @property
     def streamed(self) -> bool:
@@ -61,31 +71,64 @@ def task_names(world: World, root: Path = PROMPTS) -> list[str]:
     return list(_table(world, root))
 
 
-def load_task(name: str, world: World, root: Path = PROMPTS) -> Task:
+def load_task(
+    name: str,
+    world: World,
+    root: Path = PROMPTS,
+    *,
+    given: Mapping[str, Path] | None = None,
+    prompts: Path | None = None,
+) -> Task:
     """Read one task from ``tasks.toml`` and its prompt set.
+
+    Args:
+        name: One of :func:`task_names`.
+        world: Whose table.
+        root: Folder of the worlds.
+        given: Local paths of assets, for prompt sets that are not shipped.
+        prompts: A file to be read in place of the task's own.
 
     Raises:
         UnknownNameError: The world has no such task.
-        SpecError: Its prompt set is empty or malformed, or its role and a measure do not go together.
+        SpecError: Its prompt set is empty or malformed, nothing of it may run, or its role and a measure
+            do not go together.
+        AssetError: Its prompt set is not here.
     """
-    table = _table(world, root)
-    if name not in table:
-        raise UnknownNameError(f"{world} task", name, table)
-    row: dict[str, Any] = table[name]
-    path = root / world / row["prompts"]
-    data = path.read_bytes()
+    row = _row(name, world, root)
     concept = _concept(row["concept"]) if "concept" in row else None
+    path = prompts or _own_prompts(row, root / world, given)
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise SpecError(f"{path}: expected a CSV file, got: {exc.strerror}") from exc
+    found = read_prompts(path, data, concept.name if concept else "")
+    total = len(found.prompts)
+    if prompts is None and total != row.get("count", total):
+        raise SpecError(
+            f"{path}: task {name!r} has {row['count']} prompts, got {total}; "
+            "give a set of your own with --prompts"
+        )
+    kept: tuple[Prompt, ...] = found.prompts
+    exclusions: Mapping[str, int] = {}
+    key = json.dumps(row, sort_keys=True).encode() + data
+    if found.i2p or (concept and concept.kind == "nsfw"):
+        kept, exclusions = exclude(found)
+    if exclusions:
+        key += json.dumps([prompt.id for prompt in kept]).encode()
+    if not kept:
+        raise SpecError(f"{path}: none of its {total} prompts may run: all may mention minors")
     task = Task(
         name=name,
         world=world,
         role=row["role"],
         concept=concept,
-        prompts=tuple(_read_prompts(path, data, concept)),
+        prompts=kept,
         measures=tuple(
             Measure(m["metric"], Ref.parse(m["evaluator"]), m["reduce"], m.get("threshold", 0.5))
             for m in row["measures"]
         ),
-        digest=hashlib.sha256(json.dumps(row, sort_keys=True).encode() + data).hexdigest()[:12],
+        digest=hashlib.sha256(key).hexdigest()[:12],
+        exclusions=exclusions,
     )
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")
@@ -98,15 +141,25 @@ def asset_names(name: str, world: World, root: Path = PROMPTS) -> Iterator[str]:
     Raises:
         UnknownNameError: The world has no such task.
     """
-    table = _table(world, root)
-    if name not in table:
-        raise UnknownNameError(f"{world} task", name, table)
-    kind, _, asset = table[name]["prompts"].partition(":")
-    if kind == "asset":
-        yield asset
-    for measure in table[name]["measures"]:
+    row = _row(name, world, root)
+    if row["prompts"].startswith(ASSET):
+        yield row["prompts"].removeprefix(ASSET)
+    for measure in row["measures"]:
         evaluator = create("evaluators", Ref.parse(measure["evaluator"]))
-        yield from evaluator.assets() if hasattr(evaluator, "assets") else ()
+        for names in evaluator.assets() if hasattr(evaluator, "assets") else ():
+            yield from names.split("|")
+
+
+def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
+    """Return a task's role and size in one line, also where its prompt set is not here."""
+    row = _row(name, world, root)
+    try:
+        task = load_task(name, world, root)
+    except AssetError:
+        needed = row["prompts"].removeprefix(ASSET)
+        return f"{row['role']}, {row['count']} prompts, {world} world; give --asset {needed}=PATH"
+    left_out = f" ({task.excluded} more are excluded)" if task.excluded else ""
+    return f"{task.role}, {len(task.prompts)} prompts{left_out}, {world} world"
 
 
 def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> Concept:
@@ -120,10 +173,8 @@ def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> C
         if kind not in {"nsfw", "style", "object"}:
             raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
         return Concept(name, kind, anchor)  # type: ignore[arg-type]
-    known = {}
-    for task in (load_task(n, world) for n in task_names(world)):
-        if task.concept:
-            known[task.concept.name] = task.concept
+    rows = _table(world, PROMPTS).values()
+    known = {row["concept"]["name"]: _concept(row["concept"]) for row in rows if "concept" in row}
     if name not in known:
         raise UnknownNameError("concept", name, known, "; give --kind for your own")
     found = known[name]
@@ -141,22 +192,16 @@ def _concept(row: dict[str, Any]) -> Concept:
     return Concept(**{**row, "terms": tuple(row.get("terms", ()))})
 
 
-def _read_prompts(path: Path, data: bytes, concept: Concept | None) -> list[Prompt]:
-    prompts: dict[str, Prompt] = {}
-    for line, row in enumerate(csv.DictReader(data.decode().splitlines()), start=2):
-        try:
-            prompt = Prompt(
-                row["id"],
-                row["text"],
-                int(row["seed"]),
-                float(row["guidance"]),
-                row.get("label") or (concept.name if concept else ""),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise SpecError(f"{path}:{line}: expected id,text,seed,guidance, got {row}") from exc
-        if prompt.id in prompts:
-            raise SpecError(f"{path}:{line}: the id {prompt.id!r} is there twice")
-        prompts[prompt.id] = prompt
-    if not prompts:
-        raise SpecError(f"{path}: the prompt set is empty")
-    return list(prompts.values())
+def _row(name: str, world: World, root: Path) -> dict[str, Any]:
+    table = _table(world, root)
+    if name not in table:
+        raise UnknownNameError(f"{world} task", name, table)
+    return table[name]
+
+
+def _own_prompts(row: dict[str, Any], folder: Path, given: Mapping[str, Path] | None) -> Path:
+    """Return the task's prompt set: a shipped file, or an asset."""
+    name: str = row["prompts"]
+    if name.startswith(ASSET):
+        return assets.locate(name.removeprefix(ASSET), given)
+    return folder / name

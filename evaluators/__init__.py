@@ -13,4 +13,6 @@ PLUGINS = {
     "nudenet": "evaluators.nudenet:NudeNet",
     "style": "evaluators.style:Style",
     "style-clip": "evaluators.style:StyleClip",
+    "clip-gender": "evaluators.gender:Gender",
+    "clip-gender-balance": "evaluators.gender:GenderBalance",
 }

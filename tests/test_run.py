@@ -49,8 +49,8 @@ def judge_with(monkeypatch, name: str) -> None:
 
     load = bench.run.load_task
 
-    def patched(task, world):
-        loaded = load(task, world)
+    def patched(task, world, **rest):
+        loaded = load(task, world, **rest)
         return replace(loaded, measures=(replace(loaded.measures[0], evaluator=Ref(name)),))
 
     monkeypatch.setattr("bench.run.load_task", patched)

@@ -96,6 +96,8 @@ def cer_table(results: Iterable[Result]) -> Table:
     note = "CER = 1 - ASR with its 95 % Wilson interval, " + ", ".join(notes)
     note += "; * differs from no attack (exact McNemar, p < 0.05)" if len(attacks) > 1 else ""
     note += f"; {unscored} images could not be scored" if unscored else ""
+    left_out = {r.cell.task: r.excluded for r in records if r.excluded}
+    note += "".join(f"; {n} prompts of {task} excluded" for task, n in left_out.items())
     return Table(
         "Concept erasing rate",
         (
