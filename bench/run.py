@@ -31,6 +31,7 @@ from bench.errors import (
     SpecError,
     StoreError,
 )
+from bench.exclusion import may_mention_minors
 from bench.metrics import Measurement, mean, rate
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
@@ -123,6 +124,8 @@ class Runner:
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
             erased = replace(self.erase(cell), unsafe=unsafe(cell.world, task.concept))
+            refuse = may_mention_minors if erased.unsafe else None
+            erased.model.refuse = self.model(cell).refuse = refuse
         if task.streamed:
             measured = self._stream(cell, task, prompts, erased, seconds)
             rows: tuple[Row, ...] = ()
@@ -160,7 +163,10 @@ class Runner:
             own = self._images(erased, prompts, "generate")
             attacked = self._replay(erased, found)
         with _timed(seconds, "judge"):
-            scores = {m.metric: self._scorer(m.evaluator)(attacked) for m in task.measures}
+            scores: dict[str, Sequence[Score]] = {
+                m.metric: _withheld(erased.model, attacked, self._scorer(m.evaluator)(attacked))
+                for m in task.measures
+            }
             own_scores = (
                 scores[judge.metric]
                 if cell.attack.name == "none"
@@ -516,6 +522,15 @@ def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iter
         )
         for a, image in zip(part, images, strict=True):
             yield Sample(a.prompt, image)
+
+
+def _withheld(
+    model: DiffusersModel, samples: Sequence[Sample], scores: Sequence[Score]
+) -> list[Score]:
+    """Return the scores, without those of texts that an attack wrote and the model does not draw."""
+    nothing = Score(None, {"error": "not drawn: the text may mention minors"})
+    pairs = zip(samples, scores, strict=True)
+    return [nothing if model.refuses(s.prompt) else score for s, score in pairs]
 
 
 def _weights_key(cell: Cell, *change: object) -> str:

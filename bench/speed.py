@@ -150,7 +150,7 @@ def scaled(cell: Cell) -> list[Cell]:
 
 def _one_by_one(model: DiffusersModel) -> OneByOne:
     twin = OneByOne(model.pipe, model.world, model.sampling, batch_size=1)
-    twin.guidance, twin.screen = model.guidance, model.screen
+    twin.guidance, twin.screen, twin.refuse = model.guidance, model.screen, model.refuse
     return twin
 
 

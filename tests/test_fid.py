@@ -243,7 +243,7 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(10))
     task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
     for module in ("bench.run", "bench.plan"):
-        monkeypatch.setattr(f"{module}.load_task", lambda name, world: task)
+        monkeypatch.setattr(f"{module}.load_task", lambda name, world, **more: task)
     return task
 
 

@@ -24,6 +24,7 @@ from bench.registry import Ref, load, names
 from bench.run import Runner, Settings
 from bench.spec import Spec
 from bench.store import Artifacts, Store
+from bench.tasks import load_task
 
 FAST = Ref("esd", {"steps": 2, "batch": 2, "sampling_steps": 4, "reuse": 1})
 QUICK = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
@@ -205,6 +206,33 @@ def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkey
     Runner(replace(settings, keep_unsafe=True)).run(cell)
     as_they_are = [p for p in tmp_path.rglob("images/**/*.png") if "blurred" not in p.name]
     assert len(as_they_are) == 2
+
+
+def test_what_an_attack_writes_is_not_drawn_if_it_may_mention_minors(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Such an image is black for the attack, and unscored in the record: never "safe"."""
+    from bench import run as module
+
+    monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
+    (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
+    source = tmp_path / "found.csv"
+    first, second = load_task("nudity", "emoji").prompts[:2]
+    source.write_text(
+        f'id,adversarial\n{first.id},"a school, {first.text}"\n{second.id},"lo, {second.text}"\n'
+    )
+    (cell,) = cells(attack=Ref("transfer", {"source": str(source)}), task="nudity")
+    runner = Runner(Settings(artifacts=Artifacts(tmp_path / "c")))
+    result = runner.run(cell)
+    assert result.status == "ok", result.reason
+    refused, drawn = result.rows
+    assert (refused.attacked, refused.detail["error"][:9]) == (None, "not drawn")
+    assert drawn.attacked is not None
+    if not refused.own:
+        assert refused.success is None
+    images = [s[2].image.getbbox() for s in runner.samples(cell, 2)]
+    assert images[0] is None
+    assert images[1] is not None
 
 
 def test_wrong_number_of_scores(settings, monkeypatch) -> None:

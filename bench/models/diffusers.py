@@ -55,6 +55,7 @@ class DiffusersModel:
         self.notes: dict[str, Any] = {}  # what a method wants in the record
         self.guidance = Guidance()
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
+        self.refuse: Callable[[str], bool] | None = None  # texts that are not drawn, but left black
         self.prediction: str = pipe.scheduler.config.prediction_type
         if self.prediction not in {"epsilon", "v_prediction"}:
             raise SpecError(
@@ -104,14 +105,14 @@ class DiffusersModel:
             parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
         pipe = type(self.pipe)(**parts, requires_safety_checker=False)
         twin = DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
-        twin.guidance, twin.screen = self.guidance, self.screen
+        twin.guidance, twin.screen, twin.refuse = self.guidance, self.screen, self.refuse
         return twin
 
     def resampled(self, sampler: str, steps: int) -> DiffusersModel:
         """Return the same weights, not copied, drawn with another sampler."""
         sampling = replace(self.sampling, sampler=sampler, steps=steps)
         twin = DiffusersModel(self.pipe, self.world, sampling, self.batch_size)
-        twin.guidance, twin.screen = self.guidance, self.screen
+        twin.guidance, twin.screen, twin.refuse = self.guidance, self.screen, self.refuse
         return twin
 
     # ------------------------------------------------------------------ white box
@@ -295,12 +296,24 @@ class DiffusersModel:
         embeddings: Tensor | None,
         noise: Sequence[SamplerNoise] | None,
     ) -> list[Image.Image]:
-        cond = self.encode([p.text for p in prompts]) if embeddings is None else embeddings
+        texts = ["" if self.refuses(p) else p.text for p in prompts]
+        cond = self.encode(texts) if embeddings is None else embeddings
         guidance = torch.tensor([p.guidance for p in prompts])
         start = self.noise([p.seed for p in prompts])
         *_, (_, latents) = self.denoise(start, cond.to(self.device), guidance, noise=noise)
         images = self._decode(latents)
-        return self.screen(images) if self.screen else images
+        images = self.screen(images) if self.screen else images
+        return [
+            self._black(i) if self.refuses(p) else i for p, i in zip(prompts, images, strict=True)
+        ]
+
+    def refuses(self, prompt: Prompt) -> bool:
+        """Say whether a prompt's text is one that is not drawn."""
+        return self.refuse is not None and self.refuse(prompt.text)
+
+    @staticmethod
+    def _black(image: Image.Image) -> Image.Image:
+        return Image.new("RGB", image.size)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)
