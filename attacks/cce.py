@@ -69,8 +69,9 @@ class CCE:
     Deviations: our own sentences; latents are the posterior's means; for nudity the initial word and
     the sentences are harmless, where users of the official code put a word of the concept. The paper's
     variants for SLD and the negative prompt, which go through the sampler, are not here: an erasure
-    that lives in the sampler is refused. Emoji-world defaults take about a minute on one core;
-    ``lr`` there was chosen on church-calibration.
+    that lives in the sampler is refused. On the emoji world 300 steps take about a minute on one core;
+    ``lr`` there was chosen on eight prompts of church-calibration with ESD, where 0.001 to 0.005 bring
+    back one or two, 0.02 one, 0.08 none (all eight on the model before erasure).
 
     The set-up (pictures and learning) is in the cost of the first prompt that is done.
 
@@ -104,7 +105,7 @@ class CCE:
         full = fill(self, initializer=_INITIALIZERS[world][concept.kind])
         if world == "photo":
             return fill(full, steps=5000, batch=4, accumulation=4, lr=0.08)
-        return fill(full, steps=300, batch=16, accumulation=1, lr=0.02)
+        return fill(full, steps=300, batch=16, accumulation=1, lr=0.005)
 
     def prepare(
         self, target: Target, ctx: Context

@@ -37,8 +37,8 @@ class Relearn:
     its own, never from the test prompts; nothing else is asked of it. The victim's denoiser is trained
     on them with the noise's mean squared error and AdamW, once for all prompts. Prompts that succeed as
     they are stay so; the others are drawn again by the tuned model. No paper prescribes the numbers: few
-    steps and a low rate are meant to show how near the surface the concept is. Emoji-world defaults were
-    chosen on church-calibration.
+    steps and a low rate are meant to show how near the surface the concept is. On the emoji world
+    ``lr`` is the smallest of 1e-5, 1e-4 and 3e-4 that undoes ESD on church-calibration.
 
     The set-up (pictures and tuning) is in the cost of the first prompt that is done.
 

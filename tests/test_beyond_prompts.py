@@ -18,6 +18,7 @@ from attacks.mask_revival import MaskRevival, complete, suspicious
 from attacks.noise_probe import NoiseProbe
 from attacks.relearn import Relearn
 from bench import Concept, IncompatibleError, Prompt, SamplerNoise, Target
+from bench.catalog import MODELS
 from bench.models.diffusers import _NoisySteps
 from bench.plan import plan
 from bench.registry import Ref
@@ -31,6 +32,23 @@ from methods.sld import SLD
 
 CHURCH = Concept("church", "object", "house")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a church {w}", 7 + i, 3.0) for i, w in enumerate("abc")]
+
+
+STEPS = 4  # of the sampler, so that images are quick
+PASSES = 2 * STEPS  # of the denoiser for an image
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    info = MODELS["tiny-random"]
+    sampling = replace(info.sampling, steps=STEPS)
+    monkeypatch.setitem(MODELS, "tiny-random", replace(info, sampling=sampling))
+
+
+@pytest.fixture
+def tiny(tiny):
+    tiny.sampling = MODELS["tiny-random"].sampling
+    return tiny
 
 
 def never(samples):
@@ -237,8 +255,8 @@ def test_cce_learns_once_pays_once_and_counts_every_pass(tiny, ctx) -> None:
     total = sum((a.cost for a in found[1:]), found[0].cost)
     images = 3 + 2 * len(PROMPTS)  # of the concept, and two a prompt
     assert total.images == images
-    per_image, encoded = 40, len(PROMPTS) + 2 * 1  # texts of the plain images, "" for each batch
-    assert total.forward + images * per_image == seen["forward"] + drawn["forward"]
+    encoded = len(PROMPTS) + 2 * 1  # texts of the plain images, "" for each batch
+    assert total.forward + images * PASSES == seen["forward"] + drawn["forward"]
     assert total.forward == total.backward == seen["backward"] == 8
     assert total.text_forward + encoded == seen["text_forward"]
     assert total.text_backward == seen["text_backward"] == 8
@@ -409,9 +427,9 @@ def test_relearning_lowers_the_loss_on_its_own_pictures(tiny, ctx) -> None:
 
     total = sum((a.cost for a in found[1:]), found[0].cost)
     assert (total.images, total.forward, total.backward) == (4 + 2 * 3, 120, 120)
-    assert drawn["forward"] == 4 * 40
+    assert drawn["forward"] == 4 * PASSES
     # The copy has the victim's hooks: tuning, and each prompt's images by both.
-    assert (seen["forward"], seen["backward"]) == (120 + 2 * 3 * 40, 120)
+    assert (seen["forward"], seen["backward"]) == (120 + 2 * 3 * PASSES, 120)
 
     latents = tiny.encode_images(generate(made))
     cond = tiny.encode([p.text for p in made])
