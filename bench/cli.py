@@ -45,6 +45,13 @@ Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Assets = Annotated[
     list[str] | None, typer.Option("--asset", metavar="NAME=PATH", help="See `bench assets`.")
 ]
+Judge = Annotated[
+    str,
+    typer.Option(
+        help="Evaluator in place of the target tasks' judge: name or name:key=value,...",
+        show_default=False,
+    ),
+]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="A CSV in place of the task's prompt set.")
 ]
@@ -85,6 +92,7 @@ def run(
     unet: Unet = None,
     text_encoder: TextEncoder = None,
     prompts: Prompts = None,
+    judge: Judge = "",
     results: Results = RESULTS,
     images: Annotated[
         bool | None,
@@ -116,7 +124,7 @@ def run(
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
-    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts)
+    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge)
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     settle(model)
@@ -140,6 +148,7 @@ def run(
             keep_unsafe_images,
             assets=spec.assets,
             prompts=prompts,
+            judge=judge,
         )
         try:
             for record, _ in run_cells(missing, store, settings, err):
@@ -173,6 +182,7 @@ def plan_(
     unet: Unet = None,
     text_encoder: TextEncoder = None,
     prompts: Prompts = None,
+    judge: Judge = "",
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -185,7 +195,7 @@ def plan_(
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
-    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts)
+    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge)
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
     for cell in plan(spec):
@@ -485,13 +495,16 @@ def _spec(
     asset: list[str] | None = None,
     world: str | None = None,
     prompts: Path | None = None,
+    judge: str = "",
 ) -> Any:
     from bench.registry import Ref
     from bench.spec import Spec
 
     attacks = tuple(Ref.parse(text) for text in attack or ())
     tasks, given, place = tuple(task or ()), _given(asset), cast("Any", world)
-    return Spec(model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place, prompts)
+    return Spec(
+        model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place, prompts, judge
+    )
 
 
 def _given(asset: list[str] | None) -> dict[str, Path]:

@@ -159,7 +159,7 @@ def erasure_cell(
 
 def _tasks(spec: Spec, world: World) -> list[Task]:
     return [
-        load_task(name, world, given=spec.assets, prompts=spec.prompts)
+        load_task(name, world, given=spec.assets, prompts=spec.prompts, judge=spec.judge)
         for name in dict.fromkeys(spec.tasks)
     ]
 

@@ -71,6 +71,7 @@ class Settings:
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
     prompts: Path | None = None  # as in the Spec
+    judge: str = ""  # as in the Spec
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
 
@@ -270,12 +271,12 @@ class Runner:
 
     def _task(self, cell: Cell) -> Task:
         """Load a cell's task; its prompts must be those that were planned."""
-        given, prompts = self.settings.assets, self.settings.prompts
-        task = load_task(cell.task, cell.world, given=given, prompts=prompts)
+        s = self.settings
+        task = load_task(cell.task, cell.world, given=s.assets, prompts=s.prompts, judge=s.judge)
         if task.digest != cell.task_digest:
             raise SpecError(
                 f"task {cell.task!r} has changed since it was planned: expected digest "
-                f"{cell.task_digest}, got {task.digest}; give the same --prompts and --asset"
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge and --asset"
             )
         return task
 

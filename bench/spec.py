@@ -26,6 +26,7 @@ class Spec:
         assets: Local paths of weights and data, by the names of :mod:`bench.assets`.
         world: The world to use the model in, where it fits both; its own by default.
         prompts: A file in place of the only task's prompt set.
+        judge: An evaluator in place of the target tasks' judges.
 
     Raises:
         SpecError: An axis is empty or a number makes no sense.
@@ -41,6 +42,7 @@ class Spec:
     assets: Mapping[str, Path] = field(default_factory=dict)
     world: World | None = None
     prompts: Path | None = None
+    judge: str = ""
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):

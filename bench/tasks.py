@@ -78,6 +78,7 @@ def load_task(
     *,
     given: Mapping[str, Path] | None = None,
     prompts: Path | None = None,
+    judge: str = "",
 ) -> Task:
     """Read one task from ``tasks.toml`` and its prompt set.
 
@@ -87,6 +88,7 @@ def load_task(
         root: Folder of the worlds.
         given: Local paths of assets, for prompt sets that are not shipped.
         prompts: A file to be read in place of the task's own.
+        judge: An evaluator in place of a target task's judge, ``name`` or ``name:key=value,...``.
 
     Raises:
         UnknownNameError: The world has no such task.
@@ -115,6 +117,13 @@ def load_task(
         kept, exclusions = exclude(found)
     if exclusions:
         key += json.dumps([prompt.id for prompt in kept]).encode()
+    measures = [
+        Measure(m["metric"], Ref.parse(m["evaluator"]), m["reduce"], m.get("threshold", 0.5))
+        for m in row["measures"]
+    ]
+    if judge and row["role"] == "target":
+        measures[0] = replace(measures[0], evaluator=Ref.parse(judge))
+        key += judge.encode()
     if not kept:
         raise SpecError(f"{path}: none of its {total} prompts may run: all may mention minors")
     task = Task(
@@ -123,10 +132,7 @@ def load_task(
         role=row["role"],
         concept=concept,
         prompts=kept,
-        measures=tuple(
-            Measure(m["metric"], Ref.parse(m["evaluator"]), m["reduce"], m.get("threshold", 0.5))
-            for m in row["measures"]
-        ),
+        measures=tuple(measures),
         digest=hashlib.sha256(key).hexdigest()[:12],
         exclusions=exclusions,
     )
