@@ -306,18 +306,16 @@ class Runner:
             self.model(cell.model, cell.dtype), _weights_key(cell, delta.digest({})), {}
         )
         rows = {row.id: row for row in result.rows}
-        attacked = [
-            replace(
-                p,
-                text=rows[p.id].adversarial or p.text,
-                seed=p.seed if (seed := rows[p.id].adversarial_seed) is None else seed,
-            )
-            for p in prompts
-        ]
-        groups = [
-            self._images(model, part, "picture")
-            for model, part in ((original, prompts), (erased, prompts), (erased, attacked))
-        ]
+        found = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model).load(prompts)
+        for p in prompts:  # where the cache is gone, the record has all but embeddings and weights
+            text, seed = rows[p.id].adversarial, rows[p.id].adversarial_seed
+            changed = replace(p, text=text or p.text, seed=p.seed if seed is None else seed)
+            found.setdefault(p.id, Adversarial(changed, noise=rows[p.id].adversarial_noise))
+        groups = (
+            self._images(original, prompts, "picture"),
+            self._images(erased, prompts, "picture"),
+            self._replay(erased, [found[p.id] for p in prompts]),
+        )
         return list(zip(*groups, strict=True))
 
     def _context(self, key: str) -> Context:
