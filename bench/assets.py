@@ -195,7 +195,8 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
     size = f", {asset.size} MB" if asset.size else ""
     raise AssetError(
         f"{name} is not here ({asset.about}{size}, from {asset.source}): "
-        f"give --asset {name}=/path/to/{asset.form}, or `bench assets --fetch {name}`"
+        f"give --asset {name}=/path/to/{asset.form}"
+        + (f", or `bench assets --fetch {name}`" if hub_source(asset.source) else "")
     )
 
 
