@@ -439,23 +439,26 @@ def speed_attack(
             r.way,
             str(r.prompts),
             str(r.timesteps),
-            f"{r.seconds:.1f}",
-            f"{r.seconds / r.prompts / r.timesteps:.3f}",
+            f"{r.attack:.1f}",
+            f"{r.attack / r.prompts / r.timesteps:.3f}",
+            f"{r.wall:.1f}",
             f"{r.per_hour:.0f}",
             str(r.peak_mb),
         )
         for r in runs
     ]
     note = f"{attack} on {method}, {task}, {device}, {torch.get_num_threads()} threads"
+    note += "; s: the attack alone, and a prompt's share a timestep; wall: with start and loading"
     if scaling:
         note += "; no prompt may succeed, so that each costs the same"
     else:
-        same = sum(a == b for a, b in zip(runs[0].texts, runs[1].texts, strict=True))
+        ours, theirs = runs
+        same = sum(a == b for a, b in zip(ours.texts, theirs.texts, strict=True))
         note += (
-            f"; batched is {runs[1].seconds / runs[0].seconds:.1f} times as fast; "
-            f"{same} of {cell.prompts} adversarial texts are equal"
+            f"; batched is {theirs.wall / ours.wall:.1f} times as fast, without start and loading "
+            f"{theirs.attack / ours.attack:.1f} times; {same} of {cell.prompts} adversarial texts are equal"
         )
-    columns = ("way", "prompts", "timesteps", "s", "s / prompt / t", "prompts / h", "peak MB")
+    columns = ("way", "prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
     _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
 
 

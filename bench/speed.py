@@ -1,9 +1,9 @@
 """How fast an attack runs: batched as here, and one prompt at a time as in the official code.
 
-Both ways run the same attack on the same erased model, prompts and draws, each in a fresh process, one
-after the other, and must find the same adversarial texts. The official way (Diffusion-MU-Attack) attacks
-one prompt at a time, makes two denoiser passes for an image's guidance, and loads the judge for every
-image; that it also starts a process a prompt is left out.
+Both ways run the same attack on the same erased model, prompts and draws, one after the other, and must
+find the same adversarial texts. The batched way attacks all prompts in one process. The official way
+(Diffusion-MU-Attack) starts a process a prompt, makes two denoiser passes for an image's guidance, and
+loads the judge for every image.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ class Run:
         way: How it ran.
         prompts: How many prompts were attacked.
         timesteps: How many timesteps the attack visits.
-        seconds: Wall clock of the attack, models and erasure loaded before.
-        peak_mb: Largest resident memory of the process, everything included.
+        attack: Seconds of the attack alone, models and erasure loaded before.
+        wall: Seconds with the start of the process and the loading of everything.
+        peak_mb: Largest resident memory of a process, everything included.
         texts: What was found.
     """
 
     way: Way
     prompts: int
     timesteps: int
-    seconds: float
+    attack: float
+    wall: float
     peak_mb: int
     texts: tuple[str, ...]
 
     @property
     def per_hour(self) -> float:
         """Prompts attacked in an hour."""
-        return 3600 * self.prompts / self.seconds
+        return 3600 * self.prompts / self.wall
 
 
 class OneByOne(DiffusersModel):
@@ -74,7 +76,7 @@ class OneByOne(DiffusersModel):
         return torch.cat(rows)
 
 
-def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> Run:
+def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True, first: int = 0) -> Run:
     """Run a cell's attack once and time it, in this process.
 
     Args:
@@ -82,9 +84,10 @@ def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> 
         way: Batched or official.
         settings: Device, batch and cache.
         judge: False lets no prompt succeed, so that every prompt costs the same.
+        first: Index of the first prompt.
     """
     task = load_task(cell.task, cell.world)
-    prompts = task.prompts[: cell.prompts]
+    prompts = task.prompts[first : first + cell.prompts]
     runner = Runner(settings)
     victim, original = runner.erase(cell).model, runner.model(cell)
     measure_ = task.measures[0]
@@ -116,19 +119,37 @@ def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     times = 50 if cell.attack.params.get("timesteps") == "official" else 10
     texts = tuple(found[p.id] for p in prompts)
-    return Run(way, len(prompts), times, seconds, peak, texts)
+    return Run(way, len(prompts), times, seconds, seconds, peak, texts)
 
 
 def measure_apart(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> Run:
-    """Run :func:`measure` in a fresh process; its progress goes to the terminal."""
+    """Run :func:`measure` in fresh processes: one, or for the official way one a prompt."""
+    if way == "batched":
+        return _process(cell, way, settings, judge, 0)
+    one = replace(cell, prompts=1)
+    runs = [_process(one, way, settings, judge, i) for i in range(cell.prompts)]
+    return Run(
+        way,
+        cell.prompts,
+        runs[0].timesteps,
+        sum(r.attack for r in runs),
+        sum(r.wall for r in runs),
+        max(r.peak_mb for r in runs),
+        tuple(text for r in runs for text in r.texts),
+    )
+
+
+def _process(cell: Cell, way: Way, settings: Settings, judge: bool, first: int) -> Run:
     job = {
         "cell": asdict(cell),
         "way": way,
         "judge": judge,
+        "first": first,
         "device": settings.device,
         "batch_size": settings.batch_size,
         "cache": str(settings.artifacts.root),
     }
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "bench.speed"],
         input=json.dumps(job),
@@ -136,8 +157,9 @@ def measure_apart(cell: Cell, way: Way, settings: Settings, *, judge: bool = Tru
         text=True,
         check=True,
     )
+    wall = time.perf_counter() - start
     raw: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return Run(**{**raw, "texts": tuple(raw["texts"])})
+    return Run(**{**raw, "wall": wall, "texts": tuple(raw["texts"])})
 
 
 def scaled(cell: Cell) -> list[Cell]:
@@ -170,7 +192,7 @@ def _main() -> None:
             progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
         )
         cell = TypeAdapter(Cell).validate_python(job["cell"])
-        run = measure(cell, job["way"], settings, judge=job["judge"])
+        run = measure(cell, job["way"], settings, judge=job["judge"], first=job["first"])
     sys.stdout.write(json.dumps(asdict(run)) + "\n")
 
 
