@@ -120,7 +120,7 @@ def run(
     """
     from bench.catalog import settle
     from bench.plan import exclusions, plan
-    from bench.report.tables import cer_table, problems
+    from bench.report.tables import cer_tables, problems
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
@@ -157,7 +157,8 @@ def run(
             err.print("stopped; what is finished is kept. Give the same command again to go on.")
             raise typer.Exit(130) from None
     records = [known for cell in cells if (known := store.get(cell))]
-    _print_table(cer_table(records), Format.terminal)
+    for table in cer_tables(records):
+        _print_table(table, Format.terminal)
     for line in problems(records):
         err.print(line, highlight=False, markup=False, soft_wrap=True)
     done = len(cells) - len(missing)
@@ -364,7 +365,13 @@ def report(
     Example: bench report --format markdown > table.md
     """
     from bench.report.judging import label_table, threshold_curve
-    from bench.report.tables import cer_table, cost_table, problems, transfer_table
+    from bench.report.tables import (
+        cer_tables,
+        cost_table,
+        judged,
+        problems,
+        transfer_table,
+    )
     from bench.store import Store
 
     if not results.is_dir():
@@ -373,7 +380,7 @@ def report(
     if task:
         concepts = {r.cell.concept.name for r in records if r.cell.task in task}
         records = [r for r in records if r.cell.task in task or r.cell.concept.name in concepts]
-        records = [r for r in records if r.cell.task in task or "asr" not in r.measurements]
+        records = [r for r in records if r.cell.task in task or not judged(r)]
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     chosen = [
@@ -386,8 +393,7 @@ def report(
         )
         if on
     ]
-    for make in chosen or [cer_table]:
-        table = make(records)
+    for table in [make(records) for make in chosen] if chosen else cer_tables(records):
         if not table.rows:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
         _print_table(table, format_)

@@ -75,5 +75,5 @@ def fetch(source: HubSource, files: tuple[str, ...] = ()) -> Path:
             return Path(hf_hub_download(filename=source.file, **source.where))
         return Path(snapshot_download(allow_patterns=list(files) or None, **source.where))
     except (OSError, ValueError, HfHubHTTPError) as exc:
-        reason = str(exc).strip().partition("\n")[0]
+        reason = str(exc).strip().partition("\n")[0].partition(". ")[0]
         raise AssetError(f"cannot fetch {source.repo} from the hub: {reason}") from exc

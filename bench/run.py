@@ -112,12 +112,13 @@ class Runner:
 
     def run(self, cell: Cell) -> Result:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
+        space = create("attacks", cell.attack).threat.space
         try:
-            return self._run(cell)
+            return replace(self._run(cell), space=space)
         except IncompatibleError as exc:
-            return Result(cell, "skipped", reason=str(exc))
+            return Result(cell, "skipped", reason=str(exc), space=space)
         except PluginError as exc:
-            return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}")
+            return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
 
     def _run(self, cell: Cell) -> Result:
         seconds: dict[str, float] = {}

@@ -79,6 +79,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     excluded: int = 0  # prompts of the set that never run: bench.exclusion
+    space: str = "prompt"  # what the attack changes: bench.types.Threat
     schema_version: int = SCHEMA
 
 

@@ -14,7 +14,7 @@ from bench import assets
 from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.exclusion import exclude
 from bench.promptsets import read_prompts
-from bench.registry import Ref, create
+from bench.registry import Ref, create, load
 from bench.types import Concept, Prompt, World
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
@@ -122,7 +122,9 @@ def load_task(
         for m in row["measures"]
     ]
     if judge and row["role"] == "target":
-        measures[0] = replace(measures[0], evaluator=Ref.parse(judge))
+        ref = Ref.parse(judge)
+        metric = getattr(load("evaluators", ref.name), "metric", measures[0].metric)
+        measures[0] = replace(measures[0], metric=metric, evaluator=ref)
         key += judge.encode()
     if not kept:
         raise SpecError(f"{path}: none of its {total} prompts may run: all may mention minors")

@@ -106,6 +106,7 @@ class StyleClip:
 
     card: ClassVar = Card("CLIP zero-shot style judge", "https://arxiv.org/abs/2103.00020")
     scope: ClassVar = "image"
+    metric: ClassVar = "asr-clip"
 
     top_k: int = 1
 

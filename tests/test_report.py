@@ -7,7 +7,7 @@ from bench.metrics import Measurement, rate
 from bench.plan import Cell
 from bench.registry import Ref
 from bench.report.pictures import save_grid
-from bench.report.tables import cer_table, problems
+from bench.report.tables import cer_table, cer_tables, problems
 from bench.store import Result, Row
 
 
@@ -129,3 +129,19 @@ def test_photo_nudity_is_blurred(tmp_path) -> None:
 
     assert greys("photo", "nsfw") > 10
     assert greys("emoji", "nsfw") == greys("photo", "object") == 2
+
+
+def test_attacks_beyond_the_prompt_and_other_judges_have_tables_of_their_own() -> None:
+    plain = result("none", [False] * 4)
+    prompt = result("unlearndiff", [True] * 2 + [False] * 2)
+    beyond = replace(result("cce", [True] * 4), space="embedding")
+    first, second = cer_tables([plain, prompt, beyond])
+    assert first.columns[2:4] == ("CER, no attack", "CER, unlearndiff")
+    assert second.columns[2:4] == ("CER, no attack", "CER, cce")
+    assert "beyond the prompt" in second.title
+    (only,) = cer_tables([plain, beyond])
+    assert "beyond the prompt" in only.title
+    other = replace(plain, measurements={"asr-clip": rate([True] * 4)})
+    tables = cer_tables([plain, other])
+    assert [t.rows[0][2][:4] for t in tables] == ["1.00", "0.00"]
+    assert "asr-clip" in tables[1].title

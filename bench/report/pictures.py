@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from bench.report.tables import judged
 from bench.safety import blurred, unsafe
 from bench.store import Result, write
 from bench.types import Sample
@@ -29,7 +30,7 @@ def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), title + "   red frame: the judge sees the concept", fill="black")
     hide = unsafe(cell.world, cell.concept)
-    target = "asr" in result.measurements
+    target = judged(result) is not None
     for row, name in enumerate(names):
         y = _TOP + row * (_TILE + _GAP)
         draw.text((4, y + _TILE // 2 - 6), name, fill="black")

@@ -58,13 +58,39 @@ class Table:
         return table
 
 
-def cer_table(results: Iterable[Result]) -> Table:
+def cer_tables(results: Iterable[Result]) -> list[Table]:
+    """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
+
+    Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own.
+    """
+    records = list(results)
+    metrics = list(dict.fromkeys(m for r in records if (m := judged(r)))) or ["asr"]
+    tables = []
+    for metric in metrics:
+        mine = [r for r in records if judged(r) in {metric, None}]
+        beyond = [r for r in mine if r.cell.attack.name != "none" and r.space != "prompt"]
+        on_prompts = [r for r in mine if r not in beyond]
+        name = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
+        if not beyond or any(r.cell.attack.name != "none" for r in on_prompts):
+            tables.append(cer_table(on_prompts, name))
+        if beyond:
+            plain = [r for r in on_prompts if r.cell.attack.name == "none"]
+            tables.append(cer_table([*plain, *beyond], f"{name}, attacks beyond the prompt"))
+    return tables
+
+
+def judged(result: Result) -> str | None:
+    """Return the name of a target's success rate: "asr", or that of a judge of another kind."""
+    return next((m for m in result.measurements if m == "asr" or m.startswith("asr-")), None)
+
+
+def cer_table(results: Iterable[Result], title: str = "Concept erasing rate") -> Table:
     """Lay out the concept erasing rate: a row a concept and method, a column an attack.
 
     Beside it the figures of retain and benign tasks on the same erased model.
     """
     records = list(results)
-    targets = [r for r in records if r.cell.attack.name != "none" or "asr" in r.measurements]
+    targets = [r for r in records if r.cell.attack.name != "none" or judged(r)]
     targets += [
         r for r in records if r.status != "ok" and r not in targets and _is_target(r, records)
     ]
@@ -99,7 +125,7 @@ def cer_table(results: Iterable[Result]) -> Table:
     left_out = {r.cell.task: r.excluded for r in records if r.excluded}
     note += "".join(f"; {n} prompts of {task} excluded" for task, n in left_out.items())
     return Table(
-        "Concept erasing rate",
+        title,
         (
             "task",
             "method",
@@ -130,7 +156,7 @@ def transfer_table(results: Iterable[Result]) -> Table:
     rows = [
         (*key, *(_cer(row.get(v), None) for v in victims)) for key, row in sorted(cells.items())
     ]
-    ns = sorted({f"N={r.measurements['asr'].n}" for r in moved})
+    ns = sorted({f"N={len(r.rows)}" for r in moved})
     return Table(
         "Transfer: CER of a victim under prompts that were found on another model",
         ("task", "found on / by", *(f"on {v}" for v in victims)),
@@ -217,7 +243,7 @@ def problems(results: Iterable[Result]) -> list[str]:
 def _is_target(result: Result, results: Iterable[Result]) -> bool:
     """Say whether a cell without measurements belongs to a target task."""
     task = result.cell.task
-    return all("asr" in r.measurements for r in results if r.cell.task == task and r.status == "ok")
+    return all(judged(r) for r in results if r.cell.task == task and r.status == "ok")
 
 
 def _row_key(result: Result) -> tuple[str, int, int]:
@@ -230,7 +256,7 @@ def _cer(result: Result | None, plain: Result | None) -> str:
         return "·"
     if result.status != "ok":
         return result.status
-    text = _number(complement(result.measurements["asr"]))
+    text = _number(complement(result.measurements[judged(result) or "asr"]))
     if result is plain or plain is None or plain.status != "ok":
         return text
     return text + ("*" if _differs(plain, result) else "")
