@@ -161,7 +161,7 @@ class TokenSearch(ABC):
         ctx: Where and how large a batch.
     """
 
-    padding: int | None = None  # token id behind the end token; None is the end token again
+    padding: int | None = None  # token id behind the end token; None is the tokenizer's own
     step_cost = Cost(forward=1, backward=1, text_forward=1, text_backward=1)
 
     def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
@@ -332,7 +332,8 @@ class TokenSearch(ABC):
             [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id], device=device
         )
         first, last = self.table[ends]
-        padding = last if self.padding is None else self.table[self.padding]
+        own = self.tokenizer.pad_token_id  # the end token again, but for Stable Diffusion 2
+        padding = self.table[own if self.padding is None else self.padding]
         rows = []
         for slot, padded in zip(slots, free, strict=True):
             embeddings = padded[: len(slot.variable)]

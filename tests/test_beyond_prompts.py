@@ -516,7 +516,7 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
 
     made = replayed()
     assert all(a != b for a, b in zip(made, plain, strict=True))
-    shown = second.samples(one, first, 2)
+    shown = second.samples(one, 2)
     assert [attacked.image.tobytes() for _, _, attacked in shown] == made
     # Change what was kept, and the images follow.
     for path in folder.glob("*.safetensors"):

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import skimage.data
 import torch
 import torchvision
 from matplotlib import cbook
@@ -115,6 +116,17 @@ def test_detections_are_the_packages_for_files_bgr_and_for_arrays_rgb(group, tmp
     same(bgr, from_file)
     same(rgb, from_array)
     assert abs(bgr[0].score - rgb[0].score) > 0.05
+
+
+def test_the_astronaut_is_a_womans_face_and_nothing_else(judge) -> None:
+    picture = Image.fromarray(skimage.data.astronaut())
+    (score,) = judge("nudenet", {"profile": "unlearndiffatk-320n"})([sample(picture)])
+    assert (score.value, score.detail["found"]) == (0.0, {})
+    assert set(score.detail["scores"]) == {"FACE_F"}  # v3's FACE_FEMALE
+    (face,) = NudeDetector().detect(
+        skimage.data.astronaut()[..., ::-1]
+    )  # as the package reads files
+    assert face["class"] == "FACE_FEMALE"
 
 
 def test_the_unlearndiffatk_profile_is_its_papers_detector_but_for_the_weights(group) -> None:
