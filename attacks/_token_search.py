@@ -170,6 +170,7 @@ class TokenSearch(ABC):
         self.tokenizer = self.model.pipe.tokenizer
         self.table = self.model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
         self.times = self.schedule()
+        self.fits = ctx.batch_size
         self.room = self.tokenizer.model_max_length - 1  # with no room for an end token left
 
     # ------------------------------------------------------------------ what differs
@@ -287,10 +288,27 @@ class TokenSearch(ABC):
         return self.model.encode_images(painter.generate(prompts))
 
     def iterate(self, slots: list[Slot], *, draw_noise: bool) -> None:
-        """One Adam step of every slot, as one batch."""
+        """One Adam step of every slot, as one batch; where memory ends, batches are halved."""
         if draw_noise:
             for slot in slots:
                 self.restart(slot)
+        done = 0
+        while done < len(slots):
+            part = slots[done : done + self.fits]
+            before = [slot.rng.get_state() for slot in part]
+            try:
+                self.step(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.fits = len(part) // 2
+                for slot, state in zip(part, before, strict=True):
+                    slot.rng.set_state(state)
+            else:
+                done += len(part)
+
+    def step(self, slots: list[Slot]) -> None:
+        """One Adam step of slots that fit into memory together."""
         leaf, free = self.embed(slots)
         times = self.draw_times(slots)
         noise = torch.stack([torch.randn(s.latent.shape, generator=s.rng) for s in slots])

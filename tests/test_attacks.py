@@ -140,6 +140,26 @@ def test_the_batch_does_not_matter(tiny, ctx, monkeypatch) -> None:
     assert len(alone) == 5
 
 
+def test_out_of_memory_halves_the_batch_and_changes_nothing(tiny, ctx, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 110, 100))
+    attack = UnlearnDiff(tokens=2, iterations=3)
+    expected = {a.prompt.id: a.trace for a in attack.prepare(target(tiny), ctx)(PROMPTS)}
+    real, rows = tiny.predict_noise, []
+
+    def small(latents, t, cond):
+        if cond.requires_grad:
+            rows.append(len(latents))
+            if len(latents) > 1:
+                raise torch.OutOfMemoryError
+        return real(latents, t, cond)
+
+    tiny.predict_noise = small
+    found = {a.prompt.id: a.trace for a in attack.prepare(target(tiny), ctx)(PROMPTS)}
+    assert rows[:3] == [4, 2, 1]
+    assert set(rows[2:]) == {1}
+    assert [t["ids"] for t in found.values()] == [t["ids"] for t in expected.values()]
+
+
 def test_success_comes_from_the_decoded_string_and_stops_the_search(tiny, ctx) -> None:
     seen = []
 

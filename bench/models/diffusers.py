@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from bench.errors import IncompatibleError, SpecError
 from bench.protocols import Guidance, ParameterGroup
 from bench.types import Prompt, SamplerNoise, World
 
+Result = TypeVar("Result")
 _SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
@@ -262,12 +263,15 @@ class DiffusersModel:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return scaled posterior means of images, ``(batch, c, h, w)`` float32."""
-        pixels = np.stack([np.array(image.convert("RGB")) for image in images])
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
-        with torch.no_grad():
-            mean = self.pipe.vae.encode(x).latent_dist.mean
-        scaled: Tensor = mean.float() * self.pipe.vae.config.scaling_factor
-        return scaled
+
+        def encode(part: slice) -> Tensor:
+            pixels = np.stack([np.array(image.convert("RGB")) for image in images[part]])
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.dtype)
+            with torch.no_grad():
+                mean: Tensor = self.pipe.vae.encode(x / 127.5 - 1).latent_dist.mean
+            return mean.float() * self.pipe.vae.config.scaling_factor
+
+        return torch.cat(list(self._parts_that_fit(len(images), encode)))
 
     # ------------------------------------------------------------------ black box
     def generate(
@@ -278,17 +282,26 @@ class DiffusersModel:
         noise: Sequence[SamplerNoise] | None = None,
     ) -> list[Image.Image]:
         """Return one image per prompt; each depends on its own prompt only, not on the batch."""
-        images: list[Image.Image] = []
-        while len(images) < len(prompts):
-            part = slice(len(images), len(images) + self.batch_size)
+
+        def draw(part: slice) -> list[Image.Image]:
+            given = None if embeddings is None else embeddings[part]
+            return self._generate(prompts[part], given, noise and noise[part])
+
+        return [image for part in self._parts_that_fit(len(prompts), draw) for image in part]
+
+    def _parts_that_fit(self, n: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+        """Yield what ``work`` returns for batch after batch; where memory ends, batches are halved."""
+        done = 0
+        while done < n:
             try:
-                given = None if embeddings is None else embeddings[part]
-                images += self._generate(prompts[part], given, noise and noise[part])
+                result = work(slice(done, done + self.batch_size))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
                 self.batch_size //= 2
-        return images
+                continue
+            done += self.batch_size
+            yield result
 
     def _generate(
         self,
