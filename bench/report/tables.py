@@ -52,7 +52,9 @@ class Table:
             pad_edge=False,
         )
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
+            name = i < 2  # what a row is about is never folded
+            justify: Literal["left", "right"] = "left" if name else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=name)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -180,23 +182,25 @@ def cost_table(results: Iterable[Result]) -> Table:
                 str(total.images),
                 str(total.forward),
                 str(total.backward),
-                f"{total.text_forward}/{total.text_backward}",
+                str(total.text_forward),
+                str(total.text_backward),
                 f"{total.seconds:.0f}",
             )
         )
     columns = (
         "task",
         "method, attack",
-        "prompts",
+        "N",
         "images",
         "forward",
         "backward",
-        "text f/b",
+        "text f",
+        "text b",
         "s",
     )
     note = (
-        "forward, backward: passes of one image through the denoiser; text: of one text through the "
-        "text encoder; s: wall clock of the attack"
+        "sums over N prompts. fwd, bwd: passes of one image through the denoiser; text fwd, text "
+        "bwd: of one text through the text encoder; s: wall clock of the attack"
     )
     return Table("Cost of attacks", columns, tuple(rows), note)
 
