@@ -192,10 +192,10 @@ def cost_table(results: Iterable[Result]) -> Table:
         "method, attack",
         "N",
         "images",
-        "forward",
-        "backward",
-        "text f",
-        "text b",
+        "fwd",
+        "bwd",
+        "text fwd",
+        "text bwd",
         "s",
     )
     note = (
