@@ -15,7 +15,7 @@ demo: install  ## the main job: erase, attack, judge, tabulate
 	$(BIN)/bench run --method none --method p-esd --attack none --attack unlearndiff --task nudity
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from bench import Context
 from bench.models import load_model
 from bench.models.diffusers import DiffusersModel
+
+# The models are tiny: a second thread costs more than it gives, and tests run two at a time.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
