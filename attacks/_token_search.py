@@ -329,12 +329,7 @@ class TokenSearch(ABC):
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, make an image from the string, judge; yield the slots that are done."""
-        trials = []
-        for slot in slots:
-            slot.found = self.read(slot)
-            slot.text = decode(self.tokenizer, self._ids(slot))
-            trials.append(replace(slot.prompt, text=slot.text))
-            slot.cost += Cost(images=1)
+        trials = self.trials(slots)
         hits = self._judge(trials)
         self._judge_tokens(slots, trials, hits)
         for slot, trial, success in zip(slots, trials, hits, strict=True):
@@ -342,6 +337,14 @@ class TokenSearch(ABC):
             if success or slot.round == len(self.times):
                 yield Adversarial(trial, cost=slot.cost, trace=self._trace(slot, success))
                 slot.round = len(self.times)
+
+    def trials(self, slots: Sequence[Slot]) -> list[Prompt]:
+        """Read each variable, and return its string as a prompt whose image is about to be made."""
+        for slot in slots:
+            slot.found = self.read(slot)
+            slot.text = decode(self.tokenizer, self._ids(slot))
+            slot.cost += Cost(images=1)
+        return [replace(slot.prompt, text=slot.text) for slot in slots]
 
     def assemble(self, slots: Sequence[Slot], free: Tensor) -> Tensor:
         """Return token embeddings of the whole context, ``[SOT | prompt and free tokens | EOT ...]``."""

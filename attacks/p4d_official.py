@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks._token_search import Adam, Insertion, Slot, decode
+from attacks._token_search import Adam, Insertion, Slot
 from attacks.p4d import NearestSearch
 from bench import (
     Adversarial,
@@ -185,13 +185,7 @@ class OfficialSearch(NearestSearch):
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, draw, compare with the original's image; at the end yield the best text."""
-        trials = []
-        for slot in slots:
-            slot.found = self.read(slot)
-            slot.text = decode(self.tokenizer, self._ids(slot))
-            trials.append(replace(slot.prompt, text=slot.text))
-            slot.cost += Cost(images=1)
-        images = self.model.generate(trials)
+        images = self.model.generate(self.trials(slots))
         for slot, feature in zip(slots, self.features(images), strict=True):
             slot.round += 1
             likeness = float(feature @ self.goals[slot.prompt.id])

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import SpecError
 from bench.types import Prompt
@@ -125,12 +126,12 @@ def _decoded(path: Path, data: bytes) -> str:
         raise SpecError(f"{path}:{line}: expected UTF-8, got byte {data[exc.start]:#04x}") from exc
 
 
-def _lines(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+def _lines(path: Path, reader: Any) -> Iterator[list[str]]:
     """Yield rows that are not blank; a quote that is never closed names its line."""
     try:
         yield from (row for row in reader if row)
     except csv.Error as exc:
-        raise SpecError(f"{path}:{reader.line_num}: {exc}") from exc  # type: ignore[attr-defined]
+        raise SpecError(f"{path}:{reader.line_num}: {exc}") from exc
 
 
 def _whole(text: str, what: str, line: str) -> int:

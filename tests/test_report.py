@@ -106,7 +106,7 @@ def test_grid_frames_what_the_judge_saw(tmp_path) -> None:
     ]
     save_grid(tmp_path / "grid.png", record, triples)
     picture = Image.open(tmp_path / "grid.png")
-    assert picture.size == (84 + 2 * 100, 20 + 3 * 100)
+    assert picture.size == (520, 20 + 3 * 100)  # two columns of 100 would cut the title
     reds = [
         picture.getpixel((84 + 100 * c, 20 + 100 * r)) == (255, 0, 0)
         for r in range(3)

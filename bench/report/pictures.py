@@ -13,7 +13,7 @@ from bench.safety import blurred, unsafe
 from bench.store import Result, write
 from bench.types import Sample
 
-_TILE, _GAP, _LEFT, _TOP = 96, 4, 84, 20
+_TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 
 
 def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
@@ -23,7 +23,7 @@ def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample
     """
     attacked = result.cell.attack.name != "none"
     names = ("original", "erased", "attacked")[: 3 if attacked else 2]
-    width = _LEFT + len(samples) * (_TILE + _GAP)
+    width = max(_LEFT + len(samples) * (_TILE + _GAP), _TITLE)
     canvas = Image.new("RGB", (width, _TOP + len(names) * (_TILE + _GAP)), "white")
     draw = ImageDraw.Draw(canvas)
     cell = result.cell
