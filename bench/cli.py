@@ -55,6 +55,13 @@ Judge = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="A CSV in place of the task's prompt set.")
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes that attack together; each loads the models. On a CPU, one a core is fastest.",
+    ),
+]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
 
 
@@ -86,6 +93,7 @@ def run(
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option(help="Images made or attacked at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    workers: Workers = 1,
     dtype: Dtype = "fp32",
     asset: Assets = None,
     world: World = None,
@@ -122,6 +130,7 @@ def run(
     from bench.plan import exclusions, plan
     from bench.report.tables import cer_tables, problems
     from bench.store import Store
+    from bench.workers import Workers as Crew
 
     methods = _with_external(method, unet, text_encoder)
     spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge)
@@ -135,27 +144,31 @@ def run(
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
-        import torch
+        attacked = any(cell.attack.name != "none" for cell in missing)
+        with Crew(workers if attacked else 1) as crew:  # they load while this process does
+            import torch
 
-        from bench.executors.local import run_cells
-        from bench.run import Settings
+            from bench.executors.local import run_cells
+            from bench.run import Settings
 
-        _check_device(device, torch)
-        settings = Settings(
-            device,
-            batch_size,
-            images,
-            keep_unsafe_images,
-            assets=spec.assets,
-            prompts=prompts,
-            judge=judge,
-        )
-        try:
-            for record, _ in run_cells(missing, store, settings, err):
-                err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            err.print("stopped; what is finished is kept. Give the same command again to go on.")
-            raise typer.Exit(130) from None
+            _check_device(device, torch)
+            settings = Settings(
+                device,
+                batch_size,
+                images,
+                keep_unsafe_images,
+                assets=spec.assets,
+                prompts=prompts,
+                judge=judge,
+            )
+            try:
+                for record, _ in run_cells(missing, store, settings, err, crew):
+                    err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
+            except KeyboardInterrupt:
+                err.print(
+                    "stopped; what is finished is kept. Give the same command again to go on."
+                )
+                raise typer.Exit(130) from None
     records = [known for cell in cells if (known := store.get(cell))]
     for table in cer_tables(records):
         _print_table(table, Format.terminal)

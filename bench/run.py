@@ -8,7 +8,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -43,6 +43,7 @@ from bench.safety import blurred, unsafe
 from bench.store import Artifacts, Result, Row, write
 from bench.tasks import Measure, Task, load_task
 from bench.types import Context, Cost, Prompt, Sample, Score
+from bench.workers import Workers
 
 Progress = Callable[[str, int, int], None]
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
@@ -75,6 +76,29 @@ class Settings:
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what another process needs to attack with the same settings."""
+        return {
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "cache": str(self.artifacts.root),
+            "assets": {name: str(path) for name, path in self.assets.items()},
+            "prompts": str(self.prompts or ""),
+            "judge": self.judge,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Settings:
+        """Return settings that :meth:`to_json` wrote."""
+        return cls(
+            raw["device"],
+            raw["batch_size"],
+            artifacts=Artifacts(Path(raw["cache"])),
+            assets={name: Path(path) for name, path in raw["assets"].items()},
+            prompts=Path(raw["prompts"]) if raw["prompts"] else None,
+            judge=raw["judge"],
+        )
+
 
 class QueryOnly:
     """A model with its weights hidden, so that a black-box attack is one by construction."""
@@ -101,10 +125,16 @@ class Erased:
 
 
 class Runner:
-    """Computes cells, and keeps models, judges and images between them."""
+    """Computes cells, and keeps models, judges and images between them.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: How.
+        workers: Who attacks; this process alone by default.
+    """
+
+    def __init__(self, settings: Settings, workers: Workers | None = None) -> None:
         self.settings = settings
+        self._workers = workers or Workers()
         self._models: dict[tuple[str, ...], DiffusersModel] = {}
         self._erased: tuple[str, Erased] | None = None
         self._evaluators: dict[str, Any] = {}
@@ -125,9 +155,7 @@ class Runner:
         task = self._task(cell)
         prompts = task.prompts[: cell.prompts]
         with _timed(seconds, "erase"):
-            erased = replace(self.erase(cell), unsafe=unsafe(cell.world, task.concept))
-            refuse = may_mention_minors if erased.unsafe else None
-            erased.model.refuse = self.model(cell).refuse = refuse
+            erased = self._victim(cell, task)
         if task.streamed:
             measured = self._stream(cell, task, prompts, erased, seconds)
             rows: tuple[Row, ...] = ()
@@ -295,6 +323,13 @@ class Runner:
             )
         return self._models[key]
 
+    def _victim(self, cell: Cell, task: Task) -> Erased:
+        """Return the erased model of a cell, which draws no minors where images may be unsafe."""
+        erased = replace(self.erase(cell), unsafe=unsafe(cell.world, task.concept))
+        refuse = may_mention_minors if erased.unsafe else None
+        erased.model.refuse = self.model(cell).refuse = refuse
+        return erased
+
     def erase(self, cell: Cell) -> Erased:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
         if self._erased and self._erased[0] == cell.erase_key:
@@ -359,26 +394,57 @@ class Runner:
         self, cell: Cell, task: Task, prompts: Sequence[Prompt], erased: Erased
     ) -> list[Adversarial]:
         """Return one adversarial per prompt; finished prompts come from the cache."""
+        attack: Attack = create("attacks", cell.attack)
+        shared = attack.threat.space in ("embedding", "weights")  # found once for all prompts
+        workers = Workers() if shared else self._workers
         replay = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model)
         done = replay.load(prompts)
-        todo = [prompt for prompt in prompts if prompt.id not in done]
+        todo = {prompt.id: prompt for prompt in prompts if prompt.id not in done}
+        before = len(done)
+
+        def progress() -> None:
+            finished = before + len(mine.intersection(done)) + workers.finished
+            self.settings.progress("attack", finished, len(prompts))
+
+        def finish(ids: Collection[str]) -> None:
+            part = [prompt for name, prompt in todo.items() if name in ids]
+            for found in self._attack_now(cell, task, part, erased, replay):
+                done[found.prompt.id] = found
+                progress()
+
         if todo:
-            progress = self.settings.progress
-            progress("attack", len(done), len(prompts))
-            for found in self._attack_now(cell, task, todo, erased):
-                adversarial = _priced(found, erased.model)
-                replay.put(adversarial)
-                done[adversarial.prompt.id] = adversarial
-                progress("attack", len(done), len(prompts))
+            settings = replace(self.settings, batch_size=self._attacked_at_once)
+            job = {"settings": settings.to_json(), "cell": asdict(cell)}
+            with workers.share(job, list(todo)) as mine:
+                progress()
+                finish(mine)
+            workers.wait(progress)
+            done |= replay.load([p for name, p in todo.items() if name not in mine])
+            if died := todo.keys() - done.keys() - mine:
+                finish(died)
         if missing := [p.id for p in prompts if p.id not in done]:
             raise ContractError(
                 f"attack {cell.attack.name} returned nothing for {len(missing)} prompts: {missing[:3]}"
             )
         return [done[prompt.id] for prompt in prompts]
 
+    def attack(self, cell: Cell, ids: Collection[str]) -> Iterator[str]:
+        """Attack some of a cell's prompts; yield the id of each when it is finished and kept."""
+        task = self._task(cell)
+        erased = self._victim(cell, task)
+        replay = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model)
+        prompts = [prompt for prompt in task.prompts if prompt.id in ids]
+        for found in self._attack_now(cell, task, prompts, erased, replay):
+            yield found.prompt.id
+
+    @property
+    def _attacked_at_once(self) -> int:
+        return max(1, self.settings.batch_size // self._workers.count)
+
     def _attack_now(
-        self, cell: Cell, task: Task, prompts: Sequence[Prompt], erased: Erased
+        self, cell: Cell, task: Task, prompts: Sequence[Prompt], erased: Erased, replay: Replay
     ) -> Iterator[Adversarial]:
+        """Attack prompts in this process; keep and yield each as it is found."""
         attack: Attack = create("attacks", cell.attack)
         judge = task.measures[0]
         scorer = self._scorer(judge.evaluator)
@@ -396,12 +462,13 @@ class Runner:
         known = {prompt.id for prompt in prompts}
         name = f"attack {cell.attack.name}"
         with _contract(name):
-            find = attack.prepare(target, self._context(cell.attack_key))
-            for adversarial in find(prompts):
-                if not isinstance(adversarial, Adversarial) or adversarial.prompt.id not in known:
-                    raise ContractError(
-                        f"{name} returned {adversarial!r:.80}, expected an Adversarial"
-                    )
+            ctx = replace(self._context(cell.attack_key), batch_size=self._attacked_at_once)
+            find = attack.prepare(target, ctx)
+            for found in find(prompts):
+                if not isinstance(found, Adversarial) or found.prompt.id not in known:
+                    raise ContractError(f"{name} returned {found!r:.80}, expected an Adversarial")
+                adversarial = _priced(found, erased.model)
+                replay.put(adversarial)
                 yield adversarial
 
     def _images(

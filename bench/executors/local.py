@@ -23,19 +23,24 @@ from bench.plan import Cell
 from bench.run import Erased, Runner, Settings
 from bench.run import Progress as StageCallback
 from bench.store import Result, Store
+from bench.workers import Workers
 
 
 def run_cells(
-    cells: Sequence[Cell], store: Store, settings: Settings, console: Console
+    cells: Sequence[Cell],
+    store: Store,
+    settings: Settings,
+    console: Console,
+    workers: Workers | None = None,
 ) -> Iterator[tuple[Result, bool]]:
     """Yield each cell's record, and whether it was there already.
 
     A record is written as soon as its cell is finished. Two processes may share a store: a cell is
-    computed by the first and read by the second.
+    computed by the first and read by the second. ``workers`` attack one cell together.
     """
     with _bars(console) as (progress, stage):
         whole = progress.add_task("cells", total=len(cells))
-        runner = Runner(replace(settings, progress=stage))
+        runner = Runner(replace(settings, progress=stage), workers)
         for cell in cells:
             progress.update(
                 whole, description=f"{cell.task} · {cell.method.name} · {cell.attack.name}"

@@ -1,0 +1,46 @@
+"""A process that attacks a share of a cell's prompts; :mod:`bench.workers` starts and feeds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from queue import SimpleQueue
+from threading import Thread
+
+import torch
+from pydantic import TypeAdapter
+
+from bench.errors import BenchError
+from bench.plan import Cell
+from bench.run import Runner, Settings
+from bench.workers import DONE
+
+
+def main() -> None:
+    """Do a job a line of standard input; end when that closes, in the middle of a job if need be."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    sys.stdout = sys.stderr  # whatever a library prints is no answer
+    jobs: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    Thread(target=listen, daemon=True).start()
+    runner = None
+    while job := json.loads(jobs.get()):
+        torch.set_num_threads(job["threads"])
+        runner = runner or Runner(Settings.from_json(job["settings"]))
+        cell = TypeAdapter(Cell).validate_python(job["cell"])
+        try:
+            for prompt_id in runner.attack(cell, job["pieces"]):
+                answers.write(f"{prompt_id}\n")
+        except BenchError:
+            pass  # the process that asked finds the prompts missing, tries itself, and can say why
+        answers.write(DONE)
+
+
+if __name__ == "__main__":
+    main()

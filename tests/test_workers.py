@@ -1,0 +1,107 @@
+"""Several processes attack one cell: same prompts found, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from bench.plan import Cell, plan
+from bench.registry import Ref
+from bench.run import Runner, Settings
+from bench.spec import Spec
+from bench.store import Artifacts, Result
+from bench.workers import Workers
+
+
+def cell_of(attack: str = "unlearndiff", **params: object) -> Cell:
+    ref = Ref(attack, params or {"iterations": 1, "tokens": 1})
+    (cell,) = plan(Spec("tiny-random", (Ref("none"),), (ref,), ("church",), limit=3))
+    return cell
+
+
+def settings(tmp_path: Path, name: str, **more: object) -> Settings:
+    return Settings(batch_size=4, artifacts=Artifacts(tmp_path / name), **more)
+
+
+def rows(result: Result) -> list[tuple[object, ...]]:
+    assert result.status == "ok", result.reason
+    return [(row.id, row.adversarial, row.success, row.trace["ids"]) for row in result.rows]
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def crew():
+    with Workers(2) as workers:
+        yield workers
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> None:
+    cell, seen = cell_of(), []
+    alone = Runner(settings(tmp_path, "alone")).run(cell)
+    report = lambda stage, done, total: seen.append((stage, done, total))  # noqa: E731
+    together = Runner(settings(tmp_path, "together", progress=report), crew).run(cell)
+    assert rows(together) == rows(alone)
+    assert crew.finished == 1
+    counts = [done for stage, done, _ in seen if stage == "attack"]
+    assert counts == sorted(counts)
+    assert counts[-1] <= 3
+
+
+def test_killed_in_mid_attack(tmp_path: Path, crew: Workers) -> None:
+    (other,) = crew._others
+    os.kill(other.process.pid, signal.SIGSTOP)  # so that it finishes nothing
+
+    def kill() -> None:
+        until(lambda: list(tmp_path.glob("cache/attacks/*/church-001.json")))
+        other.process.kill()
+
+    Thread(target=kill, daemon=True).start()
+    runner = Runner(settings(tmp_path, "cache"), crew)
+    assert len(rows(runner.run(cell_of()))) == 3
+    assert crew.finished == 0
+    with crew.share({"cell": {"no": "cell"}}, ["a", "b"]) as mine:  # the next one cannot read this
+        assert mine == {"a"}
+        assert crew._others[0] is not other
+    crew.wait(lambda: None)
+    assert crew.finished == 0
+
+
+def test_an_error_stops_the_others(crew: Workers) -> None:
+    (other,) = crew._others
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), crew.share({"settings": {}, "cell": {}}, ["a", "b"]):
+        raise ZeroDivisionError
+    assert other.process.poll() is not None
+    assert torch.get_num_threads() == threads
+
+
+def test_a_worker_ends_with_its_parent(crew: Workers) -> None:
+    (other,) = crew._others
+    other.process.stdin.close()  # as a kernel does for a killed process
+    assert other.process.wait(60) == 0
+
+
+def test_what_is_found_once_is_not_shared(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(Workers, "share", lambda self, job, pieces: asked.append(self.count))
+    crew = Workers(1)
+    crew.count = 7
+    runner = Runner(settings(tmp_path, "cache"), crew)
+    with pytest.raises(TypeError):  # the replaced method gives no block
+        runner.run(cell_of("cce", steps=1))
+    with pytest.raises(TypeError):
+        runner.run(cell_of())
+    assert asked == [1, 7]
