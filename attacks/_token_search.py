@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
@@ -89,6 +89,7 @@ class Slot:
     token_success: bool = False
     rng: torch.Generator = field(default_factory=torch.Generator)
     wanted: Tensor | None = None  # the original's conditioning, where the original is asked
+    goals: list[Tensor] = field(default_factory=list)  # its noise in each step of the round
 
 
 @dataclass
@@ -201,12 +202,17 @@ class TokenSearch(ABC):
     def read(self, slot: Slot) -> list[int]:
         """Return the variable as token ids."""
 
-    def goal(self, slots: Sequence[Slot], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def begin(self, slots: Sequence[Slot]) -> None:
+        """Start a round."""
+        for slot in slots:
+            self.restart(slot)
+
+    def goal(self, slots: Sequence[Slot], noise: Tensor) -> Tensor:
         """Return the noise that the victim should predict; here, the noise that was added."""
         return noise
 
     def wanted(self, prompts: Sequence[Prompt]) -> Sequence[Tensor | None]:
-        """Return the original's conditioning of each prompt, if :meth:`goal` needs it."""
+        """Return the original's conditioning of each prompt, if it is asked."""
         return [None] * len(prompts)
 
     @property
@@ -241,7 +247,7 @@ class TokenSearch(ABC):
                 continue
             start = time.perf_counter()
             for i in range(self.steps):
-                self.iterate(slots, draw_noise=i == 0)
+                self.iterate(slots, begins=i == 0)
             done = list(self.evaluate(slots))
             share = Cost(seconds=(time.perf_counter() - start) / len(slots))
             for slot in slots:
@@ -287,23 +293,33 @@ class TokenSearch(ABC):
             prompts = [replace(p, guidance=guidance) for p in prompts]
         return self.model.encode_images(painter.generate(prompts))
 
-    def iterate(self, slots: list[Slot], *, draw_noise: bool) -> None:
-        """One Adam step of every slot, as one batch; where memory ends, batches are halved."""
-        if draw_noise:
-            for slot in slots:
-                self.restart(slot)
-        done = 0
-        while done < len(slots):
-            part = slots[done : done + self.fits]
+    def iterate(self, slots: list[Slot], *, begins: bool) -> None:
+        """One Adam step of every slot, as one batch; the first of a round begins it."""
+        if begins:
+            self.begin(slots)
+
+        def attempt(part: list[Slot]) -> None:
             before = [slot.rng.get_state() for slot in part]
             try:
                 self.step(part)
             except torch.OutOfMemoryError:
+                for slot, state in zip(part, before, strict=True):
+                    slot.rng.set_state(state)
+                raise
+
+        self.in_parts(slots, attempt)
+
+    def in_parts(self, items: list[Item], work: Callable[[list[Item]], None]) -> None:
+        """Work on batch after batch; where memory ends, batches are halved."""
+        done = 0
+        while done < len(items):
+            part = items[done : done + self.fits]
+            try:
+                work(part)
+            except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
                 self.fits = len(part) // 2
-                for slot, state in zip(part, before, strict=True):
-                    slot.rng.set_state(state)
             else:
                 done += len(part)
 
@@ -312,13 +328,9 @@ class TokenSearch(ABC):
         leaf, free = self.embed(slots)
         times = self.draw_times(slots)
         noise = torch.stack([torch.randn(s.latent.shape, generator=s.rng) for s in slots])
-        noise = noise.to(self.model.device)
-        t = torch.tensor(times, device=self.model.device)
-        alpha = self.model.alphas[t].view(-1, 1, 1, 1)
-        x0 = torch.stack([s.latent for s in slots])
-        x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+        x, t, noise = self.noised([s.latent for s in slots], times, noise)
         cond = self.model.encode_embeddings(self.assemble(slots, free))
-        error = self.model.predict_noise(x, t, cond) - self.goal(slots, x, t, noise)
+        error = self.model.predict_noise(x, t, cond) - self.goal(slots, noise)
         loss = (error.abs() if self.attack.loss == "l1" else error.square()).mean((1, 2, 3))
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
         grad, losses = grad.cpu(), loss.tolist()
@@ -326,6 +338,15 @@ class TokenSearch(ABC):
             slot.losses.append(losses[i])
             slot.cost += self.step_cost
             self.move(slot, grad[i][: len(slot.variable)])
+
+    def noised(
+        self, latents: Sequence[Tensor], times: Sequence[int], noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents with noise, their timesteps, and the noise, where the model is."""
+        noise = noise.to(self.model.device)
+        t = torch.tensor(times, device=self.model.device)
+        alpha = self.model.alphas[t].view(-1, 1, 1, 1)
+        return alpha.sqrt() * torch.stack(list(latents)) + (1 - alpha).sqrt() * noise, t, noise
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, make an image from the string, judge; yield the slots that are done."""

@@ -84,11 +84,31 @@ class NearestSearch(TokenSearch):
         """Return the original's own encoding of the prompts."""
         return list(self.target.original.encode([p.text for p in prompts]))
 
-    def goal(self, slots: Sequence[Slot], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def begin(self, slots: Sequence[Slot]) -> None:
+        """Ask the original for the noise of all the round's steps: what it sees does not depend on them."""
+        super().begin(slots)
+        rows: list[tuple[Slot, int, Tensor]] = []
+        for slot in slots:
+            slot.goals, state = [], slot.rng.get_state()
+            for _ in range(self.steps):
+                (time,) = self.draw_times([slot])
+                rows.append((slot, time, torch.randn(slot.latent.shape, generator=slot.rng)))
+            slot.rng.set_state(state)
+
+        def ask(part: list[tuple[Slot, int, Tensor]]) -> None:
+            asked, times, noise = zip(*part, strict=True)
+            x, t, _ = self.noised([s.latent for s in asked], times, torch.stack(noise))
+            cond = torch.stack([s.wanted for s in asked])
+            with torch.no_grad():
+                found = self.target.original.predict_noise(x, t, cond)
+            for slot, goal in zip(asked, found, strict=True):
+                slot.goals.append(goal)
+
+        self.in_parts(rows, ask)
+
+    def goal(self, slots: Sequence[Slot], noise: Tensor) -> Tensor:
         """Return what the original predicts for the original prompts."""
-        cond = torch.stack([s.wanted for s in slots if s.wanted is not None])
-        with torch.no_grad():
-            return self.target.original.predict_noise(x, t, cond)
+        return torch.stack([s.goals[len(s.losses) % self.steps] for s in slots])
 
     def _nearest(self, embeddings: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize

@@ -107,7 +107,7 @@ def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
     search = SimplexSearch(attack, target(tiny), ctx)
     slots = list(search.open(PROMPTS[:2]))
     before = [slot.variable.clone() for slot in slots]
-    search.iterate(slots, draw_noise=True)
+    search.iterate(slots, begins=True)
     for slot, prompt, p in zip(slots, PROMPTS, before, strict=False):
         rng = torch.Generator().manual_seed(prompt.seed)
         torch.randn(4, 8, 8, generator=rng)  # the initial latents
@@ -282,7 +282,7 @@ def test_one_p4d_step_follows_the_nearest_tokens(tiny, ctx) -> None:
     for slot in slots:
         slot.variable += 0.02 * torch.randn(3, 32)
     before = [slot.variable.clone() for slot in slots]
-    search.iterate(slots, draw_noise=True)
+    search.iterate(slots, begins=True)
     table, tok = search.table, tiny.pipe.tokenizer
     for slot, prompt, e in zip(slots, PROMPTS, before, strict=False):
         rng = torch.Generator().manual_seed(prompt.seed)
@@ -305,6 +305,11 @@ def test_one_p4d_step_follows_the_nearest_tokens(tiny, ctx) -> None:
         torch.optim.Adam([variable], lr=0.05, weight_decay=0.1).step()
         assert slot.losses == [pytest.approx(loss.item(), rel=1e-4)]
         assert torch.allclose(slot.variable, variable.detach(), atol=1e-4)
+        # The original is asked for all steps at once; the second step's noise is the stream's next.
+        x2 = a.sqrt() * slot.latent + (1 - a).sqrt() * torch.randn(4, 8, 8, generator=rng)
+        with torch.no_grad():
+            second = original.predict_noise(x2[None], t, original.encode([prompt.text]))[0]
+        assert torch.allclose(search.goal([slot], noise)[0], second, atol=1e-5)
 
 
 def test_p4d_reads_vocabulary_tokens_whatever_the_batch(tiny, ctx, monkeypatch) -> None:
@@ -324,9 +329,9 @@ def test_per_k_words_takes_a_token_for_every_k_of_the_prompt(tiny, ctx) -> None:
     search = NearestSearch(P4D(tokens=3, insertion="per-k-words"), target(tiny), ctx)
     slots = list(search.open(prompts))
     assert [len(s.variable) for s in slots] == [2, 1]
-    search.iterate(slots, draw_noise=True)
+    search.iterate(slots, begins=True)
     (alone,) = search.open(prompts[1:])
-    search.iterate([alone], draw_noise=True)
+    search.iterate([alone], begins=True)
     assert torch.allclose(slots[1].variable, alone.variable, atol=1e-5)
     assert slots[1].losses == [pytest.approx(alone.losses[0], rel=1e-4)]
 
@@ -359,7 +364,7 @@ def test_one_step_of_the_official_p4d(tiny, ctx, variant) -> None:
     z = z * tiny.pipe.vae.config.scaling_factor
     assert torch.allclose(slot.latent, z[0], atol=1e-5)
 
-    search.iterate([slot], draw_noise=True)
+    search.iterate([slot], begins=True)
     rng = torch.Generator().manual_seed(prompt.seed)
     t = torch.randint(1000, (1,), generator=rng)
     noise = torch.randn((4, 8, 8), generator=rng)[None]
