@@ -427,10 +427,11 @@ def speed_attack(
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    workers: Workers = 1,
 ) -> None:
     """Time an attack batched and in the official way, one prompt at a time; memory of both.
 
-    Example: bench speed attack --attack unlearndiff --prompts 16
+    Example: bench speed attack --attack unlearndiff --prompts 16 --workers 2
     """
     from bench.plan import plan
     from bench.registry import Ref
@@ -452,7 +453,9 @@ def speed_attack(
     jobs: list[tuple[Any, Way]] = [(cell, "batched"), (cell, "official")]
     if scaling:
         jobs = [(each, "batched") for each in scaled(cell)]
-    runs = [measure_apart(job, way, settings, judge=not scaling) for job, way in jobs]
+    runs = [
+        measure_apart(job, way, settings, judge=not scaling, workers=workers) for job, way in jobs
+    ]
     rows = [
         (
             r.way,
@@ -467,6 +470,7 @@ def speed_attack(
         for r in runs
     ]
     note = f"{attack} on {method}, {task}, {device}, {torch.get_num_threads()} threads"
+    note += f"; batched in {workers} processes" if workers > 1 else ""
     note += "; s: the attack alone, and a prompt's share a timestep; wall: with start and loading"
     if scaling:
         note += "; no prompt may succeed, so that each costs the same"

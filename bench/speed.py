@@ -1,7 +1,8 @@
 """How fast an attack runs: batched as here, and one prompt at a time as in the official code.
 
 Both ways run the same attack on the same erased model, prompts and draws, one after the other, and must
-find the same adversarial texts. The batched way attacks all prompts in one process. The official way
+find the same adversarial texts. The batched way attacks all prompts in one process, or an equal part in
+each of several, as ``bench run --workers`` does. The official way
 (Diffusion-MU-Attack) starts a process a prompt, makes two denoiser passes for an image's guidance, and
 loads the judge for every image; our own loop runs it, so that only these habits differ.
 """
@@ -14,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
@@ -44,7 +47,7 @@ class Run:
         timesteps: How many timesteps the attack visits.
         attack: Seconds of the attack alone, models and erasure loaded before.
         wall: Seconds with the start of the process and the loading of everything.
-        peak_mb: Largest resident memory of a process, everything included.
+        peak_mb: Largest resident memory at a time, of all processes, everything included.
         texts: What was found.
     """
 
@@ -93,7 +96,9 @@ class OneByOne(DiffusersModel):
         return torch.cat(rows)
 
 
-def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True, first: int = 0) -> Run:
+def measure(
+    cell: Cell, way: Way, settings: Settings, *, judge: bool = True, part: Sequence[int] = ()
+) -> Run:
     """Run a cell's attack once and time it, in this process.
 
     Args:
@@ -101,10 +106,10 @@ def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True, fir
         way: Batched or official.
         settings: Device, batch and cache.
         judge: False lets no prompt succeed, so that every prompt costs the same.
-        first: Index of the first prompt.
+        part: Which prompts, by place; all of the cell's by default.
     """
     task = load_task(cell.task, cell.world)
-    prompts = task.prompts[first : first + cell.prompts]
+    prompts = [task.prompts[i] for i in part or range(cell.prompts)]
     runner = Runner(settings)
     victim, original = runner.erase(cell).model, runner.model(cell)
     measure_ = task.measures[0]
@@ -139,32 +144,44 @@ def measure(cell: Cell, way: Way, settings: Settings, *, judge: bool = True, fir
     return Run(way, len(prompts), times, seconds, seconds, peak, texts)
 
 
-def measure_apart(cell: Cell, way: Way, settings: Settings, *, judge: bool = True) -> Run:
-    """Run :func:`measure` in fresh processes: one, or for the official way one a prompt."""
-    if way == "batched":
-        return _process(cell, way, settings, judge, 0)
-    one = replace(cell, prompts=1)
-    runs = [_process(one, way, settings, judge, i) for i in range(cell.prompts)]
-    return Run(
-        way,
-        cell.prompts,
-        runs[0].timesteps,
-        sum(r.attack for r in runs),
-        sum(r.wall for r in runs),
-        max(r.peak_mb for r in runs),
-        tuple(text for r in runs for text in r.texts),
-    )
+def measure_apart(
+    cell: Cell, way: Way, settings: Settings, *, judge: bool = True, workers: int = 1
+) -> Run:
+    """Run :func:`measure` in fresh processes: ``workers`` at once, or officially one a prompt in turn."""
+    every = range(cell.prompts)
+    if way == "official":
+        runs = [_process(cell, way, settings, judge, [i]) for i in every]
+        seconds, wall = sum(r.attack for r in runs), sum(r.wall for r in runs)
+        peak, parts = max(r.peak_mb for r in runs), [[i] for i in every]
+    else:
+        parts = [list(every[i::workers]) for i in range(min(workers, cell.prompts))]
+        threads = max(1, torch.get_num_threads() // workers)
+        settings = replace(settings, batch_size=max(1, settings.batch_size // workers))
+        start = time.perf_counter()
+        with ThreadPoolExecutor(workers) as pool:
+            job = partial(_process, cell, way, settings, judge, threads=threads)
+            runs = list(pool.map(job, parts))
+        seconds, wall = max(r.attack for r in runs), time.perf_counter() - start
+        peak = sum(r.peak_mb for r in runs)
+    texts = {
+        i: t
+        for part, r in zip(parts, runs, strict=True)
+        for i, t in zip(part, r.texts, strict=True)
+    }
+    found = tuple(texts[i] for i in every)
+    return Run(way, cell.prompts, runs[0].timesteps, seconds, wall, peak, found)
 
 
-def _process(cell: Cell, way: Way, settings: Settings, judge: bool, first: int) -> Run:
+def _process(
+    cell: Cell, way: Way, settings: Settings, judge: bool, part: Sequence[int], threads: int = 0
+) -> Run:
     job = {
         "cell": asdict(cell),
         "way": way,
         "judge": judge,
-        "first": first,
-        "device": settings.device,
-        "batch_size": settings.batch_size,
-        "cache": str(settings.artifacts.root),
+        "part": part,
+        "threads": threads or torch.get_num_threads(),
+        "settings": settings.to_json(),
     }
     start = time.perf_counter()
     done = subprocess.run(
@@ -197,19 +214,16 @@ def _main() -> None:
     from pydantic import TypeAdapter
     from rich.console import Console
 
-    from bench.store import Artifacts
-
     job = json.load(sys.stdin)
-    console = Console(stderr=True)
+    torch.set_num_threads(job["threads"])
+    console = Console(stderr=True, quiet=bool(job["part"][0]))  # one of several speaks
     with console.status("") as status:
-        settings = Settings(
-            job["device"],
-            job["batch_size"],
-            artifacts=Artifacts(Path(job["cache"])),
+        settings = replace(
+            Settings.from_json(job["settings"]),
             progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
         )
         cell = TypeAdapter(Cell).validate_python(job["cell"])
-        run = measure(cell, job["way"], settings, judge=job["judge"], first=job["first"])
+        run = measure(cell, job["way"], settings, judge=job["judge"], part=job["part"])
     sys.stdout.write(json.dumps(asdict(run)) + "\n")
 
 

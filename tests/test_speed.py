@@ -1,13 +1,11 @@
 """The speed benchmark compares like with like."""
 
-from dataclasses import replace
-
 from bench.models.diffusers import DiffusersModel
 from bench.plan import plan
 from bench.registry import Ref
 from bench.run import Settings
 from bench.spec import Spec
-from bench.speed import OneByOne, _one_by_one, measure, scaled
+from bench.speed import OneByOne, _one_by_one, measure, measure_apart, scaled
 from bench.store import Artifacts
 
 
@@ -18,9 +16,12 @@ def test_both_ways_find_the_same(tmp_path) -> None:
     settings = Settings(batch_size=4, artifacts=Artifacts(tmp_path))
     ours, theirs = (measure(cell, way, settings) for way in ("batched", "official"))
     assert ours.texts == theirs.texts
-    assert ours.texts[1:] == measure(replace(cell, prompts=1), "official", settings, first=1).texts
+    assert ours.texts[1:] == measure(cell, "official", settings, part=[1]).texts
     assert ours.per_hour == 3600 * 2 / ours.wall
     assert (ours.prompts, ours.timesteps) == (2, 10)
+    apart = measure_apart(cell, "batched", settings, workers=2)
+    assert apart.texts == ours.texts
+    assert apart.wall > apart.attack
 
 
 def test_one_by_one_is_a_pass_a_row(tiny, monkeypatch) -> None:
