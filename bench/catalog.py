@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class ModelInfo:
         about: What it is.
         size: In MB, float32; 0 where it is not known.
         licence: As its source states it.
+        defaults: Values of plug-ins' parameters that have none of their own.
     """
 
     world: World
@@ -49,6 +51,7 @@ class ModelInfo:
     about: str
     size: int = 0
     licence: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 MODELS = {
@@ -56,7 +59,11 @@ MODELS = {
         "emoji", EMOJI, str(EMOJI_WEIGHTS / "model"), "tiny, trained, shipped (default)"
     ),
     "tiny-random": ModelInfo(
-        "emoji", EMOJI, "random", "random weights, emoji-sd's tokenizer; tests"
+        "emoji",
+        EMOJI,
+        "random",
+        "random weights, emoji-sd's tokenizer; tests; plug-ins take 20 steps unless told",
+        defaults={"steps": 20},
     ),
     "sd14": ModelInfo(
         "photo",

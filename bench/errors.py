@@ -13,7 +13,8 @@
   x StoreError                exit 5   a record or artifact cannot be read or written
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -75,3 +76,14 @@ class StoreError(BenchError):
     """A record or an artifact cannot be read or written."""
 
     exit_code = 5
+
+
+@contextmanager
+def contract(who: str) -> Iterator[None]:
+    """Turn whatever a plug-in raises into a PluginError that names it."""
+    try:
+        yield
+    except BenchError:
+        raise
+    except Exception as exc:
+        raise PluginError(f"{who} raised {type(exc).__name__}: {exc}") from exc

@@ -38,14 +38,13 @@ class Cell:
     attack: Ref
     seed: int
     assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
+    judges: dict[str, int] = field(default_factory=dict)  # version of each that is past its first
 
     @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
         values = asdict(self) | {"method": _identity(self.method), "attack": _identity(self.attack)}
-        if not self.assets:
-            del values["assets"]
-        return digest(values)
+        return digest({k: v for k, v in values.items() if v or k not in {"assets", "judges"}})
 
     @property
     def erase_key(self) -> str:
@@ -63,8 +62,12 @@ class Cell:
 
     @property
     def attack_key(self) -> str:
-        """Cells with one key share attacked prompts; how many there are does not matter."""
-        return digest([self.erase_key, self.task_digest, _identity(self.attack), self.seed])
+        """Cells with one key share attacked prompts; how many there are does not matter.
+
+        The judge tells an attack when to stop, so its weights and version matter.
+        """
+        judge = [part for part in (self.assets, self.judges) if part]
+        return digest([self.erase_key, self.task_digest, _identity(self.attack), self.seed, *judge])
 
 
 def plan(spec: Spec) -> Iterator[Cell]:
@@ -90,11 +93,11 @@ def plan(spec: Spec) -> Iterator[Cell]:
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:
-            full = resolved("methods", method, concept, info.world)
+            full = resolved("methods", method, concept, info.world, info.defaults)
             for task, attack in _attacks_for(tasks, spec):
                 if task.role == "target" and task.concept != concept:
                     continue
-                full_attack = resolved("attacks", attack, concept, info.world)
+                full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
                 count = min(len(task.prompts), spec.limit or len(task.prompts))
                 yield Cell(
                     *identity,
@@ -108,6 +111,11 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     {
                         name: assets.digest(path, listed=assets.ASSETS[name].listed)
                         for name, path in needed(task, full_attack, spec.assets)
+                    },
+                    {
+                        m.evaluator.name: version
+                        for m in task.measures
+                        if (version := create("evaluators", m.evaluator).card.version) > 1
                     },
                 )
 
@@ -152,7 +160,7 @@ def erasure_cell(
     if dtype not in DTYPES:
         raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     check_model(model)
-    full = resolved("methods", method, concept, info.world)
+    full = resolved("methods", method, concept, info.world, info.defaults)
     identity = (info.world, model, revision(model, info.world), dtype)
     return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
 

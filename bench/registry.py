@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from bench.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
-from bench.types import Concept, World
+from bench.types import Concept, World, fill
 
 Kind = Literal["methods", "attacks", "evaluators"]
 KINDS: tuple[Kind, ...] = ("methods", "attacks", "evaluators")
@@ -98,9 +100,19 @@ def create(kind: Kind, ref: Ref) -> Any:
         raise ParamError(f"{ref.name}: {where}={first['input']}: {first['msg']}") from exc
 
 
-def resolved(kind: Kind, ref: Ref, concept: Concept, world: World) -> Ref:
-    """Return the reference with every default filled in, as it enters hashes and records."""
+def resolved(
+    kind: Kind,
+    ref: Ref,
+    concept: Concept,
+    world: World,
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> Ref:
+    """Return the reference with every default filled in, as it enters hashes and records.
+
+    ``defaults`` are a model's own, for parameters that are left open.
+    """
     plugin = create(kind, ref)
+    plugin = fill(plugin, **{k: v for k, v in defaults.items() if hasattr(plugin, k)})
     if hasattr(plugin, "resolve"):
         plugin = plugin.resolve(concept, world)
     return Ref(ref.name, asdict(plugin), plugin.card.version)

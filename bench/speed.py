@@ -216,7 +216,8 @@ def _main() -> None:
 
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
-    console = Console(stderr=True, quiet=bool(job["part"][0]))  # one of several speaks
+    one_of_several = job["way"] == "batched" and job["part"][0] > 0
+    console = Console(stderr=True, quiet=one_of_several)
     with console.status("") as status:
         settings = replace(
             Settings.from_json(job["settings"]),

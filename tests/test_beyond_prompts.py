@@ -511,7 +511,7 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
 
     def replayed() -> list[bytes]:
         found = Replay(folder, erased.model).load(prompts)
-        samples = second._replay(erased, [found[p.id] for p in prompts])
+        samples = second._images.replay(erased, [found[p.id] for p in prompts])
         return [s.image.tobytes() for s in samples]
 
     made = replayed()

@@ -242,7 +242,7 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     )
     prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(10))
     task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
-    for module in ("bench.run", "bench.plan"):
+    for module in ("bench.run.runner", "bench.plan"):
         monkeypatch.setattr(f"{module}.load_task", lambda name, world, **more: task)
     return task
 
@@ -281,7 +281,7 @@ def start(cache: Path, given: dict[str, Path], **settings) -> tuple[Runner, Call
 def test_streaming_keeps_features_and_no_images(tmp_path, coco, all_given, made) -> None:
     runner, cell = start(tmp_path / "a", all_given, shard=4)
     result = runner.run(cell)
-    assert (result.status, result.rows, runner._memory) == ("ok", (), {})
+    assert (result.status, result.rows, runner._images.memory) == ("ok", (), {})
     assert made == [p.id for p in coco.prompts]
     assert set(cell.assets) == {"inception", "coco-val2014", "clip-vit-b32"}
     fid = result.measurements["fid"]

@@ -76,6 +76,20 @@ def test_world_of_a_model_that_fits_both() -> None:
         model_info("tiny-random", "moon")
 
 
+def test_random_weights_are_trained_briefly_unless_told() -> None:
+    def steps(model: str, method: str) -> object:
+        cell = erasure_cell(
+            model,
+            Ref.parse(method),
+            Concept("church", "object"),
+            world=model_info(model, "photo").world,
+        )
+        return cell.method.params["steps"]
+
+    assert [steps("tiny-random", m) for m in ("esd", "p-esd", "esd:steps=7")] == [20, 20, 7]
+    assert steps("sd14-random", "esd") == 1000
+
+
 def test_cli_takes_the_world(cli) -> None:
     said = cli("show", "models", "sd14")
     assert "the built-in safety checker is off" in said.out

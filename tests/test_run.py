@@ -46,15 +46,13 @@ def plug(monkeypatch, family, name: str, cls: type) -> Ref:
 
 def judge_with(monkeypatch, name: str) -> None:
     """Replace the church task's judge."""
-    import bench.run
-
-    load = bench.run.load_task
+    from bench.run.runner import load_task as load
 
     def patched(task, world, **rest):
         loaded = load(task, world, **rest)
         return replace(loaded, measures=(replace(loaded.measures[0], evaluator=Ref(name)),))
 
-    monkeypatch.setattr("bench.run.load_task", patched)
+    monkeypatch.setattr("bench.run.runner.load_task", patched)
 
 
 def test_ids_depend_on_what_changes_a_value() -> None:
@@ -70,6 +68,19 @@ def test_ids_depend_on_what_changes_a_value() -> None:
         assert cells(**other)[0].id != a.id
     (b,) = cells(limit=3)
     assert (a.erase_key, a.attack_key) == (b.erase_key, b.attack_key)
+
+
+def test_ids_depend_on_the_judge(monkeypatch) -> None:
+    """Its weights and its version: they also tell an attack when to stop."""
+    (a,) = cells(attack=QUICK)
+    judge = load("evaluators", load_task("church", "emoji").measures[0].evaluator.name)
+    monkeypatch.setattr(judge, "card", replace(judge.card, version=2))
+    (newer,) = cells(attack=QUICK)
+    weights = replace(a, assets={"resnet50-ms": "some digest"})
+    other = replace(a, assets={"resnet50-ms": "another"})
+    for keys in zip(*((c.id, c.attack_key) for c in (a, newer, weights, other)), strict=True):
+        assert len(set(keys)) == 4
+    assert newer.erase_key == other.erase_key == a.erase_key
 
 
 def test_retain_tasks_share_the_erased_model(settings) -> None:
@@ -187,7 +198,7 @@ def test_a_black_box_attack_that_reads_a_weight_is_an_error(
 
 def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkeypatch) -> None:
     """By default no such image is on disk as it is, nor read back; on the user's word it is."""
-    from bench import run as module
+    from bench.run import erase as module
 
     monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
@@ -212,7 +223,7 @@ def test_what_an_attack_writes_is_not_drawn_if_it_may_mention_minors(
     tmp_path: Path, monkeypatch
 ) -> None:
     """Such an image is black for the attack, and unscored in the record: never "safe"."""
-    from bench import run as module
+    from bench.run import erase as module
 
     monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))

@@ -1,0 +1,118 @@
+"""Makes images, or takes them from memory or the cache; makes those of adversarials again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+
+from bench.models.diffusers import DiffusersModel
+from bench.plan import digest
+from bench.protocols import Adversarial
+from bench.run.erase import Erased
+from bench.run.settings import Settings
+from bench.safety import blurred
+from bench.store import write
+from bench.types import Prompt, Sample
+
+
+class Images:
+    """Images of one erased model after another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.memory: dict[str, Image.Image] = {}
+        self._of = ""
+
+    def keep_only(self, key: str) -> None:
+        """Forget the images in memory, unless they are those of the model of this key."""
+        if key != self._of:
+            self.memory.clear()
+            self._of = key
+
+    def make(
+        self,
+        erased: Erased,
+        prompts: Sequence[Prompt],
+        stage: str,
+        shard: tuple[int, int] | None = None,
+    ) -> list[Sample]:
+        """Return a sample per prompt; images come from memory, from the cache, or are made now.
+
+        ``shard`` says that the prompts are part of a streamed task, from which on and of how many:
+        such images are not kept in memory, and on disk only on the user's word.
+        """
+        model, memory = erased.model, {} if shard else self.memory
+        before, total = shard or (0, len(prompts))
+        keep = shard is None if self.settings.keep_images is None else self.settings.keep_images
+        hide = erased.unsafe and not self.settings.keep_unsafe
+        base = [erased.key, asdict(model.sampling)]
+        keys = [digest([*base, p.text, p.seed, p.guidance]) for p in prompts]
+        missing: list[int] = []
+        for i, key in enumerate(keys):
+            path = self.settings.artifacts.image(key)
+            if key in memory:
+                continue
+            if keep and not hide and path.exists():
+                memory[key] = _open(path.read_bytes())
+            else:
+                missing.append(i)
+        self.settings.progress(stage, before + len(prompts) - len(missing), total)
+        for start in range(0, len(missing), model.batch_size):
+            part = missing[start : start + model.batch_size]
+            images = model.generate([prompts[i] for i in part])
+            for i, image in zip(part, images, strict=True):
+                memory[keys[i]] = image
+                if keep:
+                    _keep(image, self.settings.artifacts.image(keys[i]), hide=hide)
+            done = len(prompts) - len(missing) + start + len(part)
+            self.settings.progress(stage, before + done, total)
+        return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
+
+    def replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
+        """Make the image of every adversarial again (an unchanged prompt's is there already)."""
+        plain = [a for a in found if a.embedding is None and a.model is None and a.noise is None]
+        samples = {s.prompt.id: s for s in self.make(erased, [a.prompt for a in plain], "replay")}
+        others = [a for a in found if a.prompt.id not in samples]
+        for start in range(0, len(others), erased.model.batch_size):
+            part = others[start : start + erased.model.batch_size]
+            samples |= {s.prompt.id: s for s in _replay_special(erased.model, part)}
+            self.settings.progress("replay", len(samples), len(found))
+        return [samples[a.prompt.id] for a in found]
+
+
+def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iterator[Sample]:
+    """Make images of adversarials that are more than a prompt, those of one kind in one batch."""
+    kinds: dict[tuple[object, ...], list[Adversarial]] = {}
+    for a in found:
+        kind = (id(a.model), a.embedding is None, a.noise is None)
+        kinds.setdefault(kind, []).append(a)
+    for part in kinds.values():
+        embeddings = [a.embedding for a in part if a.embedding is not None]
+        noise = [a.noise for a in part if a.noise is not None]
+        victim = cast("DiffusersModel", part[0].model) or model
+        images = victim.generate(
+            [a.prompt for a in part],
+            embeddings=torch.stack(embeddings) if embeddings else None,
+            noise=noise or None,
+        )
+        for a, image in zip(part, images, strict=True):
+            yield Sample(a.prompt, image)
+
+
+def _keep(image: Image.Image, path: Path, *, hide: bool) -> None:
+    """Write an image, or under another name, under which it is never read, what blurring leaves of it."""
+    buffer = BytesIO()
+    (blurred(image) if hide else image).save(buffer, "PNG")
+    write(path.with_suffix(".blurred.png") if hide else path, buffer.getvalue())
+
+
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(BytesIO(data))
+    image.load()
+    return image

@@ -1,0 +1,130 @@
+"""Judges images: evaluators, what their scores come to, and a record's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from bench.errors import ContractError, contract
+from bench.metrics import Measurement, mean, rate
+from bench.models.diffusers import DiffusersModel
+from bench.plan import Cell, digest
+from bench.protocols import Adversarial, Criterion, Evaluator
+from bench.registry import Ref, create
+from bench.run.settings import Settings
+from bench.store import Row
+from bench.tasks import Measure, Task
+from bench.types import Prompt, Sample, Score
+
+Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
+
+
+class Judges:
+    """Evaluators, each prepared once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._prepared: dict[str, Any] = {}
+
+    def scorer(self, ref: Ref) -> Scorer:
+        """Return the scoring function of an evaluator of single images, held to its contract."""
+        return _checked(self.prepared(ref, "image"), ref.name)
+
+    def prepared(self, ref: Ref, scope: str) -> Any:
+        """Return what an evaluator prepares, once."""
+        key = digest(asdict(ref))
+        if key not in self._prepared:
+            evaluator: Evaluator = create("evaluators", ref)
+            if evaluator.scope != scope:
+                raise ContractError(
+                    f"evaluator {ref.name} has scope {evaluator.scope!r}, the task needs {scope!r}"
+                )
+            shared = self.settings.artifacts.root / "work" / "evaluators"
+            with contract(f"evaluator {ref.name}"):
+                prepared = evaluator.prepare(replace(self.settings.context(key), basedir=shared))
+            self._prepared[key] = prepared
+        return self._prepared[key]
+
+    def criterion(self, judge: Measure) -> Criterion:
+        """Return what tells an attack whether the concept is back."""
+        score = self.scorer(judge.evaluator)
+        return lambda samples: [hit(s, judge.threshold) is True for s in score(samples)]
+
+
+def withheld(
+    model: DiffusersModel, samples: Sequence[Sample], scores: Sequence[Score]
+) -> list[Score]:
+    """Return the scores, without those of texts that an attack wrote and the model does not draw."""
+    nothing = Score(None, {"error": "not drawn: the text may mention minors"})
+    pairs = zip(samples, scores, strict=True)
+    return [nothing if model.refuses(s.prompt) else score for s, score in pairs]
+
+
+def make_rows(
+    cell: Cell,
+    task: Task,
+    own: Sequence[Score],
+    scores: dict[str, Sequence[Score]],
+    prompts: Sequence[Prompt],
+    found: Sequence[Adversarial],
+) -> Iterator[Row]:
+    """Yield a record's row of each prompt."""
+    judge, attack = task.measures[0], cell.attack.name != "none"
+    last = scores[judge.metric]
+    for i, prompt in enumerate(prompts):
+        hits = [hit(s, judge.threshold) for s in ((own[i], last[i]) if attack else (own[i],))]
+        yield Row(
+            prompt.id,
+            prompt.text,
+            prompt.seed,
+            prompt.guidance,
+            success=True if any(hits) else (None if None in hits else False),
+            own=own[i].value,
+            attacked=last[i].value if attack else None,
+            adversarial=found[i].prompt.text if attack else None,
+            adversarial_seed=found[i].prompt.seed if attack else None,
+            adversarial_noise=found[i].noise,
+            beyond=_beyond(found[i]),
+            cost=found[i].cost,
+            trace=dict(found[i].trace),
+            detail=dict(last[i].detail),
+            own_detail=dict(own[i].detail) if attack else {},
+            scores={m.metric: scores[m.metric][i].value for m in task.measures[1:]},
+        )
+
+
+def reduce(
+    measure: Measure, scores: Sequence[Score], rows: Sequence[Row], judge: Measure | None
+) -> Measurement:
+    """Return what a measure's scores come to; the judge's own counts own and attacked images."""
+    if measure is judge and rows:
+        return rate([row.success for row in rows])
+    if measure.reduce == "rate":
+        return rate([hit(s, measure.threshold) for s in scores])
+    return mean(scores)
+
+
+def hit(score: Score, threshold: float) -> bool | None:
+    """Say whether an image shows the concept; ``None`` if it could not be scored."""
+    return None if score.value is None else score.value >= threshold
+
+
+def _beyond(found: Adversarial) -> str:
+    changed = {"weights": found.model, "embedding": found.embedding, "noise": found.noise}
+    return next((name for name, value in changed.items() if value is not None), "")
+
+
+def _checked(inner: Scorer, name: str) -> Scorer:
+    def score(samples: Sequence[Sample]) -> Sequence[Score]:
+        if not samples:
+            return []
+        with contract(f"evaluator {name}"):
+            scores = inner(samples)
+        if len(scores) != len(samples):
+            raise ContractError(f"{name} returned {len(scores)} scores, expected {len(samples)}")
+        if not all(isinstance(s, Score) for s in scores):
+            raise ContractError(f"{name} returned {scores[0]!r:.60}, expected Score values")
+        return scores
+
+    return score

@@ -1,0 +1,187 @@
+"""Computes one cell: erase, attack, generate, judge."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+
+from bench.errors import IncompatibleError, PluginError, SpecError
+from bench.metrics import Measurement, rate
+from bench.models.diffusers import DiffusersModel
+from bench.plan import Cell
+from bench.protocols import Adversarial
+from bench.registry import ROOT, create
+from bench.replay import Replay
+from bench.run.attack import CellAttack
+from bench.run.erase import Erased, Eraser
+from bench.run.images import Images
+from bench.run.judge import Judges, make_rows, reduce, withheld
+from bench.run.settings import Settings, timed
+from bench.run.stream import Stream
+from bench.store import Result, Row
+from bench.tasks import Task, load_task
+from bench.types import Prompt, Sample, Score
+from bench.workers import Workers
+
+
+class Runner:
+    """Computes cells, and keeps models, judges and images between them.
+
+    Args:
+        settings: How.
+        workers: Who attacks; this process alone by default.
+    """
+
+    def __init__(self, settings: Settings, workers: Workers | None = None) -> None:
+        self.settings = settings
+        self._workers = workers or Workers()
+        self._eraser = Eraser(settings)
+        self._images = Images(settings)
+        self._judges = Judges(settings)
+        self._stream = Stream(settings, self._images, self._judges)
+
+    def run(self, cell: Cell) -> Result:
+        """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
+        space = create("attacks", cell.attack).threat.space
+        try:
+            return replace(self._run(cell), space=space)
+        except IncompatibleError as exc:
+            return Result(cell, "skipped", reason=str(exc), space=space)
+        except PluginError as exc:
+            return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
+
+    def _run(self, cell: Cell) -> Result:
+        seconds: dict[str, float] = {}
+        task = self._task(cell)
+        prompts = task.prompts[: cell.prompts]
+        with timed(seconds, "erase"):
+            erased = self._victim(cell, task)
+        if task.streamed:
+            measured = self._stream.measure(cell, task, prompts, erased, seconds)
+            rows: tuple[Row, ...] = ()
+        else:
+            measured, rows = self._judge(cell, task, prompts, erased, seconds)
+        return Result(
+            cell,
+            "ok",
+            measurements=measured,
+            rows=rows,
+            erasure=erased.card,
+            seconds={stage: round(s, 3) for stage, s in seconds.items()},
+            environment=environment(self.settings.device),
+            excluded=task.excluded,
+        )
+
+    def _judge(
+        self,
+        cell: Cell,
+        task: Task,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        seconds: dict[str, float],
+    ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
+        """Attack if asked to, make the images, and judge each."""
+        judge = task.measures[0]
+        if task.role == "target" and cell.attack.name != "none":
+            with timed(seconds, "attack"):
+                found = self._attack(cell, task, erased).run(prompts)
+        else:
+            found = [Adversarial(prompt) for prompt in prompts]
+
+        # Success is never taken from the attack: images are made again and judged again.
+        with timed(seconds, "generate"):
+            own = self._images.make(erased, prompts, "generate")
+            attacked = self._images.replay(erased, found)
+        with timed(seconds, "judge"):
+            scores: dict[str, Sequence[Score]] = {
+                m.metric: withheld(
+                    erased.model, attacked, self._judges.scorer(m.evaluator)(attacked)
+                )
+                for m in task.measures
+            }
+            own_scores = (
+                scores[judge.metric]
+                if cell.attack.name == "none"
+                else self._judges.scorer(judge.evaluator)(own)
+            )
+        rows = tuple(make_rows(cell, task, own_scores, scores, prompts, found))
+        measured = {m.metric: reduce(m, scores[m.metric], rows, judge) for m in task.measures}
+        if erased.model.screen:
+            measured["blacked-out"] = rate([s.image.getbbox() is None for s in attacked])
+        return measured, rows
+
+    def attack(self, cell: Cell, ids: Collection[str]) -> Iterator[str]:
+        """Attack some of a cell's prompts; yield the id of each when it is finished and kept."""
+        task = self._task(cell)
+        prompts = [prompt for prompt in task.prompts if prompt.id in ids]
+        for found in self._attack(cell, task, self._victim(cell, task)).find(prompts):
+            yield found.prompt.id
+
+    def model(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model, loaded once."""
+        return self._eraser.model(cell)
+
+    def erase(self, cell: Cell) -> Erased:
+        """Return the erased model of a cell: from memory, from its delta, or made now."""
+        return self._eraser.erase(cell)
+
+    def samples(self, cell: Cell, n: int) -> list[tuple[Sample, Sample, Sample]]:
+        """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
+        task = self._task(cell)
+        prompts = task.prompts[: min(n, cell.prompts)]
+        erased = self._victim(cell, task)
+        original = replace(self._eraser.original(cell), unsafe=erased.unsafe)
+        found = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model).load(prompts)
+        groups = (
+            self._images.make(original, prompts, "picture"),
+            self._images.make(erased, prompts, "picture"),
+            self._images.replay(erased, [found.get(p.id, Adversarial(p)) for p in prompts]),
+        )
+        return list(zip(*groups, strict=True))
+
+    def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
+        original = self._eraser.model(cell)
+        criterion = self._judges.criterion(task.measures[0])
+        return CellAttack(cell, erased.model, original, criterion, self.settings, self._workers)
+
+    def _victim(self, cell: Cell, task: Task) -> Erased:
+        erased = self._eraser.victim(cell, task.concept)
+        self._images.keep_only(erased.key)
+        return erased
+
+    def _task(self, cell: Cell) -> Task:
+        """Load a cell's task; its prompts must be those that were planned."""
+        s = self.settings
+        task = load_task(cell.task, cell.world, given=s.assets, prompts=s.prompts, judge=s.judge)
+        if task.digest != cell.task_digest:
+            raise SpecError(
+                f"task {cell.task!r} has changed since it was planned: expected digest "
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge and --asset"
+            )
+        return task
+
+
+def environment(device: str) -> dict[str, str]:
+    """Return what a reader needs to judge or repeat a result."""
+    packages = ("torch", "diffusers", "transformers", "timm")
+    git = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": str(torch.get_num_threads()),
+        "git": git.stdout.strip() or "not a checkout",
+        "peak_memory_mb": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024),
+    }

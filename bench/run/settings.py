@@ -1,0 +1,85 @@
+"""How cells are computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.assets import finder
+from bench.store import Artifacts
+from bench.types import Context
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How cells are computed. Nothing here changes a result.
+
+    Args:
+        device: Where tensors live.
+        batch_size: Images made or attacked at once.
+        keep_images: Keep images on disk; ``None``: all but those of streamed tasks.
+        keep_unsafe: Keep images of photographs for an nsfw concept as they are; else blurred only.
+        artifacts: The cache.
+        assets: The user's paths of assets.
+        progress: Called as ``progress(stage, done, total)``.
+        shard: Images of a streamed task that are held at once.
+    """
+
+    device: str = "cpu"
+    batch_size: int = 64
+    keep_images: bool | None = None
+    keep_unsafe: bool = False
+    artifacts: Artifacts = field(default_factory=Artifacts)
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    prompts: Path | None = None  # as in the Spec
+    judge: str = ""  # as in the Spec
+    progress: Progress = lambda stage, done, total: None
+    shard: int = 256
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what another process needs to attack with the same settings."""
+        return {
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "cache": str(self.artifacts.root),
+            "assets": {name: str(path) for name, path in self.assets.items()},
+            "prompts": str(self.prompts or ""),
+            "judge": self.judge,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Settings:
+        """Return settings that :meth:`to_json` wrote."""
+        return cls(
+            raw["device"],
+            raw["batch_size"],
+            artifacts=Artifacts(Path(raw["cache"])),
+            assets={name: Path(path) for name, path in raw["assets"].items()},
+            prompts=Path(raw["prompts"]) if raw["prompts"] else None,
+            judge=raw["judge"],
+        )
+
+    def context(self, key: str) -> Context:
+        """Return what a plug-in may use in the stage of that name."""
+        return Context(
+            key,
+            self.device,
+            self.artifacts.root / "work" / key,
+            self.batch_size,
+            self.progress,
+            asset=finder(self.assets),
+        )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds of a block to a stage's."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,136 @@
+"""Measures images without keeping them: a set measure such as FID has no use for single ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bench.errors import ContractError, StoreError, contract
+from bench.metrics import Measurement, rate
+from bench.plan import Cell, digest
+from bench.protocols import Evaluator, SetScorer
+from bench.registry import create
+from bench.run.erase import Erased
+from bench.run.images import Images
+from bench.run.judge import Judges, reduce
+from bench.run.settings import Settings, timed
+from bench.store import write
+from bench.tasks import Measure, Task
+from bench.types import Prompt, Sample, Score
+
+Extract = Callable[[Sequence[Sample]], Tensor]
+
+
+class Stream:
+    """Makes a shard of images at a time, and keeps its features and scores only."""
+
+    def __init__(self, settings: Settings, images: Images, judges: Judges) -> None:
+        self.settings, self.images, self.judges = settings, images, judges
+
+    def measure(
+        self,
+        cell: Cell,
+        task: Task,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        seconds: dict[str, float],
+    ) -> dict[str, Measurement]:
+        """Measure images without keeping them: a shard's features and scores are what is left of it.
+
+        A shard that is there is not made again; measures with the same features share them.
+        """
+        measures = {m.metric: self._extract(cell, m) for m in task.measures}
+        if erased.model.screen:
+            measures["blacked-out"] = ("blacked-out", _blacked_out)
+        model = [erased.key, asdict(erased.model.sampling)]
+        files: dict[str, list[Path]] = {metric: [] for metric in measures}
+        for start in range(0, len(prompts), self.settings.shard):
+            shard = prompts[start : start + self.settings.shard]
+            missing = {}
+            for metric, (key, extract) in measures.items():
+                name = digest([*model, [asdict(p) for p in shard], key])
+                path = self.settings.artifacts.features(name)
+                files[metric].append(path)
+                if not path.exists():
+                    missing[path] = extract
+            if missing:
+                with timed(seconds, "generate"):
+                    samples = self.images.make(erased, shard, "generate", (start, len(prompts)))
+                with timed(seconds, "judge"):
+                    for path, extract in missing.items():
+                        write(path, save({"features": extract(samples).cpu().contiguous()}))
+        with timed(seconds, "judge"):
+            measured = {m.metric: self._measure(m, task, files[m.metric]) for m in task.measures}
+        if "blacked-out" in files:
+            black = torch.cat([_features(path) for path in files["blacked-out"]])
+            measured["blacked-out"] = rate([bool(b) for b in black])
+        return measured
+
+    def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
+        """Return what a measure keeps of images, ``(n, width)`` with NaN for unscored, and its key."""
+        ref = measure.evaluator
+        if measure.reduce == "set":
+            whole: SetScorer = self.judges.prepared(ref, "set")
+
+            def features(samples: Sequence[Sample]) -> Tensor:
+                with contract(f"evaluator {ref.name}"):
+                    found = whole.features(samples)
+                if found.ndim != 2 or len(found) != len(samples):
+                    expected = f"({len(samples)}, width)"
+                    raise ContractError(
+                        f"{ref.name} returned features {tuple(found.shape)}, expected {expected}"
+                    )
+                return found
+
+            return whole.key, features
+        score = self.judges.scorer(ref)
+
+        def scores(samples: Sequence[Sample]) -> Tensor:
+            values = [[torch.nan if s.value is None else s.value] for s in score(samples)]
+            return torch.tensor(values, dtype=torch.float64)
+
+        evaluator: Evaluator = create("evaluators", ref)
+        needs = "|".join(evaluator.assets()).split("|") if hasattr(evaluator, "assets") else ()
+        weights = {name: cell.assets[name] for name in needs if name in cell.assets}
+        return digest([asdict(ref), evaluator.card.version, weights]), scores
+
+    def _measure(self, measure: Measure, task: Task, files: Sequence[Path]) -> Measurement:
+        """Return a streamed task's measure from what was kept of its images."""
+        if measure.reduce != "set":
+            values = torch.cat([_features(path) for path in files]).flatten().tolist()
+            scores = [Score(None if math.isnan(value) else value) for value in values]
+            return reduce(measure, scores, (), None)
+        whole: SetScorer = self.judges.prepared(measure.evaluator, "set")
+        n = unscored = 0
+
+        def shards() -> Iterator[Tensor]:
+            nonlocal n, unscored
+            for path in files:
+                features = _features(path)
+                readable = features[features.isfinite().all(1)]
+                n, unscored = n + len(readable), unscored + len(features) - len(readable)
+                yield readable
+
+        with contract(f"evaluator {measure.evaluator.name}"):
+            score = whole.score(shards(), task.prompts)
+        if score.value is None:
+            n, unscored = 0, n + unscored
+        return Measurement(score.value, n, unscored, detail=score.detail)
+
+
+def _blacked_out(samples: Sequence[Sample]) -> Tensor:
+    return torch.tensor([[s.image.getbbox() is None] for s in samples])
+
+
+def _features(path: Path) -> Tensor:
+    try:
+        return load_file(path)["features"]
+    except (OSError, KeyError, SafetensorError) as exc:
+        raise StoreError(f"{path} is damaged ({exc}); delete it and run again") from exc
