@@ -20,7 +20,7 @@ def run(cli):
 
     def call(task: str, *more: str):
         said = cli(
-            "run", "--model", "tiny-random", "--world", "photo", "--method", "esd:steps=2",
+            "run", "--model", "tiny-random", "--world", "photo", "--method", "esd",
             "--attack", "none", "--attack", ATTACK, "--task", task, "--limit", "2", *more,
         )  # fmt: skip
         found = [json.loads(p.read_text()) for p in Path("results/local").rglob("*.json")]
