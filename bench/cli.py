@@ -450,15 +450,16 @@ def speed_attack(
     _check_device(device, torch)
     settings = Settings(device, batch_size)
     erase_cell(cell, settings, err)  # before the clock runs
-    jobs: list[tuple[Any, Way]] = [(cell, "batched"), (cell, "official")]
+    crews = dict.fromkeys((1, workers))
+    jobs: list[tuple[Any, Way, int]] = [(cell, "batched", n) for n in crews]
+    jobs += [(cell, "official", 1)]
     if scaling:
-        jobs = [(each, "batched") for each in scaled(cell)]
-    runs = [
-        measure_apart(job, way, settings, judge=not scaling, workers=workers) for job, way in jobs
-    ]
+        jobs = [(each, "batched", workers) for each in scaled(cell)]
+    ways = [f"{way}, {n} processes" if n > 1 else way for _, way, n in jobs]
+    runs = [measure_apart(job, way, settings, judge=not scaling, workers=n) for job, way, n in jobs]
     rows = [
         (
-            r.way,
+            way,
             str(r.prompts),
             str(r.timesteps),
             f"{r.attack:.1f}",
@@ -467,19 +468,19 @@ def speed_attack(
             f"{r.per_hour:.0f}",
             str(r.peak_mb),
         )
-        for r in runs
+        for way, r in zip(ways, runs, strict=True)
     ]
     note = f"{attack} on {method}, {task}, {device}, {torch.get_num_threads()} threads"
-    note += f"; batched in {workers} processes" if workers > 1 else ""
     note += "; s: the attack alone, and a prompt's share a timestep; wall: with start and loading"
     if scaling:
         note += "; no prompt may succeed, so that each costs the same"
-    else:
-        ours, theirs = runs
-        same = sum(a == b for a, b in zip(ours.texts, theirs.texts, strict=True))
+    theirs = runs[-1]
+    for way, r in zip(ways, () if scaling else runs[:-1], strict=False):
+        same = sum(a == b for a, b in zip(r.texts, theirs.texts, strict=True))
         note += (
-            f"; batched is {theirs.wall / ours.wall:.1f} times as fast, without start and loading "
-            f"{theirs.attack / ours.attack:.1f} times; {same} of {cell.prompts} adversarial texts are equal"
+            f"; {way}: {theirs.wall / r.wall:.1f} times as fast as official, without start and "
+            f"loading {theirs.attack / r.attack:.1f} times, {same} of {cell.prompts} adversarial "
+            "texts equal"
         )
     columns = ("way", "prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
     _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)

@@ -43,6 +43,8 @@ class Workers:
     def _start(self) -> None:
         self._others = [worker for worker in self._others if worker.process.poll() is None]
         self._others += [_Worker() for _ in range(self.count - 1 - len(self._others))]
+        for worker in self._others:
+            worker.finished = 0
 
     def stop(self) -> None:
         """End the others, whatever they are doing."""
@@ -70,7 +72,8 @@ class Workers:
         torch.set_num_threads(each if self.count > 1 else threads)
         try:
             for i, worker in enumerate(self._others, 1):
-                worker.give({**job, "threads": each, "pieces": pieces[i :: self.count]})
+                if part := pieces[i :: self.count]:
+                    worker.give({**job, "threads": each, "pieces": part})
             yield set(pieces[:: self.count])
         except BaseException:
             self.stop()
@@ -105,7 +108,7 @@ class _Worker:
         Thread(target=self._listen, daemon=True).start()
 
     def give(self, job: dict[str, Any]) -> None:
-        self.finished, self.busy = 0, True
+        self.busy = True
         try:
             assert self.process.stdin  # it is a pipe
             self.process.stdin.write(json.dumps(job) + "\n")

@@ -5,7 +5,7 @@ from bench.plan import plan
 from bench.registry import Ref
 from bench.run import Settings
 from bench.spec import Spec
-from bench.speed import OneByOne, _one_by_one, measure, measure_apart, scaled
+from bench.speed import OneByOne, _one_by_one, measure, scaled
 from bench.store import Artifacts
 
 
@@ -19,9 +19,16 @@ def test_both_ways_find_the_same(tmp_path) -> None:
     assert ours.texts[1:] == measure(cell, "official", settings, part=[1]).texts
     assert ours.per_hour == 3600 * 2 / ours.wall
     assert (ours.prompts, ours.timesteps) == (2, 10)
-    apart = measure_apart(cell, "batched", settings, workers=2)
-    assert apart.texts == ours.texts
-    assert apart.wall > apart.attack
+
+
+def test_the_command_compares_processes_and_the_official_way(cli) -> None:
+    said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "2",
+               "--attack", "unlearndiff:iterations=1,tokens=1", "--workers", "2")  # fmt: skip
+    assert said.code == 0, said.err
+    ways = [line.strip().split("  ")[0] for line in said.out.splitlines()]
+    three = ["batched", "batched, 2 processes", "official"]
+    assert [way for way in ways if way in three] == three
+    assert said.out.count("2 of 2 adversarial texts equal") == 2
 
 
 def test_one_by_one_is_a_pass_a_row(tiny, monkeypatch) -> None:

@@ -58,6 +58,10 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> Non
     counts = [done for stage, done, _ in seen if stage == "attack"]
     assert counts == sorted(counts)
     assert counts[-1] <= 3
+    with crew.share({}, ["one"]) as mine:  # nothing is left to give, and nobody to wait for
+        assert mine == {"one"}
+    crew.wait(lambda: pytest.fail("waits"))
+    assert crew.finished == 0
 
 
 def test_killed_in_mid_attack(tmp_path: Path, crew: Workers) -> None:
