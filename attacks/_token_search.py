@@ -395,9 +395,10 @@ class TokenSearch(ABC):
         self, slots: Sequence[Slot], trials: Sequence[Prompt], hits: Sequence[bool]
     ) -> None:
         """Note whether the ids themselves succeed; ids that survive decoding need no second image."""
-        differ = [i for i, slot in enumerate(slots) if not self._round_trip(slot)]
-        for slot, hit in zip(slots, hits, strict=True):
-            slot.token_success = slot.token_success or bool(hit)
+        same = [self._round_trip(slot) for slot in slots]
+        for slot, hit, kept in zip(slots, hits, same, strict=True):
+            slot.token_success = slot.token_success or (kept and bool(hit))
+        differ = [i for i, kept in enumerate(same) if not (kept or slots[i].token_success)]
         if differ:
             free = pad_sequence([self.table[slots[i].found] for i in differ], batch_first=True)
             with torch.no_grad():

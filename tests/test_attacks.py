@@ -267,6 +267,14 @@ def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
     ids += [tiny.pipe.tokenizer.eos_token_id] * (32 - len(ids))
     own = tiny.pipe.text_encoder(torch.tensor([ids]))[0]
     assert torch.allclose(made[1], own, atol=1e-5)
+    # Ids that have succeeded once are not drawn again; a string's success is not that of other ids.
+    slot.round, slot.token_success = 0, True
+    assert not list(search.evaluate([slot]))
+    assert (len(made), made[-1]) == (3, None)
+    search.target = replace(search.target, criterion=lambda samples: [made[-1] is None])
+    slot.round, slot.token_success = 0, False
+    (done,) = search.evaluate([slot])
+    assert (done.trace["success"], done.trace["token_success"]) == (True, False)
 
 
 # -------------------------------------------------------------------------- P4D and the floors
