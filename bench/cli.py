@@ -59,7 +59,7 @@ Workers = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes that attack together; each loads the models. On a CPU, one a core is fastest.",
+        help="Processes that attack together; each loads the models. Try one a core on a CPU.",
     ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]

@@ -51,8 +51,8 @@ def crew():
 def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> None:
     cell, seen = cell_of(), []
     alone = Runner(settings(tmp_path, "alone")).run(cell)
-    report = lambda stage, done, total: seen.append((stage, done, total))  # noqa: E731
-    together = Runner(settings(tmp_path, "together", progress=report), crew).run(cell)
+    heard = settings(tmp_path, "together", progress=lambda *said: seen.append(said))
+    together = Runner(heard, crew).run(cell)
     assert rows(together) == rows(alone)
     assert crew.finished == 1
     counts = [done for stage, done, _ in seen if stage == "attack"]
