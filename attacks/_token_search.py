@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -44,6 +44,7 @@ LongPrompts = Literal["skip", "cut"]
 LONGEST = 60  # tokens with start and end; UnlearnDiffAtk's data set leaves longer prompts out
 Item = TypeVar("Item")
 _WORDS = 3  # prompt tokens between two free ones, for "per-k-words"
+_FREE = -1  # stands for a free token among ids
 
 
 def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) -> list[Item]:
@@ -78,6 +79,7 @@ class Slot:
 
     prompt: Prompt
     ids: list[int]
+    context: Tensor  # all token ids, with start, end, padding and places of free tokens
     latent: Tensor
     variable: Tensor  # one row per free token
     adam: Adam
@@ -96,24 +98,44 @@ class Slot:
 class Adam:
     """Adam's moments of one variable: ``torch.optim.Adam``, or ``AdamW`` if decoupled."""
 
+    variable: InitVar[Tensor]
     lr: float
     weight_decay: float
     decoupled: bool = False
     step: int = 0
-    m: Tensor | float = 0.0
-    v: Tensor | float = 0.0
 
-    def update(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Return the variable after one step."""
-        if self.decoupled:
-            x = x * (1 - self.lr * self.weight_decay)
-        else:
-            grad = grad + self.weight_decay * x
-        self.step += 1
-        self.m = 0.9 * self.m + 0.1 * grad
-        self.v = 0.999 * self.v + 0.001 * grad * grad
-        m_hat, v_hat = self.m / (1 - 0.9**self.step), self.v / (1 - 0.999**self.step)
-        return x - self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+    def __post_init__(self, variable: Tensor) -> None:
+        self.m = self.v = torch.zeros_like(variable)
+
+
+def adam_step(adams: Sequence[Adam], variables: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Return variables after a step of each one's own Adam, all in one go.
+
+    Args:
+        adams: Alike but for moments and steps taken.
+        variables: ``(tokens, width)`` each; they may differ in tokens.
+        grad: ``(variables, most tokens, width)``; what is behind a variable's own tokens is not read.
+    """
+    own = adams[0]
+    x, m, v = (
+        pad_sequence(list(rows), batch_first=True)
+        for rows in (variables, [a.m for a in adams], [a.v for a in adams])
+    )
+    if own.decoupled:
+        x = x * (1 - own.lr * own.weight_decay)
+    else:
+        grad = grad + own.weight_decay * x
+    m = 0.9 * m + 0.1 * grad
+    v = 0.999 * v + 0.001 * grad * grad
+    for i, (adam, variable) in enumerate(zip(adams, variables, strict=True)):
+        adam.step += 1
+        adam.m, adam.v = m[i, : len(variable)], v[i, : len(variable)]
+    m_share, v_share = (
+        torch.tensor([1 - beta**a.step for a in adams], device=x.device).view(-1, 1, 1)
+        for beta in (0.9, 0.999)
+    )
+    x = x - own.lr * (m / m_share) / ((v / v_share).sqrt() + 1e-8)
+    return [row[: len(old)] for row, old in zip(x, variables, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -194,9 +216,11 @@ class TokenSearch(ABC):
         Prompts with fewer free tokens than others have unused rows at the end.
         """
 
-    @abstractmethod
-    def move(self, slot: Slot, grad: Tensor) -> None:
-        """Take one optimiser step."""
+    def move(self, slots: Sequence[Slot], grad: Tensor) -> None:
+        """Take one optimiser step of each, on gradients ``(slots, tokens, ...)``."""
+        moved = adam_step([s.adam for s in slots], [s.variable for s in slots], grad)
+        for slot, variable in zip(slots, moved, strict=True):
+            slot.variable = variable
 
     @abstractmethod
     def read(self, slot: Slot) -> list[int]:
@@ -275,13 +299,14 @@ class TokenSearch(ABC):
         kept_prompts = [prompt for prompt, _ in opened]
         latents, wanted = self.latents(kept_prompts), self.wanted(kept_prompts)
         for (prompt, row), latent, goal in zip(opened, latents, wanted, strict=True):
-            yield Slot(
-                prompt, row, latent, self.start(prompt, self.free(row)), self.adam(), wanted=goal
-            )
+            tokens = self.free(row)
+            context = self._context(row, [_FREE] * tokens)
+            variable = self.start(prompt, tokens).to(self.table.device)
+            yield Slot(prompt, row, context, latent, variable, self.adam(variable), wanted=goal)
 
-    def adam(self) -> Adam:
+    def adam(self, variable: Tensor) -> Adam:
         """Return a new optimiser."""
-        return Adam(self.attack.lr, self.attack.weight_decay)
+        return Adam(variable, self.attack.lr, self.attack.weight_decay)
 
     def latents(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return latents of the original's images of the prompts."""
@@ -333,11 +358,10 @@ class TokenSearch(ABC):
         error = self.model.predict_noise(x, t, cond) - self.goal(slots, noise)
         loss = (error.abs() if self.attack.loss == "l1" else error.square()).mean((1, 2, 3))
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
-        grad, losses = grad.cpu(), loss.tolist()
-        for i, slot in enumerate(slots):
-            slot.losses.append(losses[i])
+        self.move(slots, grad)
+        for slot, value in zip(slots, loss.tolist(), strict=True):
+            slot.losses.append(value)
             slot.cost += self.step_cost
-            self.move(slot, grad[i][: len(slot.variable)])
 
     def noised(
         self, latents: Sequence[Tensor], times: Sequence[int], noise: Tensor
@@ -369,20 +393,20 @@ class TokenSearch(ABC):
 
     def assemble(self, slots: Sequence[Slot], free: Tensor) -> Tensor:
         """Return token embeddings of the whole context, ``[SOT | prompt and free tokens | EOT ...]``."""
-        length, device = self.tokenizer.model_max_length, self.table.device
-        ends = torch.tensor(
-            [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id], device=device
-        )
-        first, last = self.table[ends]
-        own = self.tokenizer.pad_token_id  # the end token again, but for Stable Diffusion 2
-        padding = self.table[own if self.padding is None else self.padding]
-        rows = []
-        for slot, padded in zip(slots, free, strict=True):
-            embeddings = padded[: len(slot.variable)]
-            prompt = self.table[torch.tensor(slot.ids, dtype=torch.long, device=device)]
-            row = [first, *arrange(list(prompt), list(embeddings), self.attack.insertion)]
-            rows.append(torch.stack([*row, last, *[padding] * length][:length]))
-        return torch.stack(rows)
+        ids = torch.stack([slot.context for slot in slots])
+        lengths = torch.tensor([len(slot.variable) for slot in slots])
+        used = torch.arange(free.shape[1]) < lengths[:, None]
+        embeddings = self.table[ids.clamp(min=0)]
+        embeddings[ids == _FREE] = free[used.to(free.device)]
+        return embeddings
+
+    def _context(self, ids: Sequence[int], free: Sequence[int]) -> Tensor:
+        tokenizer, length = self.tokenizer, self.tokenizer.model_max_length
+        own = tokenizer.pad_token_id  # the end token again, but for Stable Diffusion 2
+        padding = own if self.padding is None else self.padding
+        row = [tokenizer.bos_token_id, *arrange(ids, free, self.attack.insertion)]
+        row = [*row, tokenizer.eos_token_id, *[padding] * length][:length]
+        return torch.tensor(row, device=self.table.device)
 
     # ------------------------------------------------------------------ judging
     def _judge(self, trials: Sequence[Prompt], embeddings: Tensor | None = None) -> Sequence[bool]:

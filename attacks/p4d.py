@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from attacks._token_search import Slot, TokenAttack, TokenSearch
@@ -62,22 +64,17 @@ class NearestSearch(TokenSearch):
         rng = torch.Generator().manual_seed(self.attack.init_seed)
         torch.randn(tokens, self.table.shape[1], generator=rng)  # a draw that is thrown away
         ids = torch.randint(len(self.table), (tokens,), generator=rng)
-        return self.table[ids.to(self.table.device)].cpu().clone()
+        return self.table[ids.to(self.table.device)]
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Project on the vocabulary; the gradient is the projected embedding's."""
         variables = pad_sequence([s.variable for s in slots], batch_first=True)
-        variables = variables.to(self.table.device)
         nearest = self.table[self._nearest(variables)].requires_grad_(True)
         return nearest, nearest
 
-    def move(self, slot: Slot, grad: Tensor) -> None:
-        """Step on the embedding with the gradient taken at its projection."""
-        slot.variable = slot.adam.update(slot.variable, grad)
-
     def read(self, slot: Slot) -> list[int]:
         """Return the nearest token of each row."""
-        found: list[int] = self._nearest(slot.variable.to(self.table.device)).tolist()
+        found: list[int] = self._nearest(slot.variable).tolist()
         return found
 
     def wanted(self, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
@@ -111,5 +108,8 @@ class NearestSearch(TokenSearch):
         return torch.stack([s.goals[len(s.losses) % self.steps] for s in slots])
 
     def _nearest(self, embeddings: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize
-        return (unit(embeddings, dim=-1) @ unit(self.table, dim=-1).T).argmax(-1)
+        return (normalize(embeddings, dim=-1) @ self._directions.T).argmax(-1)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return normalize(self.table, dim=-1)

@@ -150,11 +150,11 @@ class OfficialSearch(NearestSearch):
         """Return the embeddings of random tokens, drawn from the prompt's seed."""
         rng = torch.Generator().manual_seed(prompt.seed)
         ids = torch.randint(len(self.table), (tokens,), generator=rng)
-        return self.table[ids.to(self.table.device)].cpu().clone()
+        return self.table[ids.to(self.table.device)]
 
-    def adam(self) -> Adam:
+    def adam(self, variable: Tensor) -> Adam:
         """Return AdamW."""
-        return Adam(self.attack.lr, self.attack.weight_decay, decoupled=True)
+        return Adam(variable, self.attack.lr, self.attack.weight_decay, decoupled=True)
 
     def draw_times(self, slots: Sequence[Slot]) -> list[int]:
         """Draw a timestep for every prompt."""

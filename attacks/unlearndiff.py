@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from attacks._token_search import Slot, TokenAttack, TokenSearch
 from bench import Adversarial, Card, Context, Prompt, Target, Threat
@@ -57,16 +57,21 @@ class SimplexSearch(TokenSearch):
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Draw a token for every row; the gradient is the one-hot row's."""
-        drawn = [torch.multinomial(s.variable, 1, generator=s.rng)[:, 0] for s in slots]
-        ids = pad_sequence(drawn, batch_first=True)
-        one_hot = torch.nn.functional.one_hot(ids, len(self.table)).float()
-        one_hot = one_hot.to(self.model.device).requires_grad_(True)
+        rows = torch.stack([s.variable for s in slots]).cpu()
+        drawn = [
+            torch.multinomial(p, 1, generator=s.rng)[:, 0] for s, p in zip(slots, rows, strict=True)
+        ]
+        ids = torch.stack(drawn).to(self.table.device)
+        one_hot = torch.nn.functional.one_hot(ids, len(self.table)).float().requires_grad_(True)
         return one_hot, one_hot @ self.table
 
-    def move(self, slot: Slot, grad: Tensor) -> None:
+    def move(self, slots: Sequence[Slot], grad: Tensor) -> None:
         """Step on the clamped gradient, and back on the simplex."""
-        moved = slot.adam.update(slot.variable, grad.clamp(-1, 1))
-        slot.variable = project(moved) if self.attack.projection == "exact" else bisect(moved)
+        super().move(slots, grad.clamp(-1, 1))
+        onto = project if self.attack.projection == "exact" else bisect
+        rows = onto(torch.cat([s.variable for s in slots]))
+        for slot, variable in zip(slots, rows.split([len(s.variable) for s in slots]), strict=True):
+            slot.variable = variable
 
     def read(self, slot: Slot) -> list[int]:
         """Return the likeliest token of each row."""
@@ -75,12 +80,18 @@ class SimplexSearch(TokenSearch):
 
 def project(rows: Tensor) -> Tensor:
     """Return the Euclidean projection of each row on the probability simplex, by sorting."""
-    ordered = rows.sort(-1, descending=True).values
+    ordered = _descending(rows)
     excess = ordered.cumsum(-1) - 1
-    count = torch.arange(1, rows.shape[-1] + 1, dtype=rows.dtype)
+    count = torch.arange(1, rows.shape[-1] + 1, dtype=rows.dtype, device=rows.device)
     support = (ordered - excess / count > 0).sum(-1, keepdim=True)
     shift = excess.gather(-1, support - 1) / support
     return (rows - shift).clamp(min=0)
+
+
+def _descending(rows: Tensor) -> Tensor:
+    if rows.device.type == "cpu":  # numpy's sort is vectorised: a tenth of the time
+        return torch.from_numpy(np.sort(rows.numpy())).flip(-1)
+    return rows.sort(-1, descending=True).values
 
 
 def bisect(rows: Tensor, tolerance: float = 1e-5) -> Tensor:

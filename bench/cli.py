@@ -450,9 +450,8 @@ def speed_attack(
     _check_device(device, torch)
     settings = Settings(device, batch_size)
     erase_cell(cell, settings, err)  # before the clock runs
-    crews = dict.fromkeys((1, workers))
-    jobs: list[tuple[Any, Way, int]] = [(cell, "batched", n) for n in crews]
-    jobs += [(cell, "official", 1)]
+    crews: list[tuple[Any, Way, int]] = [(cell, "batched", n) for n in dict.fromkeys((1, workers))]
+    jobs = [*crews, (cell, "official", 1), *crews[::-1]]  # machines drift: once before, once after
     if scaling:
         jobs = [(each, "batched", workers) for each in scaled(cell)]
     ways = [f"{way}, {n} processes" if n > 1 else way for _, way, n in jobs]
@@ -474,14 +473,17 @@ def speed_attack(
     note += "; s: the attack alone, and a prompt's share a timestep; wall: with start and loading"
     if scaling:
         note += "; no prompt may succeed, so that each costs the same"
-    theirs = runs[-1]
-    for way, r in zip(ways, () if scaling else runs[:-1], strict=False):
-        same = sum(a == b for a, b in zip(r.texts, theirs.texts, strict=True))
+    theirs = runs[len(crews)]
+    for way, *ours in zip(ways, () if scaling else runs[: len(crews)], runs[::-1], strict=False):
+        wall, alone = (sum(getattr(r, key) for r in ours) / 2 for key in ("wall", "attack"))
+        same = sum(a == b for a, b in zip(ours[0].texts, theirs.texts, strict=True))
         note += (
-            f"; {way}: {theirs.wall / r.wall:.1f} times as fast as official, without start and "
-            f"loading {theirs.attack / r.attack:.1f} times, {same} of {cell.prompts} adversarial "
+            f"; {way}: {theirs.wall / wall:.1f} times as fast as official, without start and "
+            f"loading {theirs.attack / alone:.1f} times, {same} of {cell.prompts} adversarial "
             "texts equal"
         )
+    if not scaling:
+        note += "; batched before and after official, ratios of the mean"
     columns = ("way", "prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
     _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
 

@@ -1,10 +1,11 @@
 """How fast an attack runs: batched as here, and one prompt at a time as in the official code.
 
-Both ways run the same attack on the same erased model, prompts and draws, one after the other, and must
-find the same adversarial texts. The batched way attacks all prompts in one process, or an equal part in
-each of several, as ``bench run --workers`` does. The official way
-(Diffusion-MU-Attack) starts a process a prompt, makes two denoiser passes for an image's guidance, and
-loads the judge for every image; our own loop runs it, so that only these habits differ.
+Both ways run the same attack on the same erased model, prompts and draws, and should find the same
+adversarial texts; the batched way runs before and after the official one, because a machine's speed
+drifts. The batched way attacks all prompts in one process, or an equal part in each of several, as
+``bench run --workers`` does. The official way (Diffusion-MU-Attack) starts a process a prompt, makes two
+denoiser passes for an image's guidance, and loads the judge for every image; our own loop runs it, so
+that only these habits differ.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attacks._token_search import PRESETS, Adam, arrange, decode
+from attacks._token_search import PRESETS, Adam, adam_step, arrange, decode
 from attacks.p4d import P4D, NearestSearch
 from attacks.p4d_official import OfficialSearch, P4DOfficial
 from attacks.random_tokens import RandomTokens
@@ -66,12 +66,29 @@ def test_adam_is_torchs_with_coupled_l2() -> None:
     x = torch.rand(3, 5)
     theirs = x.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([theirs], lr=0.01, weight_decay=0.1)
-    ours, adam = x.clone(), Adam(0.01, 0.1)
+    ours, adam = x.clone(), Adam(x, 0.01, 0.1)
     for grad in torch.randn(3, 3, 5):
         theirs.grad = grad.clone()
         optimizer.step()
-        ours = adam.update(ours, grad)
+        (ours,) = adam_step([adam], [ours], grad[None])
     assert torch.allclose(ours, theirs.detach(), atol=1e-7)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_step_of_many_is_each_ones_own_to_the_bit(decoupled) -> None:
+    """Variables of different lengths, some of which have taken steps before the others came."""
+    variables = [torch.rand(n, 5) for n in (3, 1, 2)]
+    alone, together = list(variables), list(variables)
+    one, many = ([Adam(v, 0.01, 0.1, decoupled) for v in variables] for _ in range(2))
+    for step in range(4):
+        there = [i for i in range(3) if step >= i]
+        grad = torch.randn(len(there), 3, 5)
+        moved = adam_step([many[i] for i in there], [together[i] for i in there], grad)
+        for i, g, variable in zip(there, grad, moved, strict=True):
+            together[i] = variable
+            (alone[i],) = adam_step([one[i]], [alone[i]], g[None, : len(variable)])
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_where_free_tokens_stand() -> None:
@@ -122,7 +139,9 @@ def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
         e = tiny.predict_noise(x[None], torch.tensor([10]), tiny.encode_embeddings(embedded))
         loss = ((e - noise) ** 2).mean()
         (grad,) = torch.autograd.grad(loss, o)
-        expected = project(Adam(0.02, 0.1).update(p, grad.clamp(-1, 1)))
+        p.grad = grad.clamp(-1, 1)
+        torch.optim.Adam([p], lr=0.02, weight_decay=0.1).step()
+        expected = project(p.detach())
         assert torch.allclose(slot.variable, expected, atol=1e-5)
         assert slot.losses[-1] == pytest.approx(loss.item(), rel=1e-4)
 

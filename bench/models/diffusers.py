@@ -71,14 +71,17 @@ class DiffusersModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.pipe.unet.device
-        return device
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the denoiser's weights."""
-        dtype: torch.dtype = self.pipe.unet.dtype
-        return dtype
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> Tensor:  # the library's own properties search all modules, a millisecond
+        weight: Tensor = self.pipe.unet.conv_in.weight
+        return weight
 
     @property
     def alphas(self) -> Tensor:
