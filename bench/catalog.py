@@ -238,6 +238,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuse a type of weights that is not known."""
+    if dtype not in DTYPES:
+        raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
 def check_model(name: str) -> None:
     """Check what a model needs of the shipped weights, before the first step of a run."""
     if name == "emoji-sd" or model_info(name).source == "random":

@@ -427,12 +427,16 @@ def speed_attack(
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
+    ] = "fp32",
     workers: Workers = 1,
 ) -> None:
     """Time an attack batched and in the official way, one prompt at a time; memory of both.
 
     Example: bench speed attack --attack unlearndiff --prompts 16 --workers 2
     """
+    from bench.catalog import check_dtype
     from bench.plan import plan
     from bench.registry import Ref
     from bench.report.tables import Table
@@ -440,6 +444,7 @@ def speed_attack(
     refs = [Ref.parse(method)]
     spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32")
     (cell,) = plan(spec)
+    check_dtype(dtype)
 
     import torch
 
@@ -454,8 +459,11 @@ def speed_attack(
     jobs = [*crews, (cell, "official", 1), *crews[::-1]]  # machines drift: once before, once after
     if scaling:
         jobs = [(each, "batched", workers) for each in scaled(cell)]
-    ways = [f"{way}, {n} processes" if n > 1 else way for _, way, n in jobs]
-    runs = [measure_apart(job, way, settings, judge=not scaling, workers=n) for job, way, n in jobs]
+    ways = [f"{way} x {n}" if n > 1 else way for _, way, n in jobs]
+    runs = [
+        measure_apart(job, way, settings, judge=not scaling, workers=n, dtype=dtype)
+        for job, way, n in jobs
+    ]
     rows = [
         (
             way,
@@ -484,6 +492,10 @@ def speed_attack(
         )
     if not scaling:
         note += "; batched before and after official, ratios of the mean"
+    if workers > 1:
+        note += f"; x {workers}: in {workers} processes"
+    if dtype != "fp32":
+        note += f"; batched in {dtype}, official in fp32"
     columns = ("way", "prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
     _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
 

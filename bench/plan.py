@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import assets
-from bench.catalog import DTYPES, check_model, model_info, revision
+from bench.catalog import check_dtype, check_model, model_info, revision
 from bench.errors import SpecError
 from bench.registry import Ref, create, resolved
 from bench.spec import Spec
@@ -77,8 +77,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
         SpecError: Something in the request is unknown or does not go together.
     """
     info = model_info(spec.model, spec.world)
-    if spec.dtype not in DTYPES:
-        raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {spec.dtype!r}")
+    check_dtype(spec.dtype)
     tasks = _tasks(spec, info.world)
     concepts = {task.concept.name: task.concept for task in tasks if task.concept}
     others = [task for task in tasks if task.role != "target"]
@@ -157,8 +156,7 @@ def erasure_cell(
 ) -> Cell:
     """Return the cell of an erasure that no task asks for."""
     info = model_info(model, world)
-    if dtype not in DTYPES:
-        raise SpecError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_dtype(dtype)
     check_model(model)
     full = resolved("methods", method, concept, info.world, info.defaults)
     identity = (info.world, model, revision(model, info.world), dtype)

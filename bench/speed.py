@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.models.diffusers import DiffusersModel
+from bench.models.loading import DTYPES
 from bench.plan import Cell
 from bench.protocols import Attack, Model, Target
 from bench.registry import create
@@ -98,7 +99,13 @@ class OneByOne(DiffusersModel):
 
 
 def measure(
-    cell: Cell, way: Way, settings: Settings, *, judge: bool = True, part: Sequence[int] = ()
+    cell: Cell,
+    way: Way,
+    settings: Settings,
+    *,
+    judge: bool = True,
+    part: Sequence[int] = (),
+    dtype: str = "fp32",
 ) -> Run:
     """Run a cell's attack once and time it, in this process.
 
@@ -108,11 +115,14 @@ def measure(
         settings: Device, batch and cache.
         judge: False lets no prompt succeed, so that every prompt costs the same.
         part: Which prompts, by place; all of the cell's by default.
+        dtype: Type of both models' weights after the erasure, in the batched way; officially "fp32".
     """
     task = load_task(cell.task, cell.world)
     prompts = [task.prompts[i] for i in part or range(cell.prompts)]
     runner = Runner(settings)
     victim, original = runner.erase(cell).model, runner.model(cell)
+    for model in (victim, original) if way == "batched" else ():
+        model.pipe.to(dtype=DTYPES[dtype])
     measure_ = task.measures[0]
     evaluator = create("evaluators", measure_.evaluator)
     with TemporaryDirectory() as folder:
@@ -146,12 +156,18 @@ def measure(
 
 
 def measure_apart(
-    cell: Cell, way: Way, settings: Settings, *, judge: bool = True, workers: int = 1
+    cell: Cell,
+    way: Way,
+    settings: Settings,
+    *,
+    judge: bool = True,
+    workers: int = 1,
+    dtype: str = "fp32",
 ) -> Run:
     """Run :func:`measure` in fresh processes: ``workers`` at once, or officially one a prompt in turn."""
     every = range(cell.prompts)
     if way == "official":
-        runs = [_process(cell, way, settings, judge, [i]) for i in every]
+        runs = [_process(cell, way, settings, judge, dtype, [i]) for i in every]
         seconds, wall = sum(r.attack for r in runs), sum(r.wall for r in runs)
         peak, parts = max(r.peak_mb for r in runs), [[i] for i in every]
     else:
@@ -160,7 +176,7 @@ def measure_apart(
         settings = replace(settings, batch_size=max(1, settings.batch_size // workers))
         start = time.perf_counter()
         with ThreadPoolExecutor(workers) as pool:
-            job = partial(_process, cell, way, settings, judge, threads=threads)
+            job = partial(_process, cell, way, settings, judge, dtype, threads=threads)
             runs = list(pool.map(job, parts))
         seconds, wall = max(r.attack for r in runs), time.perf_counter() - start
         peak = sum(r.peak_mb for r in runs)
@@ -174,12 +190,19 @@ def measure_apart(
 
 
 def _process(
-    cell: Cell, way: Way, settings: Settings, judge: bool, part: Sequence[int], threads: int = 0
+    cell: Cell,
+    way: Way,
+    settings: Settings,
+    judge: bool,
+    dtype: str,
+    part: Sequence[int],
+    threads: int = 0,
 ) -> Run:
     job = {
         "cell": asdict(cell),
         "way": way,
         "judge": judge,
+        "dtype": dtype,
         "part": part,
         "threads": threads or torch.get_num_threads(),
         "settings": settings.to_json(),
@@ -225,7 +248,8 @@ def _main() -> None:
             progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
         )
         cell = TypeAdapter(Cell).validate_python(job["cell"])
-        run = measure(cell, job["way"], settings, judge=job["judge"], part=job["part"])
+        options = {name: job[name] for name in ("judge", "part", "dtype")}
+        run = measure(cell, job["way"], settings, **options)
     sys.stdout.write(json.dumps(asdict(run)) + "\n")
 
 

@@ -1,5 +1,7 @@
 """The speed benchmark compares like with like."""
 
+import torch
+
 from bench.models.diffusers import DiffusersModel
 from bench.plan import plan
 from bench.registry import Ref
@@ -26,10 +28,32 @@ def test_the_command_compares_processes_and_the_official_way(cli) -> None:
                "--attack", "unlearndiff:iterations=1,tokens=1", "--workers", "2")  # fmt: skip
     assert said.code == 0, said.err
     ways = [line.strip().split("  ")[0] for line in said.out.splitlines()]
-    batched = ["batched", "batched, 2 processes"]
+    batched = ["batched", "batched x 2"]
     order = [*batched, "official", *batched[::-1]]  # before and after: machines drift
     assert [way for way in ways if way in order] == order
     assert " ".join(said.out.split()).count("2 of 2 adversarial texts equal") == 2
+
+
+def test_a_type_for_the_batched_way_alone(tmp_path, monkeypatch) -> None:
+    attack = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
+    (cell,) = plan(Spec("tiny-random", (Ref("none"),), (attack,), ("church",), limit=1))
+    seen, real = [], DiffusersModel.predict_noise
+
+    def watched(self, latents, t, cond):
+        seen.append(self.dtype)
+        return real(self, latents, t, cond)
+
+    monkeypatch.setattr(DiffusersModel, "predict_noise", watched)
+    for way, expected in {"batched": torch.bfloat16, "official": torch.float32}.items():
+        seen.clear()
+        measure(cell, way, Settings(artifacts=Artifacts(tmp_path)), dtype="bf16")
+        assert set(seen) == {expected}
+
+
+def test_an_unknown_type_is_one_line(cli) -> None:
+    said = cli("speed", "attack", "--model", "tiny-random", "--dtype", "fp8")
+    assert said.code == 2
+    assert "--dtype: expected one of fp32, bf16, fp16, got 'fp8'" in said.err
 
 
 def test_one_by_one_is_a_pass_a_row(tiny, monkeypatch) -> None:
