@@ -1,9 +1,9 @@
 """Processes beside this one that share its work.
 
-On a CPU a small model hardly uses a second thread on a small batch: two processes with one thread each
-attack 16 prompts in two thirds of the time of one with two; a full batch gains little. Each has its own
-copy of the models. What a worker finds goes into the cache, as everything does, so nothing else has to
-know who found it.
+On a CPU a small model uses a second thread only in part; two processes with one thread each take .7 to
+1.1 of the time of one with two, as ``bench speed attack --workers 2`` tells. Each has its own copy of the
+models. What a worker finds goes into the cache, as everything does, so nothing else has to know who found
+it.
 
 A worker (:mod:`bench.executors.worker`) reads a job a line and answers with a line for every finished
 piece, then "done". It ends when its input closes, so also when this process is killed.
