@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
@@ -324,11 +325,12 @@ class TokenSearch(ABC):
             self.begin(slots)
 
         def attempt(part: list[Slot]) -> None:
-            before = [slot.rng.get_state() for slot in part]
+            before = [(copy(s.adam), s.variable, s.rng.get_state()) for s in part]
             try:
                 self.step(part)
             except torch.OutOfMemoryError:
-                for slot, state in zip(part, before, strict=True):
+                for slot, (adam, variable, state) in zip(part, before, strict=True):
+                    slot.adam, slot.variable = adam, variable
                     slot.rng.set_state(state)
                 raise
 

@@ -179,6 +179,29 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(tiny, ctx, monkeypat
     assert [t["ids"] for t in found.values()] == [t["ids"] for t in expected.values()]
 
 
+def test_a_step_that_runs_out_of_memory_at_its_end_is_taken_once(tiny, ctx, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 110, 100))
+    attack = UnlearnDiff(tokens=2, iterations=3)
+    expected = {a.prompt.id: a.trace["ids"] for a in attack.prepare(target(tiny), ctx)(PROMPTS)}
+    calls = []
+
+    def small(rows):
+        calls.append(len(rows))
+        if len(rows) > 2:  # one prompt's
+            raise torch.OutOfMemoryError
+        return project(rows)
+
+    monkeypatch.setattr("attacks.unlearndiff.project", small)
+    search = SimplexSearch(attack, target(tiny), ctx)
+    (slot, *_) = slots = list(search.open(PROMPTS))
+    search.iterate(slots, begins=True)
+    assert calls[:3] == [8, 4, 2]
+    assert {s.adam.step for s in slots} == {1}
+    assert slot.variable.sum(-1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    found = {a.prompt.id: a.trace["ids"] for a in attack.prepare(target(tiny), ctx)(PROMPTS)}
+    assert found == expected
+
+
 def test_success_comes_from_the_decoded_string_and_stops_the_search(tiny, ctx) -> None:
     seen = []
 
