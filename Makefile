@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types contracts calibrate clean
+.PHONY: install demo test lint types contracts calibrate fingerprints clean
 
 install: .venv/ready
 
@@ -30,6 +30,10 @@ contracts: install
 # The grid for the emoji world's defaults, on the -calibration sets; its docstring says what was run.
 calibrate: install
 	$(BIN)/python -m bench.emoji.calibrate --results results/local/calibration
+
+# Which sources of plug-ins are released; before a commit that changes one.
+fingerprints: install
+	$(BIN)/python -m bench.fingerprint
 
 clean:
 	rm -rf .venv build *.egg-info

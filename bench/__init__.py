@@ -28,6 +28,7 @@ from bench.types import (
     Score,
     Threat,
     World,
+    by_kind,
     fill,
 )
 
@@ -58,5 +59,6 @@ __all__ = [
     "Target",
     "Threat",
     "World",
+    "by_kind",
     "fill",
 ]

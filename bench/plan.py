@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import assets
 from bench.catalog import check_dtype, check_model, model_info, revision
 from bench.errors import SpecError
-from bench.registry import Ref, create, resolved
+from bench.fingerprint import edited
+from bench.registry import Ref, create, load, resolved
 from bench.spec import Spec
 from bench.tasks import Task, load_task
 from bench.types import Concept, World
 
 NO_CONCEPT = Concept("", "object")
-LOCAL = ("source", "unet", "text_encoder")
-"""Parameters that say where a file lies, which changes no value; its digest, beside it, does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +38,16 @@ class Cell:
     seed: int
     assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
     judges: dict[str, int] = field(default_factory=dict)  # version of each that is past its first
+    sources: dict[str, str] = field(
+        default_factory=dict
+    )  # of each judge whose source is not released
 
     @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
-        values = asdict(self) | {"method": _identity(self.method), "attack": _identity(self.attack)}
-        return digest({k: v for k, v in values.items() if v or k not in {"assets", "judges"}})
+        values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}
+        later = {"assets", "judges", "sources"}  # added after the first records
+        return digest({k: v for k, v in values.items() if v or k not in later})
 
     @property
     def erase_key(self) -> str:
@@ -54,7 +57,7 @@ class Cell:
                 self.model,
                 self.revision,
                 self.dtype,
-                _identity(self.method),
+                self.method.identity,
                 asdict(self.concept),
                 self.seed,
             ]
@@ -66,8 +69,8 @@ class Cell:
 
         The judge tells an attack when to stop, so its weights and version matter.
         """
-        judge = [part for part in (self.assets, self.judges) if part]
-        return digest([self.erase_key, self.task_digest, _identity(self.attack), self.seed, *judge])
+        judge = [part for part in (self.assets, self.judges, self.sources) if part]
+        return digest([self.erase_key, self.task_digest, self.attack.identity, self.seed, *judge])
 
 
 def plan(spec: Spec) -> Iterator[Cell]:
@@ -115,6 +118,11 @@ def plan(spec: Spec) -> Iterator[Cell]:
                         m.evaluator.name: version
                         for m in task.measures
                         if (version := create("evaluators", m.evaluator).card.version) > 1
+                    },
+                    {
+                        m.evaluator.name: source
+                        for m in task.measures
+                        if (source := edited(load("evaluators", m.evaluator.name).__module__))
                     },
                 )
 
@@ -176,12 +184,6 @@ def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
         for attack in spec.attacks:
             if task.role == "target" or attack.name == "none":
                 yield task, attack
-
-
-def _identity(ref: Ref) -> dict[str, Any]:
-    """Return what of a plug-in's reference can change a value."""
-    kept = {name: value for name, value in ref.params.items() if name not in LOCAL}
-    return asdict(replace(ref, params=kept))
 
 
 def digest(value: Any) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
+import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +21,16 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
-from bench.types import Concept, World, fill
+from bench.assets import digest
+from bench.errors import (
+    AssetError,
+    ParamError,
+    PluginLoadError,
+    ShadowedPackageError,
+    UnknownNameError,
+)
+from bench.fingerprint import edited
+from bench.types import ByKind, Concept, World
 
 Kind = Literal["methods", "attacks", "evaluators"]
 KINDS: tuple[Kind, ...] = ("methods", "attacks", "evaluators")
@@ -28,11 +39,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A plug-in as a request or a record names it: ``esd:steps=500,lr=1e-4``."""
+    """A plug-in as a request or a record names it: ``esd:steps=500,lr=1e-4``.
+
+    Args:
+        name: The plug-in's.
+        params: Values of its fields; in a record all of them, and of a file its path.
+        version: Of its card.
+        files: Digests of the files and folders among the parameters, by field.
+        source: Digest of its source, if it is not a released one.
+    """
 
     name: str
     params: dict[str, Any] = field(default_factory=dict)
     version: int | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    source: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Ref:
@@ -42,6 +63,17 @@ class Ref:
         if any(not eq for _, eq, _ in pairs):
             raise ParamError(f"expected name:key=value,..., got {text!r}")
         return cls(name, {key: value for key, _, value in pairs})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it can change a value: of a file its digest, not where it lies."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "params": {k: v for k, v in self.params.items() if k not in self.files},
+            "version": self.version,
+        }
+        further = {"files": self.files, "source": self.source}
+        return values | {key: value for key, value in further.items() if value}
 
     def __str__(self) -> str:
         params = ",".join(f"{key}={value}" for key, value in self.params.items())
@@ -86,18 +118,28 @@ def load(kind: Kind, name: str) -> type[Any]:
 
 
 def create(kind: Kind, ref: Ref) -> Any:
-    """Return a plug-in with its parameters checked against its fields."""
+    """Return a plug-in with its parameters checked against the types and bounds of its fields.
+
+    Of a reference that :func:`resolved` returned, a finished one. Fields that are left open keep what
+    the class says, a :class:`ByKind` where that depends on the kind of concept.
+
+    Raises:
+        ParamError: A parameter is unknown, of the wrong type, out of bounds, or names no file.
+        AssetError: One of its files is not what it was when it was planned.
+    """
     cls = load(kind, ref.name)
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(ref.params) - known):
         takes = ", ".join(sorted(known)) or "no parameters"
         raise ParamError(f"{ref.name} has no parameter {', '.join(unknown)}. It takes: {takes}")
-    try:
-        return TypeAdapter(cls).validate_python(ref.params)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ParamError(f"{ref.name}: {where}={first['input']}: {first['msg']}") from exc
+    plugin = _validated(cls, ref.name, ref.params)
+    for name, expected in ref.files.items():
+        if (got := digest(getattr(plugin, name))) != expected:
+            raise AssetError(
+                f"{ref.name}: {name}={getattr(plugin, name)} has changed: "
+                f"expected digest {expected}, got {got}"
+            )
+    return plugin
 
 
 def resolved(
@@ -109,13 +151,57 @@ def resolved(
 ) -> Ref:
     """Return the reference with every default filled in, as it enters hashes and records.
 
-    ``defaults`` are a model's own, for parameters that are left open.
+    A value is the user's, else the model's own (``defaults``), else the world's, else the class's for
+    this kind of concept.
     """
-    plugin = create(kind, ref)
-    plugin = fill(plugin, **{k: v for k, v in defaults.items() if hasattr(plugin, k)})
+    create(kind, ref)  # what the user gave is checked before anything is put beside it
+    cls = load(kind, ref.name)
+    known = {f.name: f.default for f in fields(cls)}
+    own = {n: getattr(d, concept.kind) for n, d in known.items() if isinstance(d, ByKind)}
+    models = {
+        name: value for name, value in defaults.items() if name in known and name not in ref.params
+    }
+    theirs = world_defaults(world, kind, ref.name, concept.kind)
+    plugin = create(kind, replace(ref, params={**own, **theirs, **models, **ref.params}))
     if hasattr(plugin, "resolve"):
         plugin = plugin.resolve(concept, world)
-    return Ref(ref.name, asdict(plugin), plugin.card.version)
+    values = asdict(plugin)
+    files = {name: digest(value) for name, value in values.items() if isinstance(value, Path)}
+    params = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return Ref(ref.name, params, plugin.card.version, files, edited(cls.__module__))
+
+
+def world_defaults(world: World, kind: Kind, name: str, of: str) -> dict[str, Any]:
+    """Return a world's own values of a plug-in for one kind of concept.
+
+    They are in ``prompts/<world>/defaults.toml``: a table ``[methods.esd]`` for every kind of concept,
+    ``[methods.esd.style]`` for one.
+    """
+    table = _world_table(world).get(kind, {}).get(name, {})
+    common = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    return common | table.get(of, {})
+
+
+@cache
+def _world_table(world: World) -> dict[str, Any]:
+    path = ROOT / "prompts" / world / "defaults.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _validated(cls: type[Any], name: str, params: Mapping[str, Any]) -> Any:
+    try:
+        plugin = TypeAdapter(cls).validate_python(params)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ParamError(f"{name}: {where}={first['input']}: {first['msg']}") from exc
+    for key in params:
+        value = getattr(plugin, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ParamError(f"{name}: {key}={params[key]}: expected a finite number")
+        if isinstance(value, Path) and not value.exists():
+            raise ParamError(f"{name}: {key}={value}: expected a file or folder, there is none")
+    return plugin
 
 
 def _refuse_shadow(package: str) -> None:

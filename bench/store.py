@@ -106,6 +106,15 @@ class Store:
         path = self.path(cell)
         return _read(path) if path.exists() else None
 
+    @staticmethod
+    def read(path: Path) -> Result:
+        """Return the record in a file.
+
+        Raises:
+            StoreError: It is damaged, or of a newer schema.
+        """
+        return _read(path)
+
     def put(self, result: Result) -> Path:
         """Write a record."""
         path = self.path(result.cell)

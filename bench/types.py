@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 World = Literal["emoji", "photo"]
 """Which world a model lives in: it decides prompts, judges and calibrated defaults."""
@@ -124,6 +124,30 @@ class Card:
     paper: str
     code: str = ""
     version: int = 1
+
+
+_T = TypeVar("_T")
+_KINDS = ("nsfw", "style", "object")
+
+
+@dataclass(frozen=True, slots=True)
+class ByKind:
+    """A parameter's default for each kind of concept; the registry puts the right one in its place."""
+
+    nsfw: Any
+    style: Any
+    object: Any
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{kind} {getattr(self, kind)!r}" for kind in _KINDS)
+
+
+def by_kind(*, nsfw: _T, style: _T, object: _T) -> _T:
+    """Return a field's default that depends on the kind of concept.
+
+    A plug-in that the harness hands over has the value itself.
+    """
+    return cast("_T", ByKind(nsfw, style, object))
 
 
 def fill(plugin: Any, **defaults: Any) -> Any:

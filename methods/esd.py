@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, by_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EsdSettings:
-    """What is tuned, and what ESD's objective needs. ``None`` is filled in by kind and by world.
+    """What is tuned, and what ESD's objective needs.
 
     Args:
         params: Weights that may change; "esd-u" is all but cross-attention, "esd-x" cross-attention.
@@ -29,40 +31,28 @@ class EsdSettings:
         templates: Also train on "a photo of a {c}" and the like; ``False`` is published.
     """
 
-    params: ParameterGroup | None = None
-    eta: float = 1.0
-    batch: int | None = None
-    start_guidance: float = 3.0
-    xt_alignment: Literal["exact", "compvis"] | None = None
-    sampling_steps: int | None = None
-    reuse: int | None = None
-    templates: bool | None = None
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the settings with every ``None`` filled in."""
-        here = {"params": "esd-x" if concept.kind == "style" else "esd-u"}
-        if world == "photo":
-            published = {"xt_alignment": "compvis", "sampling_steps": 50, "reuse": 1}
-            return fill(self, **here, **published, batch=1, templates=False)
-        cheaper = {"xt_alignment": "exact", "sampling_steps": 10, "reuse": 10}
-        return fill(
-            self, **here, **cheaper, batch=18 if concept.kind == "nsfw" else 8, templates=True
-        )
+    params: ParameterGroup = by_kind(nsfw="esd-u", style="esd-x", object="esd-u")
+    eta: Annotated[float, Field(ge=0)] = 1.0
+    batch: Annotated[int, Field(ge=1)] = 1
+    start_guidance: Annotated[float, Field(ge=0)] = 3.0
+    xt_alignment: Literal["exact", "compvis"] = "compvis"
+    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 50
+    reuse: Annotated[int, Field(ge=1)] = 1
+    templates: bool = False
 
     def objective(self, teacher: Model, concept: Concept, seed: int) -> EsdObjective:
-        """Return ESD's objective with these settings, which must be resolved."""
+        """Return ESD's objective with these settings."""
         from bench.models import EsdObjective, esd_texts  # slow; not needed to plan a run
 
-        full: Any = self
         return EsdObjective(
             teacher,
-            esd_texts(concept, templates=full.templates),
-            batch=full.batch,
-            eta=full.eta,
-            start_guidance=full.start_guidance,
-            xt_alignment=full.xt_alignment,
-            steps=full.sampling_steps,
-            reuse=full.reuse,
+            esd_texts(concept, templates=self.templates),
+            batch=self.batch,
+            eta=self.eta,
+            start_guidance=self.start_guidance,
+            xt_alignment=self.xt_alignment,
+            steps=self.sampling_steps,
+            reuse=self.reuse,
             seed=seed,
         )
 
@@ -71,9 +61,8 @@ class EsdSettings:
 class ESD(EsdSettings):
     """Erased Stable Diffusion (Gandikota et al., Erasing Concepts from Diffusion Models).
 
-    Photo-world defaults are the paper's setting as its first code release has it: ESD-u for nudity and
-    objects, ESD-x for styles, 1000 steps of Adam at 1e-5, batch 1. On the emoji world (a model 270 times
-    smaller) steps, learning rate and batch are chosen by ``bench.emoji.calibrate``.
+    Defaults are the paper's setting as its first code release has it: ESD-u for nudity and objects, ESD-x
+    for styles, 1000 steps of Adam at 1e-5, batch 1.
 
     Args:
         steps: Optimiser steps.
@@ -86,15 +75,8 @@ class ESD(EsdSettings):
         "https://github.com/rohitgandikota/erasing",
     )
 
-    steps: int | None = None
-    lr: float | None = None
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with every ``None`` filled in."""
-        full = super().resolve(concept, world)
-        if world == "photo":
-            return fill(full, steps=1000, lr=1e-5)
-        return fill(full, steps=100, lr={"nsfw": 5e-5, "style": 2e-3, "object": 1e-4}[concept.kind])
+    steps: Annotated[int, Field(ge=1)] = 1000
+    lr: Annotated[float, Field(gt=0)] = 1e-5
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Distil the guided noise of a frozen teacher into the model."""
@@ -107,17 +89,16 @@ class ESD(EsdSettings):
         import torch
         import torch.nn.functional as F
 
-        full: Any = self.resolve(concept, model.world)
-        objective = full.objective(model.copy(), concept, ctx.seed("esd"))
-        params = model.parameters(full.params)
+        objective = self.objective(model.copy(), concept, ctx.seed("esd"))
+        params = model.parameters(self.params)
         for p in params.values():
             p.requires_grad_(True)
-        optimizer = torch.optim.Adam(params.values(), lr=full.lr)
-        for step in range(full.steps):
+        optimizer = torch.optim.Adam(params.values(), lr=self.lr)
+        for step in range(self.steps):
             x, t, target = objective.sample(model)
             loss = F.mse_loss(model.predict_noise(x, t, objective.cond), target)
             if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
+                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
             optimizer.zero_grad()
             loss.backward()
             with torch.no_grad():
@@ -125,7 +106,7 @@ class ESD(EsdSettings):
                     if name in params:
                         params[name].grad *= kept  # type: ignore[operator]
             optimizer.step()
-            ctx.progress("erase", step + 1, full.steps)
+            ctx.progress("erase", step + 1, self.steps)
         for p in params.values():
             p.requires_grad_(False)
         return model

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from bench import Card, Concept, Context, Model, PluginError, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, Model, PluginError
 from methods.esd import EsdSettings
 
 
@@ -36,21 +38,13 @@ class PESD(EsdSettings):
         "https://arxiv.org/abs/2405.16534",
     )
 
-    steps: int | None = None
-    lr: float = 0.1
-    gamma: float = 10.0
-    threshold: float = 0.5
+    steps: Annotated[int, Field(ge=1)] = 250
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    gamma: Annotated[float, Field(gt=0)] = 10.0
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     m0: float = 1.0
-    eps: float | None = None
-    weight_decay: float = 0.01
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with every ``None`` filled in."""
-        full = super().resolve(concept, world)
-        if world == "photo":
-            return fill(full, steps=250, eps=1e-8)
-        eps = {"object": 1e-8, "nsfw": 1e-7, "style": 1e-9}[concept.kind]
-        return fill(full, steps=120 if concept.kind == "style" else 60, eps=eps)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""
@@ -59,25 +53,24 @@ class PESD(EsdSettings):
 
         from bench.models import SoftMasks
 
-        full: Any = self.resolve(concept, model.world)
-        objective = full.objective(model.copy(), concept, ctx.seed("p-esd"))
+        objective = self.objective(model.copy(), concept, ctx.seed("p-esd"))
         masks = SoftMasks(
-            model.parameters(full.params),
-            gamma=full.gamma,
-            m0=full.m0,
-            lr=full.lr,
-            eps=full.eps,
-            weight_decay=full.weight_decay,
+            model.parameters(self.params),
+            gamma=self.gamma,
+            m0=self.m0,
+            lr=self.lr,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
         )
-        for step in range(full.steps):
+        for step in range(self.steps):
             x, t, target = objective.sample(model)
             loss = F.mse_loss(model.predict_noise(x, t, objective.cond), target)
             if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
+                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
             loss.backward()
             masks.step()
-            ctx.progress("erase", step + 1, full.steps)
-        report = masks.harden(full.threshold)
+            ctx.progress("erase", step + 1, self.steps)
+        report = masks.harden(self.threshold)
         with torch.no_grad():
             hard = F.mse_loss(model.predict_noise(x, t, objective.cond), target)
         model.notes.update(report.notes(), soft_loss=loss.item(), hard_loss=hard.item())

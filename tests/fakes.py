@@ -19,7 +19,9 @@ from bench import (
     Score,
     Target,
     Threat,
+    World,
 )
+from bench.registry import Kind, Ref, create, resolved
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,8 @@ class Miscounts:
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         return lambda samples: [Score(0.0)]
+
+
+def finished(kind: Kind, name: str, concept: Concept, world: World = "emoji", **params: Any) -> Any:
+    """Return a plug-in as the harness hands it over, with a world's defaults for a concept."""
+    return create(kind, resolved(kind, Ref(name, params), concept, world))

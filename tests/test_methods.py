@@ -155,7 +155,7 @@ def test_hardening_zeroes_or_restores_every_weight(tiny) -> None:
 
 def test_large_m0_leaves_the_model_as_it_was(tiny, ctx) -> None:
     before = parameters_to_vector(tiny.pipe.unet.parameters()).clone()
-    erased = PESD(m0=5.0, steps=2, **FAST).erase(tiny, CHURCH, ctx)
+    erased = PESD(params="esd-u", m0=5.0, steps=2, **FAST).erase(tiny, CHURCH, ctx)
     assert torch.equal(parameters_to_vector(erased.pipe.unet.parameters()), before)
     assert erased.notes["pruned"] == 0
 
@@ -186,9 +186,9 @@ def test_esd_lowers_its_own_loss(tiny, ctx) -> None:
 def test_nan_stops_at_once(tiny, ctx) -> None:
     tiny.pipe.unet.conv_in.weight.data[0] = float("nan")
     with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
-        ESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)
+        ESD(params="esd-u", steps=3, **FAST).erase(tiny, CHURCH, ctx)
     with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
-        PESD(steps=3, **FAST).erase(tiny, CHURCH, ctx)
+        PESD(params="esd-u", steps=3, **FAST).erase(tiny, CHURCH, ctx)
 
 
 class _Peak(TorchDispatchMode):

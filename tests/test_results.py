@@ -1,0 +1,32 @@
+"""The committed records: each is what a request of today would name, so none is an orphan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.catalog import revision
+from bench.registry import Ref, resolved
+from bench.store import Result, Store
+from bench.tasks import load_task
+
+ROOT = Path(__file__).resolve().parent.parent / "results"
+RECORDS = [
+    pytest.param(result, path, id=str(path.relative_to(ROOT)))
+    for folder in sorted(ROOT.iterdir())
+    if folder.is_dir() and folder.name != "local"
+    for path in sorted(folder.rglob("*.json"))
+    if (result := Store(folder).read(path))
+]
+
+
+@pytest.mark.parametrize(("result", "path"), RECORDS)
+def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, path: Path) -> None:
+    cell = result.cell
+    assert path.stem.endswith(f"--{cell.id}")
+    assert revision(cell.model) == cell.revision
+    assert load_task(cell.task, cell.world).digest == cell.task_digest
+    for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
+        today = resolved(kind, Ref(ref.name), cell.concept, cell.world)  # type: ignore[arg-type]
+        assert today.identity == ref.identity
