@@ -9,19 +9,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import fakes
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import attacks
 import evaluators
 import methods
+from bench.models.diffusers import DiffusersModel
 from bench.plan import plan
 from bench.registry import Ref, load, names
-from bench.run import Runner, Settings
+from bench.run import Runner, Settings, provenance
 from bench.spec import Spec
 from bench.store import Artifacts, Store
 from bench.tasks import load_task
@@ -105,6 +108,68 @@ def test_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         result = Runner(Settings(batch_size=batch, artifacts=artifacts)).run(cell)
         rows.append([(r.id, r.adversarial, r.success, r.trace["ids"]) for r in result.rows])
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("attack", [Ref("none"), Ref("noise-probe")])
+def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(
+    tmp_path: Path, monkeypatch, attack
+) -> None:
+    (cell,) = cells(attack=attack, limit=7)
+    plenty = Runner(Settings(batch_size=4, artifacts=Artifacts(tmp_path / "plenty"))).run(cell)
+    honest, sizes = DiffusersModel._generate, []
+
+    def narrow(self, prompts, *rest):
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        sizes.append(len(prompts))
+        return honest(self, prompts, *rest)
+
+    monkeypatch.setattr(DiffusersModel, "_generate", narrow)
+    short = Runner(Settings(batch_size=4, artifacts=Artifacts(tmp_path / "short"))).run(cell)
+    assert (short.status, max(sizes)) == ("ok", 2)
+    assert [(r.id, r.own, r.attacked) for r in short.rows] == [
+        (r.id, pytest.approx(r.own, abs=1e-4), pytest.approx(r.attacked, abs=1e-4))
+        for r in plenty.rows
+    ]
+
+
+def git(folder: Path, *args: str) -> str:
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    done = subprocess.run(
+        ["git", *who, *args], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_provenance_is_this_projects_commit_or_none(tmp_path: Path, monkeypatch) -> None:
+    """Whatever repository the package lies in, whether there is a git, or a GIT_DIR in its place."""
+    site = tmp_path / "venv" / "site-packages"
+    site.mkdir(parents=True)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(provenance, "ROOT", site)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert provenance.environment("cpu")["git"] == "not a checkout"
+    monkeypatch.delenv("GIT_DIR")
+    (site / "pyproject.toml").touch()
+    git(site, "init", "-q")
+    git(site, "commit", "-q", "--allow-empty", "-m", "ours")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    ours = provenance.environment("cpu")["git"]
+    monkeypatch.delenv("GIT_DIR")
+    assert ours == git(site, "rev-parse", "--short", "HEAD")
+    monkeypatch.setenv("PATH", "")
+    assert provenance.environment("cpu")["git"] == "unknown"
+
+
+def test_provenance_without_the_packages_metadata(monkeypatch) -> None:
+    def none(package):
+        raise PackageNotFoundError(package)
+
+    assert torch.__version__.startswith(provenance.environment("cpu")["torch"])
+    monkeypatch.setattr(provenance, "version", none)
+    found = provenance.environment("cpu")
+    assert {found[name] for name in ("erasure-bench", "torch")} == {"not installed"}
 
 
 def test_an_erasure_comes_back_from_its_delta(settings) -> None:

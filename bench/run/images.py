@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image
@@ -19,6 +19,8 @@ from bench.run.settings import Settings
 from bench.safety import blurred
 from bench.store import write
 from bench.types import Prompt, Sample
+
+T = TypeVar("T")
 
 
 class Images:
@@ -62,15 +64,15 @@ class Images:
                 memory[key] = _open(path.read_bytes())
             else:
                 missing.append(i)
-        self.settings.progress(stage, before + len(prompts) - len(missing), total)
-        for start in range(0, len(missing), model.batch_size):
-            part = missing[start : start + model.batch_size]
+        done = len(prompts) - len(missing)
+        self.settings.progress(stage, before + done, total)
+        for part in _batches(missing, model):
             images = model.generate([prompts[i] for i in part])
             for i, image in zip(part, images, strict=True):
                 memory[keys[i]] = image
                 if keep:
                     _keep(image, self.settings.artifacts.image(keys[i]), hide=hide)
-            done = len(prompts) - len(missing) + start + len(part)
+            done += len(part)
             self.settings.progress(stage, before + done, total)
         return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
 
@@ -79,11 +81,19 @@ class Images:
         plain = [a for a in found if a.embedding is None and a.model is None and a.noise is None]
         samples = {s.prompt.id: s for s in self.make(erased, [a.prompt for a in plain], "replay")}
         others = [a for a in found if a.prompt.id not in samples]
-        for start in range(0, len(others), erased.model.batch_size):
-            part = others[start : start + erased.model.batch_size]
+        for part in _batches(others, erased.model):
             samples |= {s.prompt.id: s for s in _replay_special(erased.model, part)}
             self.settings.progress("replay", len(samples), len(found))
         return [samples[a.prompt.id] for a in found]
+
+
+def _batches(items: Sequence[T], model: DiffusersModel) -> Iterator[Sequence[T]]:
+    """Yield parts that the model can draw at once; it may find that fewer fit, and halve them."""
+    done = 0
+    while done < len(items):
+        part = items[done : done + model.batch_size]
+        done += len(part)
+        yield part
 
 
 def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iterator[Sample]:

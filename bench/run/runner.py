@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-import resource
-import subprocess
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
-
-import torch
 
 from bench.errors import IncompatibleError, PluginError, SpecError
 from bench.metrics import Measurement, rate
 from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell
 from bench.protocols import Adversarial
-from bench.registry import ROOT, create
+from bench.registry import create
 from bench.replay import Replay
 from bench.run.attack import CellAttack
 from bench.run.erase import Erased, Eraser
 from bench.run.images import Images
 from bench.run.judge import Judges, make_rows, reduce, withheld
+from bench.run.provenance import environment
 from bench.run.settings import Settings, timed
 from bench.run.stream import Stream
 from bench.store import Result, Row
@@ -166,22 +161,3 @@ class Runner:
             )
         return task
 
-
-def environment(device: str) -> dict[str, str]:
-    """Return what a reader needs to judge or repeat a result."""
-    packages = ("torch", "diffusers", "transformers", "timm")
-    git = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "threads": str(torch.get_num_threads()),
-        "git": git.stdout.strip() or "not a checkout",
-        "peak_memory_mb": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024),
-    }
