@@ -160,4 +160,3 @@ class Runner:
                 f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge and --asset"
             )
         return task
-
