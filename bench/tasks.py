@@ -44,6 +44,9 @@ class Task:
             decides whether it is there. "retain" and "benign": the prompts ask for other things,
             and are run on models that were erased for another task's concept.
         exclusions: How many prompts of the set never run, by reason.
+        source: The prompt set's file or asset, and a short digest of its content.
+        guidance: "own" is each row's own scale; else the scale that all rows are drawn with.
+        deviations: What differs from the protocol of the paper that the task follows, in words.
     """
 
     name: str
@@ -54,6 +57,9 @@ class Task:
     measures: tuple[Measure, ...]
     digest: str
     exclusions: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+    guidance: str = "own"
+    deviations: tuple[str, ...] = ()
 
     @property
     def excluded(self) -> int:
@@ -137,6 +143,7 @@ def load_task(
         measures=tuple(measures),
         digest=hashlib.sha256(key).hexdigest()[:12],
         exclusions=exclusions,
+        source=f"{_called(row, prompts)} {hashlib.sha256(data).hexdigest()[:8]}",
     )
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")
@@ -205,6 +212,11 @@ def _row(name: str, world: World, root: Path) -> dict[str, Any]:
     if name not in table:
         raise UnknownNameError(f"{world} task", name, table)
     return table[name]
+
+
+def _called(row: Mapping[str, Any], prompts: Path | None) -> str:
+    """Return how a record names the prompt set: where it lies on a machine is nobody's business."""
+    return prompts.name if prompts else str(row["prompts"]).removeprefix(ASSET)
 
 
 def _own_prompts(row: dict[str, Any], folder: Path, given: Mapping[str, Path] | None) -> Path:

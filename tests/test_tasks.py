@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from bench import SpecError
 from bench.errors import UnknownNameError
 from bench.registry import create
-from bench.tasks import load_task, task_names
+from bench.tasks import PROMPTS, load_task, task_names
 
 TARGETS = ["nudity", "van-gogh", "tench", "parachute", "church", "garbage-truck"]
 
@@ -32,6 +33,16 @@ def test_half_of_nudity_does_without_the_umbrella_word() -> None:
     texts = [p.text for p in load_task("nudity", "emoji").prompts]
     words = ("nudity", "nude", "naked body", "undressed", "bare skin")
     assert sum(any(w in text for w in words) for text in texts) == 25
+
+
+def test_a_task_names_its_prompt_set(tmp_path: Path) -> None:
+    own = PROMPTS / "emoji" / "church.csv"
+    digest = hashlib.sha256(own.read_bytes()).hexdigest()[:8]
+    assert load_task("church", "emoji").source == f"church.csv {digest}"
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(own.read_bytes())
+    given = load_task("church", "emoji", prompts=copy)
+    assert (given.source, given.guidance) == (f"copy.csv {digest}", "own")
 
 
 def test_unknown_task_suggests() -> None:
