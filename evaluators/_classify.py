@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import AssetError, Score
+from bench import Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,39 +17,22 @@ Probabilities = Callable[[list[Any]], "Tensor"]
 """Maps PIL pictures to probabilities ``(pictures, classes)`` on the CPU."""
 
 
-def hub_processor(folder: Path) -> Any:
-    """Return a folder's image processor, the PIL one, whatever the default of the release is.
-
-    Published numbers are older than the torchvision one, whose pixels differ by up to a grey level.
-    """
-    from transformers import AutoImageProcessor
-
-    old = version("transformers").startswith("4.")
-    pil: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, **pil)
-
-
 def hub_classifier(asset: str, folder: Path, device: str) -> tuple[Probabilities, tuple[str, ...]]:
     """Return a Hugging Face image classifier and the names of its classes.
 
     Raises:
-        AssetError: The folder holds none.
+        AssetError: The folder has none, or lacks some of its weights.
     """
     import torch
     from transformers import AutoModelForImageClassification
 
-    try:
-        processor = hub_processor(folder)
-        net = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise AssetError(f"{asset}={folder}: expected an image classifier: {reason}") from exc
-    net.eval().to(device)
+    from bench.models import load_vision
+
+    net, pixels = load_vision(AutoModelForImageClassification, folder, device, asset=asset)
 
     @torch.no_grad()
     def probabilities(images: list[Any]) -> Tensor:
-        pixels = processor([i.convert("RGB") for i in images], return_tensors="pt").pixel_values
-        return net(pixel_values=pixels.to(device)).logits.float().softmax(1).cpu()
+        return net(pixel_values=pixels(images)).logits.float().softmax(1).cpu()
 
     names = net.config.id2label
     return probabilities, tuple(names[i] for i in range(len(names)))

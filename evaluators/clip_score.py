@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from bench import Card, Context, Sample, Score
+from evaluators._each import each
 
-_TOKENS = 77
 _MODELS = {
     "b32-logits/100": "clip-vit-b32",
     "b32-x100": "clip-vit-b32",
@@ -48,47 +48,26 @@ class ClipScore:
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the CLIP model."""
         import torch
-        import transformers
+        from transformers import CLIPModel
 
-        folder = ctx.asset(_MODELS[self.variant])
-        model: Any = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True)
-        model.eval().requires_grad_(False).to(ctx.device)
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-        # transformers 5 gave the old name to the torchvision backend, whose pixels differ.
-        name = "CLIPImageProcessorPil"
-        kind: Any = getattr(transformers, name, transformers.CLIPImageProcessor)
-        processor = kind.from_pretrained(folder)
+        from bench.models import load_tokens, load_vision
 
-        def similarity(samples: Sequence[Sample]) -> Any:
-            images = [s.image.convert("RGB") for s in samples]
-            pixels = processor(images, return_tensors="pt").pixel_values
-            tokens = tokenizer(
-                [s.prompt.text for s in samples],
-                padding=True,
-                truncation=True,
-                max_length=_TOKENS,
-                return_tensors="pt",
-            )
+        (asset,) = self.assets()
+        folder = ctx.asset(asset)
+        clip, pixels = load_vision(CLIPModel, folder, ctx.device, asset=asset)
+        tokens = load_tokens(folder, ctx.device)
+
+        def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
+            texts = tokens([s.prompt.text for s in samples])
             with torch.no_grad():
-                found = model(pixel_values=pixels.to(ctx.device), **tokens.to(ctx.device))
+                found = clip(pixel_values=pixels(images), **texts)
             cosine = (found.image_embeds * found.text_embeds).sum(1)
-            logits = cosine * model.logit_scale.exp()
-            return {
+            logits = cosine * clip.logit_scale.exp()
+            values = {
                 "b32-logits/100": logits / 100,
                 "b32-x100": logits,
                 "l14-x100": cosine * 100,
             }[self.variant]
+            return [Score(value) for value in values.tolist()]
 
-        def score(samples: Sequence[Sample]) -> list[Score]:
-            try:
-                return [Score(float(value)) for value in similarity(samples)]
-            except Exception as exc:  # whatever is wrong, only the bad images are unscored
-                if len(samples) == 1:
-                    return [Score(None, {"error": f"{type(exc).__name__}: {exc}"})]
-                return [one for sample in samples for one in score([sample])]
-
-        def batches(samples: Sequence[Sample]) -> list[Score]:
-            parts = range(0, len(samples), ctx.batch_size)
-            return [one for i in parts for one in score(samples[i : i + ctx.batch_size])]
-
-        return batches
+        return lambda samples: each(samples, verdicts, ctx.batch_size)

@@ -40,23 +40,17 @@ class Gender:
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the CLIP model."""
         import torch
-        import transformers
+        from transformers import CLIPModel
+
+        from bench.models import load_tokens, load_vision
 
         folder = ctx.asset(_CLIP)
-        model: Any = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True)
-        model.eval().requires_grad_(False).to(ctx.device)
-        tokens = transformers.CLIPTokenizer.from_pretrained(folder)(
-            list(_TEXTS), padding=True, return_tensors="pt"
-        ).to(ctx.device)
-        # transformers 5 gave the old name to the torchvision backend, whose pixels differ.
-        pil: Any = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
-        processor = pil.from_pretrained(folder)
+        clip, pixels = load_vision(CLIPModel, folder, ctx.device, asset=_CLIP)
+        texts = load_tokens(folder, ctx.device)(_TEXTS)
 
         def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
-            rgb = [image.convert("RGB") for image in images]
-            pixels = processor(rgb, return_tensors="pt").pixel_values.to(ctx.device)
             with torch.no_grad():
-                logits = model(pixel_values=pixels, **tokens).logits_per_image
+                logits = clip(pixel_values=pixels(images), **texts).logits_per_image
             chances = logits.float().softmax(1)[:, 1].tolist()
             return [
                 Score(float(p > 0.5), {"found": _TEXTS[p > 0.5], "probability": round(p, 4)})

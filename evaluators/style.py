@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench import AssetError, Card, Context, Sample, Score, SpecError
-from evaluators._classify import hub_classifier, hub_processor, near, plain, ranked
+from bench import Card, Context, Sample, Score, SpecError
+from evaluators._classify import hub_classifier, near, plain, ranked
 from evaluators._each import each
 
 
@@ -117,27 +117,21 @@ class StyleClip:
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load CLIP."""
         import torch
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
-        folder = ctx.asset("clip-vit-b32")
-        try:
-            clip = CLIPModel.from_pretrained(folder, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = hub_processor(folder)
-        except (OSError, ValueError) as exc:
-            reason = str(exc).splitlines()[0]
-            raise AssetError(f"clip-vit-b32={folder}: expected a CLIP model: {reason}") from exc
-        clip.eval().to(ctx.device)
+        from bench.models import load_tokens, load_vision
+
+        (asset,) = self.assets()
+        folder = ctx.asset(asset)
+        clip, pixels = load_vision(CLIPModel, folder, ctx.device, asset=asset)
+        tokens = load_tokens(folder, ctx.device)
 
         @torch.no_grad()
         def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
             own = [choices(sample.prompt.label) for sample in samples]
             names = list(dict.fromkeys(name for known, _ in own for name in known))
-            texts = tokenizer([caption(name) for name in names], padding=True, return_tensors="pt")
-            pixels = processor([i.convert("RGB") for i in images], return_tensors="pt")
-            logits = clip(
-                **texts.to(ctx.device), pixel_values=pixels.pixel_values.to(ctx.device)
-            ).logits_per_image
+            texts = tokens([caption(name) for name in names])
+            logits = clip(pixel_values=pixels(images), **texts).logits_per_image
             scores = []
             for row, (known, target) in zip(logits.float().cpu(), own, strict=True):
                 chances = row[[names.index(name) for name in known]].softmax(0)

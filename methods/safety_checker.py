@@ -36,22 +36,19 @@ class SafetyChecker:
         import numpy as np
         import torch
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from transformers import CLIPImageProcessor
+
+        from bench.models import load_vision
 
         try:
-            checker = StableDiffusionSafetyChecker.from_pretrained(self.weights).eval()
-            processor = CLIPImageProcessor.from_pretrained(self.weights)
-        except (OSError, ValueError) as exc:
-            raise AssetError(
-                f"cannot load the safety checker from {self.weights}: "
-                f"{str(exc).splitlines()[0]} Give a local folder with safety-checker:weights=PATH"
-            ) from exc
-        checker.to(model.device)
+            checker, pixels = load_vision(StableDiffusionSafetyChecker, self.weights, model.device)
+        except AssetError as exc:
+            raise AssetError(f"{exc} Give a local folder with safety-checker:weights=PATH") from exc
 
         def screen(images: list[Image]) -> list[Image]:
-            pixels = processor(images, return_tensors="pt").pixel_values.to(model.device)
             with torch.no_grad():
-                _, unsafe = checker(clip_input=pixels, images=np.zeros((len(images), 1, 1, 3)))
+                _, unsafe = checker(
+                    clip_input=pixels(images), images=np.zeros((len(images), 1, 1, 3))
+                )
             return [
                 image.point(lambda _: 0) if bad else image
                 for image, bad in zip(images, unsafe, strict=True)

@@ -429,7 +429,7 @@ def test_style_labels_are_matched_by_their_words_or_refused(judge, vit, portrait
 def test_style_without_a_classifier_says_which(judge, tmp_path) -> None:
     with pytest.raises(AssetError, match="style-vit is not here .*129 artists"):
         judge("style", {})
-    with pytest.raises(AssetError, match=r"style-vit=.*: expected an image classifier"):
+    with pytest.raises(AssetError, match=r"style-vit=.*: expected files that AutoModelForImageCl"):
         judge("style", {}, style_vit=tmp_path)
 
 

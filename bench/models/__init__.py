@@ -2,6 +2,7 @@
 
 from bench.models.ablating import AcObjective, anchor_latents
 from bench.models.checkpoints import load_part
+from bench.models.clip import load_tokens, load_vision
 from bench.models.diffusers import DiffusersModel
 from bench.models.erasing import EsdObjective, esd_texts
 from bench.models.loading import load_model
@@ -18,6 +19,8 @@ __all__ = [
     "esd_texts",
     "load_model",
     "load_part",
+    "load_tokens",
+    "load_vision",
     "neuron_maps",
     "prune_smallest",
     "sensitivity",

@@ -1,0 +1,100 @@
+"""CLIP and other networks that look at images, loaded in one way by judges, methods and attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from torch import Tensor
+
+from bench.errors import AssetError
+
+TOKENS = 77
+Pixels = Callable[[Sequence[Any]], Tensor]
+"""Turns PIL images into what a network reads, ``(images, 3, height, width)``, where the network is."""
+Tokens = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Turns texts into CLIP's arguments ``input_ids`` and ``attention_mask``, ``(texts, tokens)``."""
+
+
+def load_vision(
+    kind: Any, folder: Path | str, device: Any = "cpu", *, asset: str = ""
+) -> tuple[Any, Pixels]:
+    """Return a frozen network of transformers and the function that prepares its images.
+
+    Weights are safetensors, or a ``.bin`` file in which there is nothing but tensors; they are read in
+    fp32. Images are prepared by the folder's processor in its Pillow form, whatever form the release of
+    transformers prefers: published numbers are older than the torchvision form, whose pixels differ by up
+    to a grey level.
+
+    Args:
+        kind: Class of the network, such as ``transformers.CLIPModel``.
+        folder: Its files, or the id of a model on the hub.
+        device: Where it is put.
+        asset: The name under which the user gave the folder, for messages.
+
+    Raises:
+        AssetError: The folder has no such network, or lacks some of its weights.
+    """
+    import torch
+
+    where = f"{asset}={folder}" if asset else str(folder)
+    try:
+        net, report = kind.from_pretrained(
+            folder,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in words
+            torch_dtype=torch.float32,
+        )
+        processor = _processor(folder)
+    except Exception as exc:  # every format of weights fails in a way of its own
+        reason = str(exc).strip().partition("\n")[0]
+        if isinstance(exc, UnpicklingError):
+            reason = "its .bin file holds more than tensors and is not read; give safetensors"
+        raise AssetError(f"{where}: expected files that {kind.__name__} loads: {reason}") from exc
+    unfit = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if unfit:
+        raise AssetError(
+            f"{where}: expected all weights of a {kind.__name__}, but {len(unfit)} are missing or of "
+            f"another shape, the first is {unfit[0]}"
+        )
+    net.eval().requires_grad_(False).to(device)
+
+    def pixels(images: Sequence[Any]) -> Tensor:
+        rgb = [image.convert("RGB") for image in images]
+        return processor(rgb, return_tensors="pt").pixel_values.to(device)
+
+    return net, pixels
+
+
+def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
+    """Return the function that tokenises texts for CLIP; what is beyond 77 tokens is cut off.
+
+    Raises:
+        AssetError: The folder has no tokenizer.
+    """
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as exc:
+        reason = str(exc).strip().partition("\n")[0]
+        raise AssetError(f"{folder}: expected CLIP's tokenizer: {reason}") from exc
+
+    def tokens(texts: Sequence[str]) -> Mapping[str, Tensor]:
+        return tokenizer(
+            list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+        ).to(device)
+
+    return tokens
+
+
+def _processor(folder: Path | str) -> Any:
+    from transformers import AutoImageProcessor
+
+    old = version("transformers").startswith("4.")
+    pil: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
+    return AutoImageProcessor.from_pretrained(folder, **pil)
