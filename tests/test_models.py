@@ -169,7 +169,7 @@ def test_shipped_weights_are_checked(tmp_path) -> None:
 
 def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
     expected = [image.tobytes() for image in tiny.generate(PROMPTS)]
-    real, sizes = tiny._generate, []
+    real, sizes = tiny._sample, []
 
     def small_memory(prompts, embeddings, noise):
         sizes.append(len(prompts))
@@ -177,7 +177,65 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
             raise torch.OutOfMemoryError
         return real(prompts, embeddings, noise)
 
-    monkeypatch.setattr(tiny, "_generate", small_memory)
+    monkeypatch.setattr(tiny, "_sample", small_memory)
     images = tiny.generate(PROMPTS)
     assert sizes == [5, 4, 2, 2, 1]
     assert len(images) == len(expected)
+
+
+def test_the_autoencoder_takes_few_images_at_once(tiny, monkeypatch) -> None:
+    """Its chunks depend on the images' size, not on the batch, and lose none."""
+    images, latents = tiny.generate(PROMPTS), tiny.noise(range(5))
+    together, means = tiny._decode(latents), tiny.encode_images(images)
+    sizes = []
+    for name in ("encode", "decode"):
+        real = getattr(tiny.pipe.vae, name)
+        monkeypatch.setattr(
+            tiny.pipe.vae, name,
+            lambda x, *a, real=real, **k: sizes.append(len(x)) or real(x, *a, **k),
+        )  # fmt: skip
+    monkeypatch.setattr("bench.models.diffusers._PIXELS", 2 * 32 * 32 + 1)
+    apart = tiny._decode(latents)
+    assert torch.allclose(tiny.encode_images(images), means, atol=1e-4)
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    for a, b in zip(together, apart, strict=True):
+        assert np.abs(np.array(a).astype(int) - np.array(b).astype(int)).max() <= 1
+
+
+def test_what_is_not_finite_is_black_and_must_not_be_judged(tiny) -> None:
+    fine = tiny.generate(PROMPTS[:2])
+    assert not any("unscored" in image.info for image in fine)
+    embeddings = tiny.encode([p.text for p in PROMPTS[:2]])
+    embeddings[1] = float("nan")  # one prompt's conditioning; its neighbour must not suffer
+    tiny.screen = lambda images: [image.rotate(180) for image in images]
+    good, bad = tiny.generate(PROMPTS[:2], embeddings=embeddings)
+    assert np.abs(np.array(good.rotate(180)).astype(int) - np.array(fine[0])).max() <= 1
+    assert (bad.size, bad.getbbox()) == ((32, 32), None)
+    assert bad.info["unscored"] == "latents are not finite"
+    tiny.screen = None
+    tiny.pipe.vae.decoder.conv_out.bias.data.fill_(float("inf"))
+    try:
+        (image,) = tiny.generate(PROMPTS[:1])
+    finally:
+        tiny.pipe.vae.decoder.conv_out.bias.data.fill_(0)
+    assert image.info["unscored"] == "pixels are not finite" and image.getbbox() is None
+
+
+def test_a_copy_in_another_type(tiny) -> None:
+    tiny.notes["steps"] = 3
+    tiny.refuse = lambda text: "on the beach" in text
+    half = tiny.cast("bf16")
+    parts = (half.pipe.unet, half.pipe.text_encoder, half.pipe.vae)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
+    assert (half.notes, half.refuse) == (tiny.notes, tiny.refuse)
+    assert {p.dtype for p in tiny.pipe.vae.parameters()} == {torch.float32}  # it is shared by copies
+    same = tiny.cast("fp32")
+    assert same.pipe.unet is not tiny.pipe.unet
+    assert all(torch.equal(a, b) for a, b in _pairs(same, tiny))
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64])
+def test_seeds_beyond_the_generators(tiny, seed: int) -> None:
+    with pytest.raises(SpecError, match=rf"seed {seed}: expected a whole number from 0 to 2\*\*64"):
+        tiny.noise([0, seed])
+    assert torch.isfinite(tiny.noise([2**63, 2**64 - 1])).all()

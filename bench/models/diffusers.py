@@ -25,7 +25,10 @@ from bench.errors import IncompatibleError, SpecError
 from bench.protocols import Guidance, ParameterGroup
 from bench.types import Prompt, SamplerNoise, World
 
-Result = TypeVar("Result")
+Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_UNSCORED = "unscored"  # key of an image's info: why it must not be judged
+_PIXELS = 4 * 512**2  # that the autoencoder takes at once; its layers need far more memory than ours
 _SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
@@ -107,15 +110,23 @@ class DiffusersModel:
         parts = dict(self.pipe.components)
         for name in ("unet", "text_encoder"):
             parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
-        pipe = type(self.pipe)(**parts, requires_safety_checker=False)
-        twin = DiffusersModel(pipe, self.world, self.sampling, self.batch_size)
-        twin.guidance, twin.screen, twin.refuse = self.guidance, self.screen, self.refuse
+        return self._twin(type(self.pipe)(**parts, requires_safety_checker=False), self.sampling)
+
+    def cast(self, dtype: str) -> DiffusersModel:
+        """Return a copy whose weights are of another type: "fp32", "bf16" or "fp16"."""
+        twin = self.copy()
+        twin.notes = dict(self.notes)
+        if DTYPES[dtype] != self.dtype:
+            twin.pipe.register_modules(vae=copy.deepcopy(self.pipe.vae))
+            twin.pipe.to(dtype=DTYPES[dtype])
         return twin
 
     def resampled(self, sampler: str, steps: int) -> DiffusersModel:
         """Return the same weights, not copied, drawn with another sampler."""
-        sampling = replace(self.sampling, sampler=sampler, steps=steps)
-        twin = DiffusersModel(self.pipe, self.world, sampling, self.batch_size)
+        return self._twin(self.pipe, replace(self.sampling, sampler=sampler, steps=steps))
+
+    def _twin(self, pipe: StableDiffusionPipeline, sampling: Sampling) -> DiffusersModel:
+        twin = DiffusersModel(pipe, self.world, sampling, self.batch_size)
         twin.guidance, twin.screen, twin.refuse = self.guidance, self.screen, self.refuse
         return twin
 
@@ -259,22 +270,27 @@ class DiffusersModel:
         return kind(**betas, **settings)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return initial noise, one image per seed, the same on every device."""
+        """Return initial noise, one image per seed, the same on every device.
+
+        Raises:
+            SpecError: A seed is none that torch's generator takes.
+        """
+        if odd := next((s for s in seeds if not -(2**63) <= s < 2**64), None):
+            raise SpecError(f"seed {odd}: expected a whole number from 0 to 2**64 - 1")
         shape = self.latent_shape
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(rows).to(self.device)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return scaled posterior means of images, ``(batch, c, h, w)`` float32."""
-
-        def encode(part: slice) -> Tensor:
-            pixels = np.stack([np.array(image.convert("RGB")) for image in images[part]])
+        means = []
+        for part in _chunks(images, images[0].width * images[0].height):
+            pixels = np.stack([np.array(image.convert("RGB")) for image in part])
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.dtype)
             with torch.no_grad():
                 mean: Tensor = self.pipe.vae.encode(x / 127.5 - 1).latent_dist.mean
-            return mean.float() * self.pipe.vae.config.scaling_factor
-
-        return torch.cat(list(self._parts_that_fit(len(images), encode)))
+            means.append(mean.float() * self.pipe.vae.config.scaling_factor)
+        return torch.cat(means)
 
     # ------------------------------------------------------------------ black box
     def generate(
@@ -284,15 +300,25 @@ class DiffusersModel:
         embeddings: Tensor | None = None,
         noise: Sequence[SamplerNoise] | None = None,
     ) -> list[Image.Image]:
-        """Return one image per prompt; each depends on its own prompt only, not on the batch."""
+        """Return one image per prompt; each depends on its own prompt only, not on the batch.
 
-        def draw(part: slice) -> list[Image.Image]:
+        An image whose latents or pixels are not finite shows nothing, so it is no evidence: it is black,
+        and its ``info["unscored"]`` says why.
+        """
+
+        def sample(part: slice) -> Tensor:
             given = None if embeddings is None else embeddings[part]
-            return self._generate(prompts[part], given, noise and noise[part])
+            return self._sample(prompts[part], given, noise and noise[part])
 
-        return [image for part in self._parts_that_fit(len(prompts), draw) for image in part]
+        images: list[Image.Image] = []
+        for latents in self._parts_that_fit(len(prompts), sample):
+            images += self._screened(self._decode(latents))
+        return [
+            _black(image) if self.refuses(prompt) else image
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
 
-    def _parts_that_fit(self, n: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+    def _parts_that_fit(self, n: int, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
         """Yield what ``work`` returns for batch after batch; where memory ends, batches are halved."""
         done = 0
         while done < n:
@@ -306,37 +332,54 @@ class DiffusersModel:
             done += self.batch_size
             yield result
 
-    def _generate(
+    def _sample(
         self,
         prompts: Sequence[Prompt],
         embeddings: Tensor | None,
         noise: Sequence[SamplerNoise] | None,
-    ) -> list[Image.Image]:
+    ) -> Tensor:
         texts = ["" if self.refuses(p) else p.text for p in prompts]
         cond = self.encode(texts) if embeddings is None else embeddings
         guidance = torch.tensor([p.guidance for p in prompts])
         start = self.noise([p.seed for p in prompts])
         *_, (_, latents) = self.denoise(start, cond.to(self.device), guidance, noise=noise)
-        images = self._decode(latents)
-        images = self.screen(images) if self.screen else images
-        return [
-            self._black(i) if self.refuses(p) else i for p, i in zip(prompts, images, strict=True)
-        ]
+        return latents
 
     def refuses(self, prompt: Prompt) -> bool:
         """Say whether a prompt's text is one that is not drawn."""
         return self.refuse is not None and self.refuse(prompt.text)
 
-    @staticmethod
-    def _black(image: Image.Image) -> Image.Image:
-        return Image.new("RGB", image.size)
+    def _screened(self, images: list[Image.Image]) -> list[Image.Image]:
+        shown = self.screen(images) if self.screen else images
+        return [m if _UNSCORED in m.info else s for m, s in zip(images, shown, strict=True)]
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
+        size = (latents.shape[-2] * latents.shape[-1]) * self.pipe.vae_scale_factor**2
+        return [image for part in _chunks(latents, size) for image in self._decode_chunk(part)]
+
+    def _decode_chunk(self, latents: Tensor) -> Iterator[Image.Image]:
         scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)
         with torch.no_grad():
             x = self.pipe.vae.decode(scaled, return_dict=False)[0].float()
         pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
-        return [Image.fromarray(array) for array in pixels.cpu().numpy()]
+        drawn, decoded = (v.isfinite().flatten(1).all(1).tolist() for v in (latents, x))
+        for array, *finite in zip(pixels.cpu().numpy(), drawn, decoded, strict=True):
+            image = Image.fromarray(array)
+            if not all(finite):
+                image = _black(image)
+                image.info[_UNSCORED] = f"{'pixels' if finite[0] else 'latents'} are not finite"
+            yield image
+
+
+def _black(image: Image.Image) -> Image.Image:
+    return Image.new("RGB", image.size)
+
+
+def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
+    """Yield slices that the autoencoder takes at once, of rows of ``size`` pixels each."""
+    step = max(1, min(64, _PIXELS // size))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 class _NoisySteps:

@@ -24,10 +24,8 @@ from transformers.utils import logging as transformers_logging
 from bench.catalog import EMOJI_WEIGHTS, check_model, local, model_info
 from bench.errors import AssetError
 from bench.models.checkpoints import read_tensors
-from bench.models.diffusers import DiffusersModel
+from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.types import World
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
