@@ -228,7 +228,9 @@ def test_a_copy_in_another_type(tiny) -> None:
     parts = (half.pipe.unet, half.pipe.text_encoder, half.pipe.vae)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
     assert (half.notes, half.refuse) == (tiny.notes, tiny.refuse)
-    assert {p.dtype for p in tiny.pipe.vae.parameters()} == {torch.float32}  # it is shared by copies
+    assert {p.dtype for p in tiny.pipe.vae.parameters()} == {
+        torch.float32
+    }  # it is shared by copies
     same = tiny.cast("fp32")
     assert same.pipe.unet is not tiny.pipe.unet
     assert all(torch.equal(a, b) for a, b in _pairs(same, tiny))

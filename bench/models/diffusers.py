@@ -28,7 +28,9 @@ from bench.types import Prompt, SamplerNoise, World
 Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _UNSCORED = "unscored"  # key of an image's info: why it must not be judged
-_PIXELS = 4 * 512**2  # that the autoencoder takes at once; its layers need far more memory than ours
+_PIXELS = (
+    4 * 512**2
+)  # that the autoencoder takes at once; its layers need far more memory than ours
 _SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
