@@ -1,12 +1,15 @@
 """``bench erase`` and ``bench apply``: an erasure as a file, on and off a model, bit by bit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import nn
 
-from bench.errors import StoreError
+from bench import Prompt
+from bench.errors import ContractError, StoreError
 from bench.models import delta, load_model
 
 ERASE = ("erase", "--model", "tiny-random", "--concept", "church")
@@ -53,6 +56,101 @@ def test_masks_come_off_as_well(tiny) -> None:
     assert equal(delta.revert(delta.apply(tiny, change), change, tiny), tiny)
     with pytest.raises(StoreError, match="the delta cannot be taken back: unet"):
         delta.revert(tiny, change, tiny)
+
+
+def test_the_autoencoder_is_part_of_a_delta(tiny) -> None:
+    prompts = [Prompt("p", "a church", 0)]
+    before = tiny.generate(prompts)[0].tobytes()
+    erased = delta.private(tiny)
+    erased.pipe.vae.decoder.conv_out.weight.data.zero_()
+    change = delta.diff(tiny, erased)
+    assert [key.partition("|")[0] for key in change] == ["vae.decoder.conv_out.weight"]
+    again = delta.apply(tiny, change)
+    assert again.generate(prompts)[0].tobytes() == erased.generate(prompts)[0].tobytes() != before
+    assert equal(delta.revert(again, change, tiny), tiny)
+    assert tiny.generate(prompts)[0].tobytes() == before  # the base is as it was
+
+
+def _lora(model) -> None:
+    attention = model.pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    attention.to_k.lora_A = nn.Linear(attention.to_k.in_features, 2)
+
+
+class Doubles(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _other_class(model) -> None:
+    model.pipe.unet.conv_in.__class__ = Doubles
+
+
+def _other_forward(model) -> None:
+    model.pipe.unet.conv_in.forward = lambda x: x
+
+
+def _scheduler(model) -> None:
+    model.pipe.scheduler = DDIMScheduler(beta_start=0.1, beta_end=0.2)
+
+
+FORBIDDEN = {
+    "a hook": (lambda m: m.pipe.unet.mid_block.register_forward_hook(lambda *_: None),
+               "unet.mid_block has a hook"),
+    "a hook before": (lambda m: m.pipe.vae.decoder.register_forward_pre_hook(lambda *_: None),
+                      "vae.decoder has a hook"),
+    "a module": (lambda m: m.pipe.unet.add_module("more", nn.Linear(1, 1)),
+                 "unet has 2 tensors that the base lacks, first more.weight"),
+    "a module without tensors": (lambda m: m.pipe.unet.mid_block.add_module("d", nn.Dropout()),
+                                 "unet.mid_block.d is a Dropout"),
+    "layers of LoRA": (_lora, "unet has .* first .*lora.* .fuse it first: pipe.fuse_lora"),
+    "a resized embedding": (lambda m: m.pipe.text_encoder.resize_token_embeddings(2000),
+                            "token_embedding.weight: expected .1243, 32. float32, got .2000, 32. float32"),
+    "a buffer": (lambda m: m.pipe.text_encoder.get_buffer(
+        next(n for n, _ in m.pipe.text_encoder.named_buffers() if "position_ids" in n)).zero_(),
+        "the buffer text_encoder.*position_ids is not the base's"),
+    "a type": (lambda m: m.pipe.unet.half(), "unet.*: expected .* float32, got .* float16"),
+    "another class": (_other_class, "unet.conv_in is a Doubles"),
+    "another forward": (_other_forward, "unet.conv_in works otherwise"),
+    "a scale": (lambda m: setattr(m.pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2,
+                                  "scale", 0.0), "attn2 works otherwise"),
+    "a token": (lambda m: m.pipe.tokenizer.add_tokens(["<new>"]), "the tokenizer is not the base's"),
+    "a scheduler": (_scheduler, "the scheduler is not the base's"),
+    "a setting": (lambda m: m.pipe.vae.register_to_config(scaling_factor=0.5),
+                  "the configuration of vae is not the base's"),
+    "the sampler": (lambda m: setattr(m, "sampling", replace(m.sampling, steps=1)),
+                    "the erased model draws with Sampling.*steps=1.*, the base with"),
+    "a method of the model": (lambda m: setattr(m, "generate", list), "attributes of its own"),
+    "weights of nan": (lambda m: m.pipe.unet.conv_in.weight.data.fill_(float("nan")),
+                       "the erased weights are not finite .nan or inf.: unet.conv_in.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_a_delta_cannot_hold_is_refused(tiny, name: str) -> None:
+    """Each is lost when the delta is put on the base, which would then be judged as erased."""
+    change, message = FORBIDDEN[name]
+    before = delta.private(tiny)
+    erased = delta.private(tiny)
+    change(erased)
+    with pytest.raises(ContractError, match=message):
+        delta.diff(tiny, erased)
+    assert delta.diff(before, tiny) == {}  # a private copy: the base was not touched
+
+
+def test_what_changes_no_image_is_no_change(tiny) -> None:
+    erased = delta.private(tiny)
+    erased.pipe.unet.train().requires_grad_(True).enable_gradient_checkpointing()
+    erased.notes["steps"] = 3
+    assert delta.diff(tiny, erased) == {}
+
+
+def test_a_delta_is_cast_to_the_models_type(tiny) -> None:
+    erased = tiny.copy()
+    erased.pipe.unet.conv_in.weight.data.add_(0.1)
+    half = delta.private(tiny)
+    half.pipe.to(torch.bfloat16)
+    got = delta.apply(half, delta.diff(tiny, erased)).pipe.unet.conv_in.weight
+    assert torch.equal(got, erased.pipe.unet.conv_in.weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,87 @@
 """What an erasure changed, as one safetensors file: small, reversible, independent of the method.
 
 A tensor that a method only zeroed in places is stored as a mask: the flat indices of the zeros, or
-one bit an entry, whichever is smaller. Every other changed tensor is stored whole.
+one bit per entry, whichever is smaller. Every other changed tensor is stored whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.errors import StoreError
+from bench.errors import ContractError, StoreError
 from bench.models.diffusers import DiffusersModel
 
 Delta = dict[str, Tensor]
+PARTS = ("unet", "text_encoder", "vae")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HARMLESS = {"training", "gradient_checkpointing"}  # of a module: they change no image
+_ALLOWED = (
+    "a method may change the values of the weights of denoiser, text encoder and autoencoder, "
+    "the guidance and the screen, nothing else"
+)
 
 
 def weights(model: DiffusersModel) -> Delta:
-    """Return the denoiser's and the text encoder's tensors by name, without copying them."""
+    """Return every tensor of denoiser, text encoder and autoencoder by name, without copying it."""
     return {
         f"{part}.{name}": tensor
-        for part in ("unet", "text_encoder")
+        for part in PARTS
         for name, tensor in getattr(model.pipe, part).state_dict().items()
     }
 
 
+def private(model: DiffusersModel) -> DiffusersModel:
+    """Return a copy that shares no weights, tokenizer or scheduler with the model.
+
+    A method gets such a copy, so that the base stays as it is whatever the method does. (Other copies
+    share the autoencoder.)
+    """
+    twin = model.copy()
+    for name in ("vae", "tokenizer", "scheduler"):
+        setattr(twin.pipe, name, deepcopy(getattr(model.pipe, name)))
+    return twin
+
+
+def check(base: DiffusersModel, erased: DiffusersModel) -> None:
+    """Refuse an erased model that is not the base with other values of its weights.
+
+    A delta holds values only: anything else that a method changed would be lost, and the base would
+    be judged in its place.
+
+    Raises:
+        ContractError: Tensors, modules, hooks, settings, tokenizer or scheduler are not the base's.
+    """
+    if found := next(_unlike(base, erased), None):
+        raise ContractError(f"{found}: {_ALLOWED}")
+
+
 def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
-    """Return what changed; an empty result means that the weights are equal."""
+    """Return what changed; an empty result means that the weights are equal.
+
+    Applied to the base it gives the erased model: whatever it cannot hold is refused.
+
+    Raises:
+        ContractError: As :func:`check`, or a changed tensor is not finite.
+    """
+    check(base, erased)
     delta: Delta = {}
     before = weights(base)
     for name, after in weights(erased).items():
         old = before[name].to(after.device)
         if torch.equal(old, after):
             continue
+        if not bool(torch.isfinite(after).all()):
+            raise ContractError(f"the erased weights are not finite (nan or inf): {name}")
         changed = old != after
         if bool((after[changed] == 0).all()):
             flat = changed.flatten().cpu()
@@ -51,13 +95,86 @@ def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
     return delta
 
 
+def _unlike(base: DiffusersModel, erased: DiffusersModel) -> Iterator[str]:
+    """Yield in words what an erased model has that a delta cannot hold."""
+    if type(erased) is not type(base) or vars(erased).keys() != vars(base).keys():
+        yield "the erased model is of another class than the base, or has attributes of its own"
+    if (erased.world, erased.sampling) != (base.world, base.sampling):
+        yield f"the erased model draws with {erased.sampling}, the base with {base.sampling}"
+    for part in PARTS:
+        old, new = getattr(base.pipe, part), getattr(erased.pipe, part)
+        yield from _unlike_tensors(part, old, new)
+        yield from _unlike_modules(part, old, new)
+        if _settings(old.config) != _settings(new.config):
+            yield f"the configuration of {part} is not the base's"
+    for name in ("scheduler", "tokenizer"):
+        old, new = getattr(base.pipe, name), getattr(erased.pipe, name)
+        if type(old) is not type(new) or _facts(old) != _facts(new):
+            yield f"the {name} is not the base's"
+
+
+def _unlike_tensors(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
+    before, after = old.state_dict(), new.state_dict()
+    if added := [name for name in after if name not in before]:
+        lora = any("lora" in name.lower() for name in added)
+        advice = " (fuse it first: pipe.fuse_lora(), pipe.unload_lora_weights())" if lora else ""
+        yield f"{part} has {len(added)} tensors that the base lacks, first {added[0]}{advice}"
+    if gone := [name for name in before if name not in after]:
+        yield f"{part} lacks {len(gone)} tensors of the base, first {gone[0]}"
+    for name, tensor in after.items():
+        wanted, got = _form(before[name]), _form(tensor)
+        if wanted != got:
+            yield f"{part}.{name}: expected {wanted}, got {got}"
+    kept = dict(new.named_buffers())
+    for name, tensor in old.named_buffers():
+        if name not in before and not (
+            name in kept and torch.equal(tensor, kept[name].to(tensor.device))
+        ):
+            yield f"the buffer {part}.{name} is not the base's"
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _unlike_modules(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
+    before, after = dict(old.named_modules()), dict(new.named_modules())
+    for name, module in after.items():
+        where = f"{part}.{name}".rstrip(".")
+        if type(module) is not type(before.get(name)):
+            yield f"{where} is a {type(module).__name__} that the base does not have there"
+        elif any(len(getattr(module, h)) != len(getattr(before[name], h)) for h in _HOOKS):
+            yield f"{where} has a hook that the base does not have"
+        elif _traits(module) != _traits(before[name]):
+            yield f"{where} works otherwise than the base's: a setting or its code was replaced"
+    if gone := before.keys() - after.keys():
+        yield f"{part} lacks the base's {min(gone)}"
+
+
+def _traits(module: nn.Module) -> dict[str, Any]:
+    """Return what else than tensors and hooks decides what a module computes."""
+    mine = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in _HARMLESS}
+    plain = {k: v for k, v in mine.items() if isinstance(v, bool | int | float | str | None)}
+    return plain | {k: type(mine[k]) for k in ("processor", "forward") if k in mine}
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def _facts(part: Any) -> Any:
+    """Return what makes a scheduler or a tokenizer what it is."""
+    return part.get_vocab() if hasattr(part, "get_vocab") else _settings(part.config)
+
+
 def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
     """Return a copy of the base model with a delta applied.
 
     Raises:
         StoreError: The delta was made for a model with other tensors.
     """
-    erased = model.copy()
+    erased = private(model) if _changes_vae(delta) else model.copy()
     tensors = weights(erased)
     for key, value in delta.items():
         name, _, kind = key.rpartition("|")
@@ -87,11 +204,16 @@ def revert(erased: DiffusersModel, delta: Delta, base: DiffusersModel) -> Diffus
             raise StoreError(
                 f"the delta cannot be taken back: {name} is not the base's with it applied"
             )
-    restored, before = erased.copy(), weights(base)
+    restored = private(erased) if _changes_vae(delta) else erased.copy()
+    before = weights(base)
     tensors = weights(restored)
     for name in names:
         tensors[name].copy_(before[name])
     return restored
+
+
+def _changes_vae(delta: Delta) -> bool:
+    return any(key.startswith("vae.") for key in delta)
 
 
 def to_bytes(delta: Delta) -> bytes:
