@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.models.diffusers import DiffusersModel
-from bench.models.loading import DTYPES
+from bench.models.diffusers import DTYPES
 from bench.plan import Cell
 from bench.protocols import Attack, Model, Target
 from bench.registry import create
