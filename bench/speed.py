@@ -27,8 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.models.diffusers import DiffusersModel
-from bench.models.diffusers import DTYPES
+from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.plan import Cell
 from bench.protocols import Attack, Model, Target
 from bench.registry import create
