@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from bench.types import Score
 
 CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,7 @@ class Measurement:
         low: Lower end of its 95 % interval; a measure of a whole set has none.
         high: Upper end.
         detail: The protocol of a measure of a whole set, as its evaluator states it.
+        failed: Why the measure could not be taken at all; then there is no value.
     """
 
     value: float | None
@@ -32,6 +32,7 @@ class Measurement:
     low: float | None = None
     high: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
 
 
 def rate(outcomes: Sequence[bool | None]) -> Measurement:
@@ -47,7 +48,9 @@ def rate(outcomes: Sequence[bool | None]) -> Measurement:
 
 
 def mean(scores: Sequence[Score]) -> Measurement:
-    """Return the mean score, with its normal interval from two samples on."""
+    """Return the mean score, with Student's t interval from two samples on."""
+    from scipy.special import stdtrit  # slow to import
+
     values = [s.value for s in scores if s.value is not None]
     n, unscored = len(values), len(scores) - len(values)
     if not n:
@@ -55,7 +58,7 @@ def mean(scores: Sequence[Score]) -> Measurement:
     m = fmean(values)
     if n == 1:
         return Measurement(m, 1, unscored)
-    half = _Z * stdev(values) / n**0.5
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * stdev(values) / n**0.5
     return Measurement(m, n, unscored, m - half, m + half)
 
 
