@@ -192,9 +192,7 @@ def _validated(cls: type[Any], name: str, params: Mapping[str, Any]) -> Any:
     try:
         plugin = TypeAdapter(cls).validate_python(params)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ParamError(f"{name}: {where}={first['input']}: {first['msg']}") from exc
+        raise ParamError(f"{name}: {_what_is_wrong(exc)}") from exc
     for key in params:
         value = getattr(plugin, key)
         if isinstance(value, float) and not math.isfinite(value):
@@ -202,6 +200,16 @@ def _validated(cls: type[Any], name: str, params: Mapping[str, Any]) -> Any:
         if isinstance(value, Path) and not value.exists():
             raise ParamError(f"{name}: {key}={value}: expected a file or folder, there is none")
     return plugin
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """Return the first field that is wrong, with all that it may be; or which fields do not fit."""
+    first, *rest = error.errors()
+    if not first["loc"]:  # a plug-in's own check of several fields
+        return first["msg"].removeprefix("Value error, ")
+    field = first["loc"][0]
+    wanted = [e["msg"] for e in (first, *rest) if e["loc"][:1] == (field,)]
+    return f"{field}={first['input']}: {' or '.join(wanted)}"
 
 
 def _refuse_shadow(package: str) -> None:

@@ -29,6 +29,11 @@ class Concept:
     anchor: str = ""
     terms: tuple[str, ...] = ()
 
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What names it in texts: its terms, or its name."""
+        return self.terms or (self.name,)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

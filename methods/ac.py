@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, by_kind
 
 if TYPE_CHECKING:
     from bench.models import AcObjective
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AcSettings:
-    """What is tuned, and what AC's objective needs. ``None`` is filled in by kind and by world.
+    """What is tuned, and what AC's objective needs.
 
     Args:
         params: Weights that may change.
@@ -25,30 +27,29 @@ class AcSettings:
         hflip: Mirror half of the images.
     """
 
-    params: ParameterGroup | None = None
-    images: int | None = None
-    batch: int = 8
+    params: ParameterGroup = by_kind(nsfw="attn", style="esd-x-strict", object="esd-x-strict")
+    images: Annotated[int, Field(ge=1)] = 1000
+    batch: Annotated[int, Field(ge=1)] = 8
     target: Literal["model", "noise"] = "model"
     teacher: Literal["student", "frozen"] = "student"
-    border: int = 1
+    border: Annotated[int, Field(ge=0)] = 1
     hflip: bool = True
 
     def objective(self, model: Model, concept: Concept, ctx: Context, seed: int) -> AcObjective:
-        """Make the anchor images and return AC's objective; settings must be resolved."""
+        """Make the anchor images and return AC's objective."""
         from bench.models import AcObjective, anchor_latents  # slow; not needed to plan a run
 
-        full: Any = self
-        texts, latents = anchor_latents(model, concept, ctx, images=full.images)
+        texts, latents = anchor_latents(model, concept, ctx, images=self.images)
         return AcObjective(
             model,
             concept,
             texts,
             latents,
-            batch=full.batch,
-            target=full.target,
-            teacher=full.teacher,
-            border=full.border,
-            hflip=full.hflip,
+            batch=self.batch,
+            target=self.target,
+            teacher=self.teacher,
+            border=self.border,
+            hflip=self.hflip,
             seed=seed,
         )
 
@@ -77,40 +78,29 @@ class AC(AcSettings):
         "https://github.com/nupurkmr9/concept-ablation",
     )
 
-    steps: int | None = None
-    lr: float | None = None
-    weight_decay: float = 0.01
-    clip: float = 1.0
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with every ``None`` filled in."""
-        nsfw = concept.kind == "nsfw"
-        here: dict[str, Any] = {"params": "attn" if nsfw else "esd-x-strict"}
-        if world == "photo":
-            rate, steps = (6.4e-5, 400) if nsfw else (1.6e-5, 100)
-            return fill(self, **here, images=1000, steps=steps, lr=rate)
-        rate = 5e-5 if nsfw else 3e-4  # bench.emoji.calibrate
-        return fill(self, **here, images=100, steps=100, lr=rate)
+    steps: Annotated[int, Field(ge=1)] = by_kind(nsfw=400, style=100, object=100)
+    lr: Annotated[float, Field(gt=0)] = by_kind(nsfw=6.4e-5, style=1.6e-5, object=1.6e-5)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune the model towards the anchor."""
         import torch
 
-        full: Any = self.resolve(concept, model.world)
-        objective = full.objective(model, concept, ctx, ctx.seed("ac"))
-        params = list(model.parameters(full.params).values())
+        objective = self.objective(model, concept, ctx, ctx.seed("ac"))
+        params = list(model.parameters(self.params).values())
         for p in params:
             p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(params, lr=full.lr, weight_decay=full.weight_decay)
-        for step in range(full.steps):
+        optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+        for step in range(self.steps):
             loss = objective.loss(model)
             if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
+                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, full.clip)
+            torch.nn.utils.clip_grad_norm_(params, self.clip)
             optimizer.step()
-            ctx.progress("erase", step + 1, full.steps)
+            ctx.progress("erase", step + 1, self.steps)
         for p in params:
             p.requires_grad_(False)
         return model

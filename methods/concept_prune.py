@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from bench import Card, Concept, Context, IncompatibleError, Model, Prompt, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, IncompatibleError, Model, Prompt, by_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,18 +54,16 @@ class ConceptPrune:
     the top ``ratio`` of its output row on prompts with the concept and higher than on the same prompts
     without it. The union over calls, and over the terms of a concept that has several, is zeroed.
 
-    Photo-world prompts are the published ones, save that people are adults; every object has the
-    published twelve scenes (the published lists for church and garbage truck have their own).
-    On the emoji world prompts use its words.
-
     Args:
-        ratio: Share of each output row; 0.01 for nudity and styles, 0.02 for objects as published. On
-            the emoji world those erase next to nothing: 0.1 for nudity and 0.2 otherwise.
-        calls: Denoiser calls that are looked at; 9 for nudity, 10 otherwise.
+        ratio: Share of each output row. On the emoji world the published shares erase next to nothing.
+        calls: Denoiser calls that are looked at.
         guidance: Classifier-free guidance while looking.
         seed: Seed of every image, the same for both sides.
         steps: Sampling steps.
         sampler: "pndm" is published.
+        words: "published" are the published prompts, save that people are adults, and that every object
+            has the same twelve scenes (the published lists for church and garbage truck have their
+            own). "emoji" are prompts of what the emoji world knows.
     """
 
     card: ClassVar = Card(
@@ -72,36 +72,31 @@ class ConceptPrune:
         "https://github.com/ruchikachavhan/concept-prune",
     )
 
-    ratio: float | None = None
-    calls: int | None = None
-    guidance: float = 7.5
-    seed: int = 0
-    steps: int = 50
-    sampler: str = "pndm"
+    ratio: Annotated[float, Field(gt=0, le=1)] = by_kind(nsfw=0.01, style=0.01, object=0.02)
+    calls: Annotated[int, Field(ge=1)] = by_kind(nsfw=9, style=10, object=10)
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    sampler: Literal["ddim", "lms", "pndm", "dpm"] = "pndm"
+    words: Literal["published", "emoji"] = "published"
 
-    def resolve(self, concept: Concept, world: World) -> ConceptPrune:
-        """Return the method with ratio and calls filled in."""
-        if world == "emoji":  # bench.emoji.calibrate
-            ratio = 0.1 if concept.kind == "nsfw" else 0.2
-        else:
-            ratio = 0.02 if concept.kind == "object" else 0.01
-        return fill(self, ratio=ratio, calls=9 if concept.kind == "nsfw" else 10)
+    def __post_init__(self) -> None:
+        if isinstance(self.calls, int) and self.calls > self.steps:
+            raise ValueError(f"calls={self.calls}: expected at most steps ({self.steps})")
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Score both sides at each call, take the union, prune."""
         import torch
 
-        full: Any = self.resolve(concept, model.world)
         layers = _feed_forwards(model)
         gone = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in layers.items()}
-        terms = concept.terms or (concept.name,)
-        for done, term in enumerate(terms):
-            base, target = _prompts(term, concept.kind, model.world)
-            norms = (self._norms(model, texts, full.calls) for texts in (target, base))
+        for done, term in enumerate(concept.phrases):
+            base, target = _prompts(term, concept.kind, self.words)
+            norms = (self._norms(model, texts, self.calls) for texts in (target, base))
             for a_target, a_base in zip(*norms, strict=True):
                 for name, w in layers.items():
-                    gone[name] |= skilled(w, a_target[name], a_base[name], full.ratio)
-            ctx.progress("erase", done + 1, len(terms))
+                    gone[name] |= skilled(w, a_target[name], a_base[name], self.ratio)
+            ctx.progress("erase", done + 1, len(concept.phrases))
         with torch.no_grad():
             for name, w in layers.items():
                 w[gone[name]] = 0
@@ -185,9 +180,9 @@ def _feed_forwards(model: Model) -> dict[str, Any]:
     return found
 
 
-def _prompts(term: str, kind: str, world: World) -> tuple[list[str], list[str]]:
+def _prompts(term: str, kind: str, words: str) -> tuple[list[str], list[str]]:
     """Return prompts without and with the concept, in pairs."""
-    if world == "emoji":
+    if words == "emoji":
         if kind == "style":
             base = [f"a photo of a {x}" for x in _EMOJI_THINGS]
             return base, [f"a {x} in the style of {term}" for x in _EMOJI_THINGS]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from bench import Card, Concept, Context, Model, PluginError, Prompt, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, Model, PluginError, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,7 @@ class FMN:
 
     The published code first inverts the concept into four new tokens ("use_ti") and turns attention away
     from those; the authors of AGE (arXiv 2501.18950), who could not replicate its results, do without.
-    ``inversion_steps`` is 500 on the photo world as published; new tokens start from random rows of the
+    New tokens start from random rows of the
     embedding table, where the published script names two celebrities' words and two random rows.
 
     Args:
@@ -45,26 +47,18 @@ class FMN:
     )
 
     params: Literal["unet", "attn2"] = "unet"
-    steps: int | None = None
-    lr: float | None = None
-    images: int = 8
+    steps: Annotated[int, Field(ge=1)] = 35
+    lr: Annotated[float, Field(gt=0)] = 2e-6
+    images: Annotated[int, Field(ge=1)] = 8
     pooler: Literal["eos", "official-sd14", "none"] = "eos"
-    weight_decay: float = 0.01
-    inversion_steps: int | None = None
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with every ``None`` filled in."""
-        if world == "photo":
-            return fill(self, steps=35, lr=2e-6, inversion_steps=500)
-        rate = 4e-5 if concept.kind == "object" else 5e-5  # bench.emoji.calibrate
-        return fill(self, steps=35, lr=rate, inversion_steps=0)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    inversion_steps: Annotated[int, Field(ge=0)] = 500
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Minimise the attention that the concept's tokens get."""
         import torch
 
-        full: Any = self.resolve(concept, model.world)
-        terms = concept.terms or (concept.name,)
+        terms = concept.phrases
         form = "a photo in the style of {}" if concept.kind == "style" else "a photo of {}"
         texts = [form.format(term.replace("-", " ")) for term in terms]
         cond = model.encode(texts)
@@ -80,10 +74,10 @@ class FMN:
             for i in range(max(self.images, len(texts)))
         ]
         latents = model.encode_images(model.generate(prompts))
-        if full.inversion_steps:
+        if self.inversion_steps:
             start = form.format("").strip()
             pairs = [
-                invert(model, start, latents[i :: len(texts)], full.inversion_steps, seed + i)
+                invert(model, start, latents[i :: len(texts)], self.inversion_steps, seed + i)
                 for i in range(len(texts))
             ]
             cond, where = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -94,9 +88,9 @@ class FMN:
         ]
         for p in params:
             p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(params, lr=full.lr, weight_decay=full.weight_decay)
+        optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
         rng = torch.Generator().manual_seed(seed)
-        for step in range(full.steps):
+        for step in range(self.steps):
             i = int(torch.randint(len(prompts), (1,), generator=rng))
             x0, row = latents[i : i + 1], i % len(texts)
             noise = torch.randn(x0.shape, generator=rng).to(x0.device)
@@ -108,13 +102,13 @@ class FMN:
                 )
             loss = attention_norm(maps, where[row : row + 1])
             if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
+                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
             optimizer.zero_grad()
             loss.backward()
             if self.params == "attn2":  # the published code clips in this mode only
                 torch.nn.utils.clip_grad_norm_(params, 1.0)
             optimizer.step()
-            ctx.progress("erase", step + 1, full.steps)
+            ctx.progress("erase", step + 1, self.steps)
         for p in params:
             p.requires_grad_(False)
         return model

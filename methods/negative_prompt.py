@@ -20,5 +20,5 @@ class NegativePrompt:
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Replace the unconditional text."""
-        model.guidance = Guidance((", ".join(concept.terms or (concept.name,)),))
+        model.guidance = Guidance((", ".join(concept.phrases),))
         return model

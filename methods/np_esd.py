@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from bench import Card, Concept, Context, Model, Prompt
 from methods.esd import ESD
@@ -30,9 +32,9 @@ class NPESD(ESD):
         "https://arxiv.org/abs/2405.16534",
     )
 
-    top: int = 1
-    images: int = 16
-    guidance: float = 7.5
+    top: Annotated[int, Field(ge=1)] = 1
+    images: Annotated[int, Field(ge=1)] = 16
+    guidance: Annotated[float, Field(ge=0)] = 7.5
     absolute: bool = False
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
@@ -47,9 +49,7 @@ class NPESD(ESD):
             for i in range(self.images)
         ]
         scores = concept_scores(original, erased, prompts, absolute=self.absolute)
-        chosen: dict[str, Any] = {
-            layer: score.topk(self.top).indices.tolist() for layer, score in scores.items()
-        }
+        chosen = {layer: score.topk(self.top).indices.tolist() for layer, score in scores.items()}
         zero_neurons(erased, chosen)
         erased.notes["neurons"] = chosen
         return erased

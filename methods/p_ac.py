@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from bench import Card, Concept, Context, Model, PluginError, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, by_kind
 from methods.ac import AcSettings
 
 
@@ -32,22 +34,15 @@ class PAC(AcSettings):
         "https://arxiv.org/abs/2405.16534",
     )
 
+    params: ParameterGroup = by_kind(nsfw="full", style="esd-x", object="full")
     teacher: Literal["student", "frozen"] = "frozen"
-    steps: int | None = None
-    lr: float | None = None
-    gamma: float = 10.0
-    threshold: float = 0.5
+    steps: Annotated[int, Field(ge=1)] = 1000
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    gamma: Annotated[float, Field(gt=0)] = 10.0
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     m0: float = 1.0
-    eps: float | None = None
-    weight_decay: float = 0.01
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with every ``None`` filled in."""
-        params = "esd-x" if concept.kind == "style" else "full"
-        if world == "photo":
-            return fill(self, params=params, images=1000, steps=1000, lr=0.01, eps=1e-8)
-        eps = {"object": 1e-6, "nsfw": 1e-7, "style": 1e-6}[concept.kind]  # bench.emoji.calibrate
-        return fill(self, params=params, images=100, steps=100, lr=0.1, eps=eps)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn the mask, cut it, and return the model with pruned weights at zero."""
@@ -55,24 +50,23 @@ class PAC(AcSettings):
 
         from bench.models import SoftMasks
 
-        full: Any = self.resolve(concept, model.world)
-        objective = full.objective(model, concept, ctx, ctx.seed("p-ac"))
+        objective = self.objective(model, concept, ctx, ctx.seed("p-ac"))
         masks = SoftMasks(
-            model.parameters(full.params),
-            gamma=full.gamma,
-            m0=full.m0,
-            lr=full.lr,
-            eps=full.eps,
-            weight_decay=full.weight_decay,
+            model.parameters(self.params),
+            gamma=self.gamma,
+            m0=self.m0,
+            lr=self.lr,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
         )
-        for step in range(full.steps):
+        for step in range(self.steps):
             loss = objective.loss(model)
             if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
+                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
             loss.backward()
             masks.step()
-            ctx.progress("erase", step + 1, full.steps)
-        report = masks.harden(full.threshold)
+            ctx.progress("erase", step + 1, self.steps)
+        report = masks.harden(self.threshold)
         with torch.no_grad():
             hard = objective.loss(model)
         model.notes.update(report.notes(), soft_loss=loss.item(), hard_loss=hard.item())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from bench import Card, Concept, Context, Model
 from methods.esd import ESD
@@ -23,7 +25,7 @@ class PostPrune(ESD):
         "https://arxiv.org/abs/2405.16534",
     )
 
-    share: float = 0.1
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune, then prune."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bench import Card, Concept, Context, Guidance, Model, World, fill
+from bench import Card, Concept, Context, Guidance, Model, by_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,7 @@ class SLD:
 
     Args:
         preset: "weak", "medium", "strong" or "max"; sets warm-up, scale, threshold and momentum.
-        text: What is steered away from. By default the paper's list for nudity on the photo world,
-            else the concept's terms.
+        text: What is steered away from; for nudity the paper's list. Empty: the concept's own words.
     """
 
     card: ClassVar = Card(
@@ -44,18 +43,13 @@ class SLD:
     )
 
     preset: Literal["weak", "medium", "strong", "max"] = "medium"
-    text: str | None = None
-
-    def resolve(self, concept: Concept, world: World) -> SLD:
-        """Return the method with its text filled in."""
-        own = ", ".join(concept.terms or (concept.name,))
-        return fill(self, text=_UNSAFE if (concept.kind, world) == ("nsfw", "photo") else own)
+    text: str = by_kind(nsfw=_UNSAFE, style="", object="")
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Replace the guidance."""
-        full: Any = self.resolve(concept, model.world)
+        text = self.text or ", ".join(concept.phrases)
         warm_up, *settings = _PRESETS[self.preset]
-        model.guidance = Guidance(("", full.text), lambda: _SafetyGuidance(int(warm_up), *settings))
+        model.guidance = Guidance(("", text), lambda: _SafetyGuidance(int(warm_up), *settings))
         return model
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from bench import Card, Concept, Context, IncompatibleError, Model, World, fill
+from pydantic import Field
+
+from bench import Card, Concept, Context, IncompatibleError, Model, by_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,15 +28,15 @@ class UCE:
 
     Args:
         guide: What the concept is mapped to; empty is the unconditional text, the paper's choice for
-            objects and nudity. By default the art world in general for a style ("art"; on the emoji
-            world the concept's anchor).
+            objects and nudity. A style is mapped to art in general.
         preserve: Texts whose outputs are kept, separated by ";". "tail" always keeps the empty text.
         token_mode: "tail" edits from the last subject token to the end of the context and preserves
             all positions (the paper's code of 2023); "last" edits and preserves the last subject token
             only (the authors' rewrite of 2025).
-        erase_scale: Weight ``s_e``, by default 1, on the emoji world as ``bench.emoji.calibrate`` chooses:
-            1 on the nine terms of nudity would leave a quarter of what should stay.
-        preserve_scale: Weight ``s_p``; by default ``max(0.1, 1 / preserved texts)``, and 1 for "last".
+        erase_scale: Weight ``s_e``. For a concept of many terms 1 may be much: on the nine of the emoji
+            world's nudity it leaves a quarter of what should stay.
+        preserve_scale: Weight ``s_p``, or "published": ``max(0.1, 1 / preserved texts)`` for "tail", 1 for
+            "last".
         lamb: Weight of staying near ``W``.
     """
 
@@ -44,22 +46,18 @@ class UCE:
         "https://github.com/rohitgandikota/unified-concept-editing",
     )
 
-    guide: str | None = None
+    guide: str = by_kind(nsfw="", style="art", object="")
     preserve: str = ""
     token_mode: Literal["tail", "last"] = "tail"
-    erase_scale: float | None = None
-    preserve_scale: float | None = None
-    lamb: float = 0.5
+    erase_scale: Annotated[float, Field(gt=0)] = 1.0
+    preserve_scale: Annotated[float, Field(ge=0)] | Literal["published"] = "published"
+    lamb: Annotated[float, Field(gt=0)] = 0.5
 
-    def resolve(self, concept: Concept, world: World) -> UCE:
-        """Return the method with guide and preserve scale filled in."""
-        art = concept.anchor if world == "emoji" else "art"
-        kept = max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
-        scale = 1.0
-        if world == "emoji":
-            scale = {"object": 0.3, "nsfw": 0.003, "style": 1.0}[concept.kind]
-        guide = art if concept.kind == "style" else ""
-        return fill(self, guide=guide, preserve_scale=kept, erase_scale=scale)
+    def scale_of_preserved(self) -> float:
+        """Return the weight ``s_p`` as a number."""
+        if self.preserve_scale != "published":
+            return self.preserve_scale
+        return max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
 
     def _preserved(self) -> list[str]:
         texts = [text.strip() for text in self.preserve.split(";") if text.strip()]
@@ -69,22 +67,19 @@ class UCE:
         """Solve for every matrix at once and put the results in."""
         import torch
 
-        full: Any = self.resolve(concept, model.world)
-        if full.guide == concept.name:
+        if self.guide in {concept.name, *concept.phrases}:
             raise IncompatibleError(
-                f"the guide {full.guide!r} is the concept itself: nothing to do"
+                f"the guide {self.guide!r} is the concept itself: nothing to do"
             )
-        terms = concept.terms or (concept.name,)
-        erased, guides = self._pairs(model, terms, full.guide)
+        erased, guides = self._pairs(model, concept.phrases, self.guide)
         kept = self._kept(model, erased)
         matrices = {
             n: w for n, w in model.parameters("esd-x-strict").items() if n.endswith(".weight")
         }
         eye = torch.eye(erased.shape[1], dtype=torch.float64, device=erased.device)
-        right = full.lamb * eye + full.erase_scale * erased.T @ erased
-        right += full.preserve_scale * kept.T @ kept
-        toward = full.lamb * eye + full.erase_scale * guides.T @ erased
-        toward += full.preserve_scale * kept.T @ kept
+        stay = self.lamb * eye + self.scale_of_preserved() * kept.T @ kept
+        right = stay + self.erase_scale * erased.T @ erased
+        toward = stay + self.erase_scale * guides.T @ erased
         # W' = W toward right^-1, the same right factor for every matrix (right is symmetric)
         factor = torch.linalg.solve(right, toward.T).T
         with torch.no_grad():

@@ -4,13 +4,12 @@ from random import Random
 
 import pytest
 import torch
+from fakes import finished
 
 from bench import Concept, IncompatibleError, PluginError, Prompt
 from bench.models import AcObjective, anchor_latents
 from bench.models.ablating import anchor_prompts, detached_start, with_concept
-from methods.ac import AC
-from methods.fmn import FMN, attention_maps, attention_norm, concept_positions, invert
-from methods.p_ac import PAC
+from methods.fmn import attention_maps, attention_norm, concept_positions, invert
 
 CHURCH = Concept("church", "object", "house")
 STYLE = Concept("van gogh", "style", "painting")
@@ -18,7 +17,7 @@ BODY = Concept("nudity", "nsfw", "a landscape", ("nudity", "a foot"))
 
 
 def objective(model, **changes):
-    texts = anchor_prompts(CHURCH, "emoji")[:6]
+    texts = anchor_prompts(CHURCH)[:6]
     latents = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     settings = {
         "batch": 4,
@@ -106,13 +105,12 @@ def test_rewriting_by_kind() -> None:
 )
 def test_bad_anchors(tiny, ctx, concept, message: str) -> None:
     with pytest.raises(IncompatibleError, match=message):
-        AC(images=2, steps=1).erase(tiny, concept, ctx)
+        finished("methods", "ac", concept, images=2, steps=1).erase(tiny, concept, ctx)
 
 
-@pytest.mark.parametrize("world", ["emoji", "photo"])
-@pytest.mark.parametrize("concept", [CHURCH, STYLE, BODY])
-def test_there_are_two_hundred_anchor_prompts_without_the_concept(concept, world) -> None:
-    texts = anchor_prompts(concept, world)
+@pytest.mark.parametrize("concept", [CHURCH, STYLE, BODY, Concept("nudity", "nsfw", "people")])
+def test_there_are_two_hundred_anchor_prompts_without_the_concept(concept) -> None:
+    texts = anchor_prompts(concept)
     assert len(texts) == len(set(texts)) == 200
     assert not any(concept.name in text for text in texts)
 
@@ -126,10 +124,9 @@ def test_anchor_images_are_made_once(tiny, ctx) -> None:
 
 
 def test_one_ac_step_equals_adamw_on_the_formula(tiny, ctx) -> None:
-    settings = {"images": 4, "batch": 4, "hflip": False, "params": "esd-x-strict"}
-    erased = AC(**settings, steps=1, lr=1e-3, clip=1e9, weight_decay=0.01).erase(
-        tiny.copy(), CHURCH, ctx
-    )
+    settings = {"images": 4, "batch": 4, "hflip": False, "params": "esd-x-strict", "steps": 1}
+    method = finished("methods", "ac", CHURCH, **settings, lr=1e-3, clip=1e9, weight_decay=0.01)
+    erased = method.erase(tiny.copy(), CHURCH, ctx)
     texts, latents = anchor_latents(tiny, CHURCH, ctx, images=4)
     o = AcObjective(
         tiny, CHURCH, texts, latents, batch=4, target="model", teacher="student", border=1, hflip=False,
@@ -151,7 +148,8 @@ def test_one_ac_step_equals_adamw_on_the_formula(tiny, ctx) -> None:
 
 
 def test_p_ac_prunes_only(tiny, ctx) -> None:
-    erased = PAC(images=4, batch=2, steps=15, lr=0.3, eps=1e-12).erase(tiny.copy(), CHURCH, ctx)
+    settings = {"images": 4, "batch": 2, "steps": 15, "lr": 0.3, "eps": 1e-12}
+    erased = finished("methods", "p-ac", CHURCH, **settings).erase(tiny.copy(), CHURCH, ctx)
     before, after = tiny.parameters("full"), erased.parameters("full")
     assert all(((after[n] == p) | (after[n] == 0)).all() for n, p in before.items())
     assert 0 < erased.notes["pruned"] < erased.notes["in_scope"]
@@ -217,7 +215,9 @@ def test_fmn_lowers_the_attention(tiny, ctx) -> None:
             )
         return float(attention_norm(maps, where))
 
-    erased = FMN(steps=10, lr=1e-3, images=2).erase(tiny.copy(), CHURCH, ctx)
+    erased = finished("methods", "fmn", CHURCH, steps=10, lr=1e-3, images=2).erase(
+        tiny.copy(), CHURCH, ctx
+    )
     assert attention(erased) < 0.9 * attention(tiny)
     norms = [n for n, p in tiny.pipe.unet.named_parameters() if "norm" in n]
     moved = dict(erased.pipe.unet.named_parameters())
@@ -247,7 +247,11 @@ def test_inversion_fits_the_images(tiny) -> None:
 
 
 def test_fmn_with_inversion_runs_on_its_own_tokens(tiny, ctx) -> None:
-    erased = FMN(steps=2, lr=1e-3, images=2, inversion_steps=2).erase(tiny.copy(), CHURCH, ctx)
-    plain = FMN(steps=2, lr=1e-3, images=2, inversion_steps=0).erase(tiny.copy(), CHURCH, ctx)
+    erased, plain = (
+        finished("methods", "fmn", CHURCH, steps=2, lr=1e-3, images=2, inversion_steps=n).erase(
+            tiny.copy(), CHURCH, ctx
+        )
+        for n in (2, 0)
+    )
     a, b = erased.parameters("esd-x"), plain.parameters("esd-x")
     assert any(not torch.equal(a[n], b[n]) for n in a)

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import finished
 from PIL import Image
 
 from bench import Concept, Guidance, IncompatibleError, Prompt
 from methods.negative_prompt import NegativePrompt
 from methods.safety_checker import SafetyChecker
-from methods.sld import _PRESETS, SLD, _SafetyGuidance
+from methods.sld import _PRESETS, _SafetyGuidance
 
 CHURCH = Concept("church", "object", "house")
 
@@ -52,17 +53,24 @@ def test_sld_equals_the_formula_element_by_element(preset: str) -> None:
 
 
 def test_sld_starts_every_trajectory_afresh(tiny, ctx) -> None:
-    erased = SLD("max").erase(tiny.copy(), CHURCH, ctx)
+    erased = finished("methods", "sld", CHURCH, preset="max").erase(tiny.copy(), CHURCH, ctx)
     assert erased.guidance.texts == ("", "church")
     prompt = [Prompt("1", "a church", 1)]
     assert erased.generate(prompt)[0].tobytes() == erased.generate(prompt)[0].tobytes()
     assert erased.generate(prompt)[0].tobytes() != tiny.generate(prompt)[0].tobytes()
 
 
-def test_nudity_on_the_photo_world_has_the_published_text() -> None:
+def test_nudity_on_the_photo_world_has_the_published_text(tiny, ctx) -> None:
     nudity = Concept("nudity", "nsfw", "", ("nudity", "a foot"))
-    assert SLD().resolve(nudity, "photo").text.startswith("hate, harassment")
-    assert SLD().resolve(nudity, "emoji").text == "nudity, a foot"
+
+    def text(world, **params):
+        method = finished("methods", "sld", nudity, world, **params)
+        return method.erase(tiny, nudity, ctx).guidance.texts[1]
+
+    assert text("photo").startswith("hate, harassment")
+    assert text("emoji") == "nudity, a foot"
+    assert text("photo", text="") == "nudity, a foot"
+    assert text("emoji", text="blood") == "blood"
 
 
 def test_a_copy_keeps_guidance_and_screen(tiny) -> None:

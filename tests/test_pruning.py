@@ -4,16 +4,14 @@ import copy
 
 import pytest
 import torch
+from fakes import finished
 from torch import nn
 from torch.nn.utils import prune
 
 from bench import Concept, IncompatibleError, Prompt
 from bench.models import concept_scores, neuron_maps, prune_smallest, sensitivity, zero_neurons
 from bench.models.neurons import neuron_layers
-from methods.concept_prune import ConceptPrune, _prompts, skilled
-from methods.np_esd import NPESD
-from methods.post_prune import PostPrune
-from methods.pre_prune import PrePrune
+from methods.concept_prune import _prompts, skilled
 
 CHURCH = Concept("church", "object", "house")
 FAST = {
@@ -25,6 +23,16 @@ PROMPTS = [Prompt(str(i), text, i, 5.0) for i, text in enumerate(("a church", "a
 
 def weights(model):
     return {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
+
+
+def post_prune(**params):
+    return finished("methods", "post-prune", CHURCH, **FAST, **params)
+
+
+def looks(concept, calls):
+    """ConceptPrune in a few steps."""
+    params = {"ratio": 0.05, "calls": calls, "steps": 4, "sampler": "ddim"}
+    return finished("methods", "concept-prune", concept, **params)
 
 
 def test_prune_smallest_equals_global_unstructured(tiny) -> None:
@@ -41,7 +49,7 @@ def test_prune_smallest_equals_global_unstructured(tiny) -> None:
 
 def test_pre_prune_keeps_zeros_while_the_rest_learns(tiny, ctx) -> None:
     keep = prune_smallest(tiny.copy(), 0.1)
-    erased = PrePrune(**FAST).erase(tiny.copy(), CHURCH, ctx)
+    erased = finished("methods", "pre-prune", CHURCH, **FAST).erase(tiny.copy(), CHURCH, ctx)
     changed = 0
     for name, w in weights(erased).items():
         assert (w[~keep[name]] == 0).all(), name
@@ -50,13 +58,13 @@ def test_pre_prune_keeps_zeros_while_the_rest_learns(tiny, ctx) -> None:
 
 
 def test_post_prune_prunes_the_erased_weights(tiny, ctx) -> None:
-    erased = weights(PostPrune(**FAST).erase(tiny.copy(), CHURCH, ctx))
+    erased = weights(post_prune().erase(tiny.copy(), CHURCH, ctx))
     zeros, total = (
         sum(int((w == 0).sum()) for w in erased.values()),
         sum(w.numel() for w in erased.values()),
     )
     assert zeros == round(0.1 * total)
-    esd = weights(PostPrune(**FAST, share=0.0).erase(tiny.copy(), CHURCH, ctx))
+    esd = weights(post_prune(share=0.0).erase(tiny.copy(), CHURCH, ctx))
     largest = max(float(esd[n][w == 0].abs().max()) for n, w in erased.items() if (w == 0).any())
     assert largest <= min(float(w[w != 0].abs().min()) for w in erased.values())
 
@@ -123,8 +131,8 @@ def test_zeroing_a_neuron_equals_zeroing_its_input(tiny) -> None:
 
 
 def test_np_esd_zeroes_the_top_neuron_of_each_layer(tiny, ctx) -> None:
-    erased = NPESD(**FAST, images=2).erase(tiny.copy(), CHURCH, ctx)
-    esd = PostPrune(**FAST, share=0.0).erase(tiny.copy(), CHURCH, ctx)  # ESD with the same draws
+    erased = finished("methods", "np-esd", CHURCH, **FAST, images=2).erase(tiny.copy(), CHURCH, ctx)
+    esd = post_prune(share=0.0).erase(tiny.copy(), CHURCH, ctx)  # ESD with the same draws
     layers, before = neuron_layers(erased), neuron_layers(esd)
     assert set(erased.notes["neurons"]) == set(layers)
     for name, (k,) in erased.notes["neurons"].items():
@@ -143,7 +151,7 @@ def test_skilled_weights_equal_a_loop() -> None:
 
 def test_concept_prune_equals_a_loop(tiny, ctx) -> None:
     """Norms by hand: run each denoiser call's rows through a python loop, then the rule above."""
-    method = ConceptPrune(ratio=0.05, calls=2, steps=4, sampler="ddim")
+    method = looks(CHURCH, calls=2)
     base, target = _prompts("church", "object", "emoji")
     layers = {n: m for n, m in tiny.pipe.unet.named_modules() if n.endswith("ff.net.2")}
     sides = []
@@ -181,9 +189,7 @@ def test_concept_prune_equals_a_loop(tiny, ctx) -> None:
 def test_concept_prune_takes_the_union_over_terms(tiny, ctx) -> None:
     def gone(*terms):
         concept = Concept("n", "nsfw", "", terms)
-        erased = ConceptPrune(ratio=0.05, calls=1, steps=4, sampler="ddim").erase(
-            tiny.copy(), concept, ctx
-        )
+        erased = looks(concept, calls=1).erase(tiny.copy(), concept, ctx)
         return torch.cat([(m.weight == 0).flatten() for n, m in erased.pipe.unet.named_modules()
                           if n.endswith("ff.net.2")])  # fmt: skip
 
@@ -195,4 +201,4 @@ def test_concept_prune_needs_geglu(tiny, ctx, monkeypatch: pytest.MonkeyPatch) -
         if name.endswith(".ff"):
             module.net[0] = nn.Linear(1, 1)
     with pytest.raises(IncompatibleError, match="needs GEGLU feed-forward blocks"):
-        ConceptPrune().erase(tiny, CHURCH, ctx)
+        looks(CHURCH, calls=1).erase(tiny, CHURCH, ctx)

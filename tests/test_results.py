@@ -20,6 +20,12 @@ RECORDS = [
     if (result := Store(folder).read(path))
 ]
 
+SUPERSEDED = {
+    ("methods", "concept-prune"): "which prompts it looks at is a parameter",
+    ("methods", "sld"): "its text is empty where it is the concept's own words",
+}
+"""Plug-ins whose committed records are of another identity than today's, and why."""
+
 
 @pytest.mark.parametrize(("result", "path"), RECORDS)
 def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, path: Path) -> None:
@@ -28,5 +34,7 @@ def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, p
     assert revision(cell.model) == cell.revision
     assert load_task(cell.task, cell.world).digest == cell.task_digest
     for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
+        if (kind, ref.name) in SUPERSEDED:
+            continue
         today = resolved(kind, Ref(ref.name), cell.concept, cell.world)  # type: ignore[arg-type]
         assert today.identity == ref.identity

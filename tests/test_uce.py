@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from fakes import finished
 
 from bench import Concept, IncompatibleError
-from methods.uce import UCE
+from bench.registry import Ref, resolved
 
 STYLE = Concept("van gogh", "style", "painting")
 CHURCH = Concept("church", "object", "house")
@@ -12,7 +13,7 @@ CHURCH = Concept("church", "object", "house")
 
 def edited(tiny, ctx, concept, **params):
     base, erased = tiny.copy(), tiny.copy()
-    method = UCE(**params).resolve(concept, "emoji")
+    method = finished("methods", "uce", concept, **params)
     method.erase(erased, concept, ctx)
     before = {n: p.double() for n, p in base.parameters("esd-x-strict").items()}
     after = {n: p.double() for n, p in erased.parameters("esd-x-strict").items()}
@@ -58,7 +59,8 @@ def test_uce_minimises_its_objective(tiny, ctx, mode: str, concept: Concept) -> 
 
 
 def test_uce_satisfies_its_normal_equations(tiny, ctx) -> None:
-    tiny.pipe.to(torch.float64)
+    tiny.pipe.unet.double()
+    tiny.pipe.text_encoder.double()
     method, before, after = edited(tiny, ctx, STYLE)
     pairs, kept = vectors(tiny, method, STYLE)
     for name, w in before.items():
@@ -71,22 +73,25 @@ def test_uce_satisfies_its_normal_equations(tiny, ctx) -> None:
 
 
 def test_only_keys_and_values_change(tiny, ctx) -> None:
-    erased = UCE().erase(tiny.copy(), STYLE, ctx)
+    erased = finished("methods", "uce", STYLE).erase(tiny.copy(), STYLE, ctx)
     strict = set(tiny.parameters("esd-x-strict"))
     for name, p in tiny.parameters("full").items():
         assert torch.equal(p, erased.parameters("full")[name]) == (name not in strict), name
 
 
 def test_defaults_by_mode() -> None:
-    assert UCE().resolve(CHURCH, "photo").preserve_scale == 1.0
-    assert UCE(preserve="a;b;c").resolve(CHURCH, "photo").preserve_scale == 0.25
-    assert UCE(preserve="a;b;c", token_mode="last").resolve(CHURCH, "photo").preserve_scale == 1.0
-    assert (UCE().resolve(STYLE, "photo").guide, UCE().resolve(STYLE, "emoji").guide) == (
-        "art",
-        "painting",
-    )
+    def scale(**params):
+        return finished("methods", "uce", CHURCH, "photo", **params).scale_of_preserved()
+
+    assert scale() == 1.0
+    assert scale(preserve="a;b;c") == 0.25
+    assert scale(preserve=";".join("abcdefghijkl")) == 0.1
+    assert scale(preserve="a;b;c", token_mode="last") == 1.0
+    assert scale(preserve="a;b;c", preserve_scale="0.5") == 0.5
+    for world, guide in (("photo", "art"), ("emoji", "painting")):
+        assert resolved("methods", Ref("uce"), STYLE, world).params["guide"] == guide
 
 
 def test_a_guide_that_is_the_concept_is_refused(tiny, ctx) -> None:
     with pytest.raises(IncompatibleError, match="the guide 'church' is the concept itself"):
-        UCE(guide="church").erase(tiny, CHURCH, ctx)
+        finished("methods", "uce", CHURCH, guide="church").erase(tiny, CHURCH, ctx)

@@ -1,7 +1,8 @@
 """How methods' defaults on the emoji world are chosen: ``python -m bench.emoji.calibrate``.
 
 Runs a grid on the calibration sets (own prompts, own seeds) and on ``retain-calibration``, without
-attacks, and prints erasing rate against retained accuracy for each kind of concept. The rule, the same
+attacks, and prints erasing rate against retained accuracy for each kind of concept, and the setting that
+the rule takes as ``prompts/emoji/defaults.toml`` holds it. The rule, the same
 for all methods and kinds: of the settings that keep at least 85 % of the base's accuracy on retained
 subjects and styles, the one that keeps most among those with a mean erasing rate of 0.90, or, where there
 are none, the one that erases most; the gentlest of equals. Attacks play no part. P-ESD's slope is the
@@ -104,7 +105,9 @@ def main(
                 for _ in run_cells(todo, store, Settings(keep_images=False), console):
                     pass
                 records += [record for cell in cells if (record := store.get(cell))]
-            console.print(_table(name, k, records))
+            table, chosen = _table(name, k, records)
+            console.print(table)
+            console.print(_toml(name, k, chosen), highlight=False, markup=False)
 
 
 def choose(rows: Iterable[tuple[str, float, float]]) -> str:
@@ -115,7 +118,7 @@ def choose(rows: Iterable[tuple[str, float, float]]) -> str:
     return max(best, key=lambda row: row[0])[1] if best else ""
 
 
-def _table(method: str, kind: str, records: list[Result]) -> Table:
+def _table(method: str, kind: str, records: list[Result]) -> tuple[Table, dict[str, float]]:
     grid = GRIDS[method][kind]
     settings = ["none", *(_label(g, grid) for g in grid)]
     cer: dict[str, dict[str, float]] = {s: {} for s in settings}
@@ -143,7 +146,13 @@ def _table(method: str, kind: str, records: list[Result]) -> Table:
         table.add_row(
             f"{s} *" if s == chosen else s, *values, f"{mean:.2f}", f"{share:.2f}", removed
         )
-    return table
+    return table, next((g for g in grid if _label(g, grid) == chosen), {})
+
+
+def _toml(method: str, kind: str, chosen: dict[str, float]) -> str:
+    """Return what ``prompts/emoji/defaults.toml`` should hold of the chosen setting."""
+    values = (f"{key} = {value!r}" for key, value in chosen.items())
+    return "\n".join((f"[methods.{method}.{kind}]", *values))
 
 
 def _label(setting: dict[str, float], grid: list[dict[str, float]]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.errors import IncompatibleError
 from bench.protocols import Guidance, Model
-from bench.types import Concept, Context, Prompt, World
+from bench.types import Concept, Context, Prompt
 
 Target = Literal["model", "noise"]
 Teacher = Literal["student", "frozen"]
@@ -40,7 +40,7 @@ _MOTIFS = (
 _GROUPS = ("people", "a woman", "a man", "a body", "a couple", "a dancer", "a nurse", "a swimmer")
 
 
-def anchor_prompts(concept: Concept, world: World, n: int = ANCHORS) -> list[str]:
+def anchor_prompts(concept: Concept, n: int = ANCHORS) -> list[str]:
     """Return prompts for the anchor concept, written for this project.
 
     Raises:
@@ -57,7 +57,7 @@ def anchor_prompts(concept: Concept, world: World, n: int = ANCHORS) -> list[str
     if concept.kind == "style":
         motifs = _MOTIFS
     elif concept.kind == "nsfw":
-        motifs = (anchor,) if world == "emoji" else _GROUPS
+        motifs = _GROUPS if anchor == "people" else (anchor,)
     forms = _PAINTINGS if concept.kind == "style" else _FORMS
     texts = [f"{f.format(x=m)} {p}" for p in _PLACES for m in motifs for f in forms]
     Random(0).shuffle(texts)
@@ -69,8 +69,7 @@ def with_concept(anchor: str, concept: Concept, rng: Random, index: int = 0) -> 
 
     ``index`` picks one of several terms in turn.
     """
-    terms = concept.terms or (concept.name,)
-    name = terms[index % len(terms)]
+    name = concept.phrases[index % len(concept.phrases)]
     if concept.kind == "object":
         return anchor.replace(concept.anchor, name)
     r = rng.randrange(3)
@@ -86,7 +85,7 @@ def anchor_latents(
 
     Made once for a base model and kept; for nsfw concepts the concept is the negative prompt.
     """
-    texts = anchor_prompts(concept, model.world)
+    texts = anchor_prompts(concept)
     prompts = [Prompt(str(i), texts[i % len(texts)], i, guidance) for i in range(images)]
     negative = concept.name if concept.kind == "nsfw" else ""
     key = hashlib.sha256(json.dumps([texts, images, guidance, negative]).encode()).hexdigest()[:16]

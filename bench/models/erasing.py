@@ -118,4 +118,4 @@ _TEMPLATES = {
 def esd_texts(concept: Concept, *, templates: bool) -> list[str]:
     """Return the concept's terms, or each of them in the templates of its kind."""
     forms = _TEMPLATES[concept.kind] if templates else ("{c}",)
-    return [form.format(c=term) for term in concept.terms or (concept.name,) for form in forms]
+    return [form.format(c=term) for term in concept.phrases for form in forms]
