@@ -32,7 +32,9 @@ ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "attn", "
 attentions, all."""
 
 Combine = Callable[["Sequence[Tensor]", "Tensor", "Tensor"], "Tensor"]
-"""Makes one noise prediction of those beside the prompt's, the prompt's own, and the guidance scale."""
+"""Makes one prediction of those beside the prompt's, the prompt's own, and the guidance scale.
+
+They are what the denoiser itself predicts, noise or velocities, as in the library's pipelines."""
 
 
 def classifier_free(beside: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:

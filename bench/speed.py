@@ -85,13 +85,11 @@ class OneByOne(DiffusersModel):
             return [Image.new("RGB", (self.sampling.size,) * 2) for _ in prompts]
         return super().generate(prompts, noise=noise)
 
-    def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return what the batched pass returns, a row at a time."""
         times = t.expand(len(latents)) if t.dim() == 0 else t
         rows = [
-            super(OneByOne, self).predict_noise(
-                latents[i : i + 1], times[i : i + 1], cond[i : i + 1]
-            )
+            super(OneByOne, self).predict(latents[i : i + 1], times[i : i + 1], cond[i : i + 1])
             for i in range(len(latents))
         ]
         return torch.cat(rows)

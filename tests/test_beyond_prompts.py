@@ -19,7 +19,7 @@ from attacks.noise_probe import NoiseProbe
 from attacks.relearn import Relearn
 from bench import Concept, IncompatibleError, Prompt, SamplerNoise, Target
 from bench.catalog import MODELS
-from bench.models.diffusers import _NoisySteps
+from bench.models.schedule import NoisySteps
 from bench.plan import plan
 from bench.registry import Ref
 from bench.replay import Replay
@@ -91,7 +91,7 @@ def scheduler(steps: int = 20) -> DDIMScheduler:
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_a_noisy_step_is_the_librarys_where_it_has_one(eta) -> None:
     library, x, e = scheduler(), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    ours = _NoisySteps(scheduler(), [SamplerNoise(eta, seed=5), SamplerNoise(eta, seed=6)])
+    ours = NoisySteps(scheduler(), [SamplerNoise(eta, seed=5), SamplerNoise(eta, seed=6)])
     rngs = [torch.Generator().manual_seed(s) for s in (5, 6)]
     for t in library.timesteps:
         z = torch.stack([torch.randn(4, 8, 8, generator=rng) for rng in rngs])
@@ -105,7 +105,7 @@ def test_a_noisy_step_beyond_the_library_follows_the_formula() -> None:
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alphas = np.cumprod(1 - betas)
     rng = torch.Generator().manual_seed(9)
-    ours = _NoisySteps(scheduler(), [SamplerNoise(1.85, 1.04, seed=9)])
+    ours = NoisySteps(scheduler(), [SamplerNoise(1.85, 1.04, seed=9)])
     negative = 0
     for t in scheduler().timesteps.tolist():
         x, e = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)

@@ -12,19 +12,21 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
 )
 from safetensors.torch import save_file
 
-from bench import AssetError, Concept, Prompt, SpecError
+from bench import AssetError, Concept, IncompatibleError, Prompt, SpecError
 from bench.catalog import model_info, revision, settle
 from bench.models import delta, load_model, loading
 from bench.models.checkpoints import load_part, read_tensors
 from bench.plan import erasure_cell
 from bench.registry import ROOT, Ref
 from bench.store import Store
+from bench.types import SamplerNoise
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -245,8 +247,7 @@ LIBRARY = {
 }
 
 
-# PNDM extrapolates what the denoiser returned: the library's velocities, our noise. Both are PNDM.
-CASES = [(s, p) for s in LIBRARY for p in ("epsilon", "v_prediction") if (s, p[0]) != ("pndm", "v")]
+CASES = [(s, p) for s in LIBRARY for p in ("epsilon", "v_prediction")]
 
 
 @pytest.mark.parametrize(("sampler", "prediction"), CASES)
@@ -298,8 +299,116 @@ def test_velocity_becomes_noise(tiny) -> None:
         one = model.predict_noise(x, torch.tensor(500), cond)  # one timestep for the whole batch
         each = model.predict_noise(x, torch.full((3,), 500), cond)
     assert torch.equal(one, each)
-    tiny.pipe.scheduler = DDIMScheduler(**SD, prediction_type="sample")
-    with pytest.raises(SpecError, match="the model predicts 'sample': expected 'epsilon' or 'v_"):
+
+
+ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+def rescaled() -> np.ndarray:
+    """Algorithm 1 of arXiv 2305.08891 in float64."""
+    roots = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2) ** 0.5
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+
+def zero_snr(tiny, **more):
+    tiny.pipe.scheduler = DDIMScheduler(**SD, **ZERO, timestep_spacing="trailing", **more)
+    return type(tiny)(tiny.pipe, "photo", tiny.sampling)
+
+
+def test_a_schedule_that_ends_without_signal(tiny) -> None:
+    """DDIM's formula in float64; where the signal level is 0, a velocity is minus the clean image."""
+    model, alphas = zero_snr(tiny), rescaled()
+    assert np.abs(model.alphas.double().numpy() - alphas).max() < 1e-5
+    assert float(model.alphas[-1]) == 0
+    cond, null = model.encode(["a church on the beach"]), model.encode([""])
+    x = model.noise([3]).double()
+    for t, then in zip([999, 799, 599, 399, 199], [799, 599, 399, 199, 0], strict=True):
+        with torch.no_grad():
+            u, c = (model.pipe.unet(x.float(), t, encoder_hidden_states=e).sample.double()
+                    for e in (null, cond))  # fmt: skip
+        v, a, b = u + 7.5 * (c - u), alphas[t], alphas[then]
+        clean = a**0.5 * x - (1 - a) ** 0.5 * v
+        x = b**0.5 * clean + (1 - b) ** 0.5 * (a**0.5 * v + (1 - a) ** 0.5 * x)
+    *_, (_, ours) = model.denoise(model.noise([3]), cond, 7.5, steps=5, sampler="ddim")
+    assert (ours - x).abs().max() <= 1e-3 * x.abs().max()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_schedule_without_signal_in_the_librarys_pipeline(tiny, sampler, spacing) -> None:
+    own = {**SD, **ZERO, "timestep_spacing": spacing}
+    tiny.pipe.scheduler = DDIMScheduler(**own, set_alpha_to_one=False, clip_sample=False)
+    model = type(tiny)(tiny.pipe, "photo", tiny.sampling)
+    if sampler == "dpm":
+        tiny.pipe.scheduler = DPMSolverMultistepScheduler(**own)
+    start, text = model.noise([3]), "a church on the beach"
+    *_, (_, ours) = model.denoise(start, model.encode([text]), 7.5, steps=5, sampler=sampler)
+    theirs = tiny.pipe(text, num_inference_steps=5, guidance_scale=7.5, latents=start,
+                       output_type="latent").images  # fmt: skip
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> None:
+    model = zero_snr(tiny)
+    model.pipe.save_pretrained(tmp_path / "zero")
+    model = load_model("zero", world="photo")
+    assert (model.sampling.sampler, model._scheduler("lms").config.timestep_spacing) == (
+        "lms", "trailing"
+    )  # fmt: skip
+    x, cond = model.noise([1, 2]), model.encode(["a church"] * 2)
+    last = torch.tensor([999.0, 999.0])
+    assert torch.equal(model.predict_noise(x, last, cond), x)  # there is nothing but noise
+    between = model.predict_noise(x, torch.tensor([998.5, 20.388]), cond)
+    assert torch.isfinite(between).all()
+    for sampler in ("lms", "ddim", "dpm"):
+        *_, (_, latents) = model.denoise(x, cond, 7.5, steps=5, sampler=sampler)
+        assert torch.isfinite(latents).all() and latents.std() > 0.1, sampler
+    noisy = [SamplerNoise(0.0, seed=1), SamplerNoise(1.85, 1.04, seed=2)]
+    *_, (_, latents) = model.denoise(x, cond, 7.5, steps=5, noise=noisy)
+    *_, (_, plain) = model.denoise(x, cond, 7.5, steps=5, sampler="ddim")
+    assert torch.isfinite(latents).all()
+    assert torch.allclose(latents[0], plain[0], atol=1e-4 * float(plain.abs().max()))
+    with pytest.raises(IncompatibleError, match="pndm cannot draw with this model, .* signal"):
+        model._scheduler("pndm")
+
+
+def test_a_schedule_is_the_models_own(tiny, tmp_path) -> None:
+    """Betas that were given, and timesteps that were chosen; a class's default is no choice."""
+    betas = np.linspace(0.001, 0.01, 1000)
+    tiny.pipe.scheduler = DDIMScheduler(trained_betas=betas.tolist(), timestep_spacing="trailing")
+    model = type(tiny)(tiny.pipe, "photo", tiny.sampling)
+    alphas = np.cumprod(1 - betas)
+    assert np.allclose(model.alphas.double().numpy(), alphas, atol=1e-5)
+    for sampler in LIBRARY:
+        scheduler = model._scheduler(sampler)
+        scheduler.set_timesteps(10)
+        assert torch.equal(scheduler.alphas_cumprod, model.alphas)
+        assert int(scheduler.timesteps[0]) == 999
+    tiny.pipe.scheduler = PNDMScheduler(**SD)  # as Stable Diffusion's own: "leading" by default
+    tiny.pipe.save_pretrained(tmp_path / "saved")
+    scheduler = load_model("saved", world="photo")._scheduler("lms")
+    scheduler.set_timesteps(50)
+    assert float(scheduler.timesteps[1]) == pytest.approx(978.612, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (
+            DDIMScheduler(**SD, prediction_type="sample"),
+            "the model predicts 'sample': expected 'eps",
+        ),
+        (DDIMScheduler(**SD, rescale_betas_zero_snr=True), "ends at a signal level of 0"),
+        (DDIMScheduler(**SD, num_train_timesteps=500), "has 500 training timesteps: expected 1000"),
+        (
+            FlowMatchEulerDiscreteScheduler(),
+            "FlowMatchEulerDiscreteScheduler has no betas: expected",
+        ),
+    ],
+)
+def test_schedules_that_are_refused(tiny, scheduler, said: str) -> None:
+    tiny.pipe.scheduler = scheduler
+    with pytest.raises(SpecError, match=said):
         type(tiny)(tiny.pipe, "photo", tiny.sampling)
 
 

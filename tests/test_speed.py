@@ -37,13 +37,13 @@ def test_the_command_compares_processes_and_the_official_way(cli) -> None:
 def test_a_type_for_the_batched_way_alone(tmp_path, monkeypatch) -> None:
     attack = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (attack,), ("church",), limit=1))
-    seen, real = [], DiffusersModel.predict_noise
+    seen, real = [], DiffusersModel.predict
 
     def watched(self, latents, t, cond):
         seen.append(self.dtype)
         return real(self, latents, t, cond)
 
-    monkeypatch.setattr(DiffusersModel, "predict_noise", watched)
+    monkeypatch.setattr(DiffusersModel, "predict", watched)
     for way, expected in {"batched": torch.bfloat16, "official": torch.float32}.items():
         seen.clear()
         measure(cell, way, Settings(artifacts=Artifacts(tmp_path)), dtype="bf16")
@@ -58,13 +58,13 @@ def test_an_unknown_type_is_one_line(cli) -> None:
 
 def test_one_by_one_is_a_pass_a_row(tiny, monkeypatch) -> None:
     rows = []
-    real = DiffusersModel.predict_noise
+    real = DiffusersModel.predict
 
     def counted(self, latents, t, cond):
         rows.append(len(latents))
         return real(self, latents, t, cond)
 
-    monkeypatch.setattr(DiffusersModel, "predict_noise", counted)
+    monkeypatch.setattr(DiffusersModel, "predict", counted)
     from bench import Prompt
 
     prompts = [Prompt("a", "a church", 1), Prompt("b", "a cat", 2)]

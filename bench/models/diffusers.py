@@ -9,19 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-)
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from bench.catalog import Sampling
 from bench.errors import IncompatibleError, SpecError
+from bench.models.schedule import NoisySteps, Schedule
 from bench.protocols import Guidance, ParameterGroup
 from bench.types import Prompt, SamplerNoise, World
 
@@ -31,13 +26,6 @@ _UNSCORED = "unscored"  # key of an image's info: why it must not be judged
 _PIXELS = (
     4 * 512**2
 )  # that the autoencoder takes at once; its layers need far more memory than ours
-_SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
-_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
-    "lms": (LMSDiscreteScheduler, {}),
-    "pndm": (PNDMScheduler, {**_SD, "skip_prk_steps": True}),
-    "dpm": (DPMSolverMultistepScheduler, {"steps_offset": 1}),  # DPM-Solver++ of order 2
-}
 
 
 class DiffusersModel:
@@ -62,11 +50,7 @@ class DiffusersModel:
         self.guidance = Guidance()
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
         self.refuse: Callable[[str], bool] | None = None  # texts that are not drawn, but left black
-        self.prediction: str = pipe.scheduler.config.prediction_type
-        if self.prediction not in {"epsilon", "v_prediction"}:
-            raise SpecError(
-                f"the model predicts {self.prediction!r}: expected 'epsilon' or 'v_prediction'"
-            )
+        self.schedule = Schedule(pipe.scheduler)
         for part in self._parts():
             part.eval().requires_grad_(False)
 
@@ -91,8 +75,12 @@ class DiffusersModel:
     @property
     def alphas(self) -> Tensor:
         """Cumulative signal levels of the 1000 training timesteps, float32."""
-        alphas: Tensor = self.pipe.scheduler.alphas_cumprod
-        return alphas.to(self.device)
+        return self.schedule.alphas.to(self.device)
+
+    @property
+    def prediction(self) -> str:
+        """What the denoiser predicts: "epsilon" or "v_prediction"."""
+        return self.schedule.prediction
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -188,32 +176,18 @@ class DiffusersModel:
     def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return the noise in ``(batch, c, h, w)`` latents, float32, whatever the denoiser predicts.
 
-        A denoiser of velocities ``v = sqrt(a) eps - sqrt(1 - a) x0`` (Progressive Distillation for Fast
-        Sampling of Diffusion Models, arXiv 2202.00512) sees ``eps = sqrt(a) v + sqrt(1 - a) x``.
         Timesteps ``t`` may be fractions, as LMS asks for them.
         """
+        return self.schedule.noise(self.predict(latents, t, cond), t, latents)
+
+    def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Return what the denoiser itself predicts, noise or velocities, float32."""
         dtype = self.dtype
         out = self.pipe.unet(
             latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
         )
         result: Tensor = out[0].float()
-        if self.prediction == "epsilon":
-            return result
-        alpha = self._alpha(t)
-        return alpha.sqrt() * result + (1 - alpha).sqrt() * latents.float()
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        """Return the signal level at timesteps, ``(batch or 1, 1, 1, 1)`` float32.
-
-        Between two training timesteps the noise level ``sqrt((1 - a) / a)`` is linear, as in LMS.
-        """
-        alphas = self.alphas.cpu().double()  # not every device has float64
-        sigmas = ((1 - alphas) / alphas).sqrt()
-        t = torch.as_tensor(t).cpu().double().reshape(-1, 1, 1, 1)
-        low = t.floor().long()
-        high = (low + 1).clamp(max=len(alphas) - 1)
-        sigma = torch.lerp(sigmas[low], sigmas[high], t - low)
-        return (1 / (1 + sigma**2)).float().to(self.device)
+        return result
 
     def denoise(
         self,
@@ -249,27 +223,19 @@ class DiffusersModel:
             -1, 1, 1, 1
         )
         x = latents.float() * scheduler.init_noise_sigma
-        noisy = _NoisySteps(scheduler, noise) if noise else None
+        noisy = NoisySteps(scheduler, noise) if noise else None
         with torch.no_grad():
             for t in scheduler.timesteps[skip:]:
                 yield t, x
                 inputs = scheduler.scale_model_input(torch.cat([x] * branches), t)
-                *others, conditional = self.predict_noise(inputs, t, conds).chunk(branches)
+                *others, conditional = self.predict(inputs, t, conds).chunk(branches)
                 predicted = combine(others, conditional, scale)
                 step = noisy or scheduler.step
                 x = step(predicted, t, x, return_dict=False)[0]
         yield torch.tensor(-1), x
 
     def _scheduler(self, sampler: str) -> Any:
-        if sampler not in _SAMPLERS:
-            raise SpecError(f"unknown sampler {sampler!r}. Known: {', '.join(sorted(_SAMPLERS))}")
-        config = self.pipe.scheduler.config
-        betas = {
-            key: config[key]
-            for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-        }
-        kind, settings = _SAMPLERS[sampler]
-        return kind(**betas, **settings)
+        return self.schedule.sampler(sampler)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return initial noise, one image per seed, the same on every device.
@@ -382,38 +348,6 @@ def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
     step = max(1, min(64, _PIXELS // size))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
-
-
-class _NoisySteps:
-    """DDIM's step with noise, also where ``eta`` > 1 makes the library's take a negative root.
-
-    When Are Concepts Erased From Diffusion Models? (arXiv 2505.17013): the root's argument is taken
-    absolute, and the noise has a scale of its own.
-    """
-
-    def __init__(self, scheduler: DDIMScheduler, noise: Sequence[SamplerNoise]) -> None:
-        self.scheduler = scheduler
-        self.rngs = [torch.Generator().manual_seed(n.seed) for n in noise]
-        self.eta, self.scale = (
-            torch.tensor(values).view(-1, 1, 1, 1)
-            for values in ([n.eta for n in noise], [n.scale for n in noise])
-        )
-
-    def __call__(
-        self, predicted: Tensor, t: Tensor, x: Tensor, *, return_dict: bool = False
-    ) -> tuple[Tensor]:
-        """Return the latents of the next timestep; the signature is the library's."""
-        scheduler = self.scheduler
-        before = int(t) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        a = scheduler.alphas_cumprod[int(t)].item()
-        final = scheduler.final_alpha_cumprod.item()
-        a_next = scheduler.alphas_cumprod[before].item() if before >= 0 else final
-        x0 = (x - (1 - a) ** 0.5 * predicted) / a**0.5
-        sigma = self.eta.to(x.device) * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
-        z = torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in self.rngs])
-        direction = (1 - a_next - sigma**2).abs().sqrt() * predicted
-        noise = sigma * self.scale.to(x.device) * z.to(x.device)
-        return (a_next**0.5 * x0 + direction + noise,)
 
 
 def _in_group(name: str, group: ParameterGroup) -> bool:
