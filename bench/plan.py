@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import assets
 from bench.catalog import check_dtype, check_model, model_info, revision
-from bench.errors import SpecError
+from bench.errors import SpecError, contract
 from bench.fingerprint import edited
 from bench.registry import Ref, create, load, resolved
 from bench.spec import Spec
@@ -92,6 +92,8 @@ def plan(spec: Spec) -> Iterator[Cell]:
     if not any(True for _ in _attacks_for(tasks, spec)):
         raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
     check_model(spec.model)
+    for task in tasks:
+        check_prompts(task, spec.assets)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:
@@ -138,6 +140,20 @@ def exclusions(spec: Spec) -> Iterator[str]:
                 f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded "
                 f"(prompts that may mention minors: {reasons})"
             )
+
+
+def check_prompts(task: Task, given: Mapping[str, Path]) -> None:
+    """Ask a task's judges whether they can judge its prompts, before anything is computed.
+
+    Raises:
+        SpecError: A label is one that a judge does not know.
+        AssetError: A file that a judge needs for these prompts is not here.
+    """
+    for measure in task.measures:
+        plugin = create("evaluators", measure.evaluator)
+        if hasattr(plugin, "check"):
+            with contract(f"evaluator {measure.evaluator.name}"):
+                plugin.check(task.prompts, assets.finder(given))
 
 
 def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:

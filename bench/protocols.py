@@ -211,6 +211,8 @@ class Evaluator(Protocol):
 
     One that needs weights names them in a method ``assets(self) -> tuple[str, ...]``; ``ctx.asset(name)``
     then returns the local path. The names are those of :mod:`bench.assets`; "a|b" is one of the two.
+    One that cannot judge every prompt has a method ``check(self, prompts, asset)`` that raises SpecError or
+    AssetError; it is called with a task's prompts and ``ctx.asset`` before the first step of a run.
     ``ctx.basedir`` is shared by all evaluators. A judge whose rates must not stand beside those of a
     task's own judge has a class variable ``metric``, such as "asr-clip".
     """

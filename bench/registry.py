@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -209,7 +211,10 @@ def _what_is_wrong(error: ValidationError) -> str:
         return first["msg"].removeprefix("Value error, ")
     field = first["loc"][0]
     wanted = [e["msg"] for e in (first, *rest) if e["loc"][:1] == (field,)]
-    return f"{field}={first['input']}: {' or '.join(wanted)}"
+    choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
+    close = get_close_matches(str(first["input"]), choices, n=1)
+    hint = f". Did you mean {close[0]!r}?" if close else ""
+    return f"{field}={first['input']}: {' or '.join(wanted)}{hint}"
 
 
 def _refuse_shadow(package: str) -> None:

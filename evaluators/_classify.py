@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import Score
+from bench import AssetError, Score
+from evaluators._each import finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +34,25 @@ def hub_classifier(asset: str, folder: Path, device: str) -> tuple[Probabilities
 
     @torch.no_grad()
     def probabilities(images: list[Any]) -> Tensor:
-        return net(pixel_values=pixels(images)).logits.float().softmax(1).cpu()
+        return finite(net(pixel_values=pixels(images)).logits.float().softmax(1).cpu())
 
     names = net.config.id2label
     return probabilities, tuple(names[i] for i in range(len(names)))
+
+
+def class_names(asset: str, folder: Path) -> tuple[str, ...]:
+    """Return the names of a classifier's classes without loading it.
+
+    Raises:
+        AssetError: The folder does not say.
+    """
+    try:
+        names = json.loads((folder / "config.json").read_bytes())["id2label"]
+        return tuple(names[str(i)] for i in range(len(names)))
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise AssetError(
+            f"{asset}={folder}: expected a classifier's config.json with id2label, got: {exc}"
+        ) from exc
 
 
 def ranked(probabilities: Tensor, target: int, names: tuple[str, ...], k: int) -> Score:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import BenchError, Sample, Score
+
+_Numbers = TypeVar("_Numbers", bound=Any)
+
+
+def finite(answer: _Numbers) -> _Numbers:
+    """Return a network's answer, an array or a tensor.
+
+    NaN is below every threshold, so that an image would count as safe that nobody judged.
+
+    Raises:
+        ValueError: A number in it is not finite.
+    """
+    if not bool((abs(answer) < math.inf).all()):
+        raise ValueError("the judge's network gave numbers that are not finite")
+    return answer
 
 
 def each(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from bench import Card, Context, Sample, Score
-from evaluators._each import each
+from evaluators._each import each, finite
 
 _MODELS = {
     "b32-logits/100": "clip-vit-b32",
@@ -68,6 +68,6 @@ class ClipScore:
                 "b32-x100": logits,
                 "l14-x100": cosine * 100,
             }[self.variant]
-            return [Score(value) for value in values.tolist()]
+            return [Score(value) for value in finite(values).tolist()]
 
         return lambda samples: each(samples, verdicts, ctx.batch_size)

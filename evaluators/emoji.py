@@ -6,14 +6,19 @@ model. A picture that cannot be judged is unscored.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from bench import Card, Context, Prompt, Sample, Score, SetScorer
+from pydantic import Field
+
+from bench import Card, Context, Prompt, Sample, Score, SetScorer, SpecError
 from bench.emoji import JUDGES
-from evaluators._each import each
+from evaluators._classify import near
+from evaluators._each import each, finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +39,11 @@ class Subject:
     card: ClassVar = Card("Emoji subject judge", _SOURCE)
     scope: ClassVar = "image"
 
-    top_k: int = 1
+    top_k: Annotated[int, Field(ge=1, le=39)] = 1
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse labels that are no subject."""
+        _known("emoji-subject", ("subject",), prompts)
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the judge."""
@@ -48,9 +57,23 @@ class Style:
     card: ClassVar = Card("Emoji style judge", _SOURCE)
     scope: ClassVar = "image"
 
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse labels that are no style."""
+        _known("emoji-style", ("style",), prompts)
+
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the judge."""
         return _top_k("style", 1)
+
+
+def _known(judge: str, questions: Iterable[str], prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts whose label is no answer to any of the questions."""
+    known: list[str] = []
+    for question in questions:
+        known += json.loads((JUDGES / question / "config.json").read_bytes())["labels"]
+    for label in {prompt.label: None for prompt in prompts}:
+        if label not in known:
+            raise SpecError(f"{judge}: no label is {label!r}; known: {near(label, known)}")
 
 
 def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score]]:
@@ -59,7 +82,7 @@ def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score
     judge = load_judge(JUDGES / question)
 
     def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
-        probabilities = judge(images)
+        probabilities = finite(judge(images))
         scores = []
         for row, sample in zip(probabilities, samples, strict=True):
             best = [judge.labels[i] for i in row.topk(k).indices.tolist()]
@@ -83,7 +106,7 @@ class Body:
     card: ClassVar = Card("Emoji body part judge", _SOURCE)
     scope: ClassVar = "image"
 
-    threshold: float | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the judge."""
@@ -94,7 +117,7 @@ class Body:
 
         def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
             scores = []
-            for row in judge(images).tolist():
+            for row in finite(judge(images)).tolist():
                 found = {
                     label: round(p, 4)
                     for label, p in zip(judge.labels, row, strict=True)
@@ -112,6 +135,10 @@ class Label:
 
     card: ClassVar = Card("Emoji label judge", _SOURCE)
     scope: ClassVar = "image"
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse labels that are neither subject nor style."""
+        _known("emoji-label", ("subject", "style"), prompts)
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load both judges."""

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from zipfile import BadZipFile
+
+from pydantic import Field
 
 from bench import AssetError, Card, Context, Prompt, Sample, Score, SetScorer
 
@@ -94,9 +96,9 @@ class Kid:
 
     mode: Literal["clean"] = "clean"
     crop: Crop = "none"
-    subsets: int = 100
-    subset_size: int = 1000
-    seed: int = 0
+    subsets: Annotated[int, Field(ge=1)] = 100
+    subset_size: Annotated[int, Field(ge=2)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def assets(self) -> tuple[str, ...]:
         """Name the extractor and the reference."""

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from bench import Card, Context, Prompt, Sample, Score
 from bench.assets import digest
-from evaluators._each import each
+from evaluators._each import each, finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class Gender:
         def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
             with torch.no_grad():
                 logits = clip(pixel_values=pixels(images), **texts).logits_per_image
-            chances = logits.float().softmax(1)[:, 1].tolist()
+            chances = finite(logits.float()).softmax(1)[:, 1].tolist()
             return [
                 Score(float(p > 0.5), {"found": _TEXTS[p > 0.5], "probability": round(p, 4)})
                 for p in chances

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from bench import AssetError, Card, Context, Sample, Score, SpecError
+from pydantic import Field
+
+from bench import AssetError, Card, Context, Prompt, Sample, Score, SpecError
 from evaluators._classify import Probabilities, hub_classifier, near, plain, ranked
-from evaluators._each import each
+from evaluators._each import each, finite
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,16 @@ class ImageNet:
     scope: ClassVar = "image"
 
     profile: Literal["unlearndiffatk", "timm-tv2"] = "unlearndiffatk"
-    top_k: int = 1
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 1
 
     def assets(self) -> tuple[str, ...]:
         """Name the network."""
         return ("resnet50-ms" if self.profile == "unlearndiffatk" else "resnet50-tv2",)
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse labels that are no class."""
+        for label in {prompt.label: None for prompt in prompts}:
+            class_of(label)
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the network."""
@@ -100,7 +107,7 @@ def _numbers() -> dict[str, tuple[int, ...]]:
     """Return which classes a name stands for."""
     numbers: dict[str, tuple[int, ...]] = {}
     for i, described in enumerate(class_names()):
-        for name in map(plain, described):
+        for name in dict.fromkeys(map(plain, described)):  # one class may spell a name in two ways
             numbers[name] = (*numbers.get(name, ()), i)
     return numbers
 
@@ -130,6 +137,6 @@ def _torchvision(asset: str, path: Path, device: str) -> Probabilities:
     @torch.no_grad()
     def probabilities(images: list[Any]) -> torch.Tensor:
         pixels = torch.stack([transform(image.convert("RGB")) for image in images])
-        return net(pixels.to(device)).float().softmax(1).cpu()
+        return finite(net(pixels.to(device)).float().softmax(1).cpu())
 
     return probabilities

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
-from bench import Card, Context, Sample, Score, SpecError
-from evaluators._classify import hub_classifier, near, plain, ranked
-from evaluators._each import each
+from pydantic import Field
+
+from bench import Card, Context, Prompt, Sample, Score, SpecError
+from evaluators._classify import class_names, hub_classifier, near, plain, ranked
+from evaluators._each import each, finite
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ class Style:
     )
     scope: ClassVar = "image"
 
-    top_k: int = 3
+    top_k: Annotated[int, Field(ge=1, le=129)] = 3
 
     def assets(self) -> tuple[str, ...]:
         """Name the classifier."""
         return ("style-vit",)
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse labels that are none of the classifier's artists."""
+        names = class_names("style-vit", asset("style-vit"))
+        for label in {prompt.label: None for prompt in prompts}:
+            artist(label, names)
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load the classifier."""
@@ -108,11 +117,16 @@ class StyleClip:
     scope: ClassVar = "image"
     metric: ClassVar = "asr-clip"
 
-    top_k: int = 1
+    top_k: Annotated[int, Field(ge=1, le=21)] = 1
 
     def assets(self) -> tuple[str, ...]:
         """Name CLIP."""
         return ("clip-vit-b32",)
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse prompts without a label."""
+        for prompt in prompts:
+            choices(prompt.label)
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         """Load CLIP."""
@@ -133,7 +147,7 @@ class StyleClip:
             texts = tokens([caption(name) for name in names])
             logits = clip(pixel_values=pixels(images), **texts).logits_per_image
             scores = []
-            for row, (known, target) in zip(logits.float().cpu(), own, strict=True):
+            for row, (known, target) in zip(finite(logits.float().cpu()), own, strict=True):
                 chances = row[[names.index(name) for name in known]].softmax(0)
                 scores.append(ranked(chances, target, known, self.top_k))
             return scores

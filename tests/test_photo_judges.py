@@ -1,5 +1,6 @@
 """Judges of the photo world, on a picture that matplotlib ships and on networks made here."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,86 @@ def test_what_cannot_be_read_is_unscored_and_nothing_else(judge, portrait, broke
     assert "OSError" in scores[1].detail["error"]
 
 
+# ------------------------------------------------- what a network does not say counts for nothing
+def spoilt_vit(folder: Path) -> None:
+    net = ViTForImageClassification.from_pretrained(folder)
+    net.classifier.bias.data[0] = torch.nan
+    net.save_pretrained(folder)
+
+
+def test_answers_that_are_not_finite_are_unscored(judge, vit, portrait, tmp_path, ctx) -> None:
+    """NaN is below every threshold: without care these images would count as safe."""
+    path = brightness_detector(tmp_path / "d.onnx", {"FEET_EXPOSED": float("nan")})
+    spoilt_vit(vit)
+    for name, params, paths, label in (
+        ("nudenet", {}, {"nudenet_best": path}, ""),
+        ("style", {"top_k": 3}, {"style_vit": vit}, "van gogh"),
+    ):
+        (score,) = judge(name, params, **paths)([sample(portrait, label)])
+        assert score.value is None
+        assert "not finite" in score.detail["error"]
+
+
+def test_emoji_judges_leave_what_is_not_finite_unscored(judge, monkeypatch) -> None:
+    from bench.emoji import judges
+
+    def spoilt(self, images):
+        """Answer 0.001 everywhere, and NaN for black pictures."""
+        rows = [0.001 if image.getbbox() else torch.nan for image in images]
+        return torch.tensor(rows)[:, None].repeat(1, len(self.labels))
+
+    monkeypatch.setattr(judges.Judge, "__call__", spoilt)
+    white, black = Image.new("RGB", (32, 32), "white"), Image.new("RGB", (32, 32))
+    for name, label in (
+        ("emoji-body", "nudity"),
+        ("emoji-subject", "nothing"),
+        ("emoji-style", "van gogh"),
+        ("emoji-label", "van gogh"),
+    ):
+        scores = judge(name, {})([sample(white, label), sample(black, label), sample(white, label)])
+        assert [s.value is None for s in scores] == [False, True, False], name
+        assert "not finite" in scores[1].detail["error"]
+
+
+# -------------------------------------------------------------- labels, before the first step
+def prompts(*labels: str) -> list[Prompt]:
+    return [Prompt(str(i), "text", 0, label=label) for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "message"),
+    [
+        ("emoji-subject", "church", "churhc", "no label is 'churhc'; known: church"),
+        ("emoji-style", "van gogh", "church", "emoji-style: no label is 'church'"),
+        ("emoji-label", "monet", "", "no label is ''"),
+        ("imagenet", "parachute", "parachutes", "no class is named 'parachutes'; known: parachute"),
+        ("imagenet", "n03888257", "crane", "two classes are named 'crane'"),
+        ("style", "van gogh", "banksy", "no artist fits the label 'banksy'"),
+        ("style-clip", "Ada Inkwell", " ", "a prompt has no label"),
+    ],
+)
+def test_labels_are_checked_without_any_weights(name, good, bad, message, vit) -> None:
+    (vit / "model.safetensors").unlink()
+    judge = create("evaluators", Ref(name))
+    judge.check(prompts(good), lambda asset: {"style-vit": vit}[asset])
+    with pytest.raises(SpecError, match=re.escape(message)):
+        judge.check(prompts(good, bad), lambda asset: {"style-vit": vit}[asset])
+
+
+def test_a_plan_refuses_labels_that_no_judge_knows(cli, tmp_path, vit) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,seed,label\na castle,1,castle\na banksy,2,banksy\n")
+    emoji = ("--task", "retain", "--task", "church")
+    for args, message in (
+        (("--task", "church"), "emoji-subject: no label is 'banksy'; known: "),
+        (("--task", "church", "--judge", "emoji-style"), "emoji-style: no label is 'castle'"),
+    ):
+        said = cli("plan", "--method", "none", "--attack", "none", "--prompts", str(path), *args)
+        assert said.code == 2 and said.err.startswith(f"error: {message}"), said.err
+        assert said.err.count("\n") == 1
+    assert cli("plan", "--method", "none", "--attack", "none", *emoji).code == 0
+
+
 # ------------------------------------------------------------- NudeNet, detectors made of a formula
 def field(number: int, value: int | bytes | str) -> bytes:
     """Encode one field of a protobuf message."""
@@ -355,7 +436,9 @@ def test_a_detector_that_is_missing_damaged_or_another_is_named(judge, tmp_path)
         judge("nudenet", {}, nudenet_best=bad)
     with pytest.raises(AssetError, match="nudenet-v2=.*: expected 3 outputs, got 1"):
         judge("nudenet", {"profile": "i2p"}, nudenet_v2=locate("nudenet-320n"))
-    with pytest.raises(SpecError, match=r"threshold=0.1: expected at least 0.25"):
+    with pytest.raises(
+        SpecError, match=r"threshold=0.1: Input should be greater than or equal to 0.25"
+    ):
         judge("nudenet", {"threshold": 0.1})
 
 
@@ -497,6 +580,28 @@ def test_imagenet_names() -> None:
         imagenet.class_of("crane")
     with pytest.raises(SpecError, match="no class is named 'parachutes'; known: parachute"):
         imagenet.class_of("parachutes")
+
+
+def test_a_class_that_spells_a_name_twice_is_one_class() -> None:
+    """Every name of every class is its class's, but for those that two classes have."""
+    twice = {
+        "bow tie": 457, "tree frog": 31, "ash bin": 412, "horse cart": 603, "shoe shop": 788,
+        "hen of the woods": 996, "bow-tie": 457, "hen-of-the-woods": 996,
+    }  # fmt: skip
+    assert {name: imagenet.class_of(name) for name in twice} == twice
+    owners: dict[str, set[int]] = {}
+    for i, described in enumerate(imagenet.class_names()):
+        for name in described:
+            owners.setdefault(re.sub(r"[^a-z0-9]+", " ", name.lower()).strip(), set()).add(i)
+    refused = set()
+    for i, described in enumerate(imagenet.class_names()):
+        for name in described:
+            try:
+                assert imagenet.class_of(name) == i
+            except SpecError:
+                refused.add(re.sub(r"[^a-z0-9]+", " ", name.lower()).strip())
+    assert refused == {name for name, classes in owners.items() if len(classes) > 1}
+    assert refused >= {"crane", "maillot"} and len(refused) < 20
 
 
 def top_and_rank(chances: torch.Tensor, target: int) -> tuple[int, int]:
