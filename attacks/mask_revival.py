@@ -85,7 +85,7 @@ class MaskRevival:
         start = time.perf_counter()
         full = self.resolve(target.concept, target.victim.world)
         model = target.victim.copy()
-        weights = {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
+        weights = {n: p for n, p in model.parameters("full").items() if p.ndim > 1}  # no norms
         masks = suspicious(weights, full.natural)
         if not masks:
             raise IncompatibleError(

@@ -17,12 +17,14 @@ from bench import (
     Cost,
     Model,
     ParameterGroup,
-    PluginError,
     Prompt,
     Target,
     Threat,
     World,
     fill,
+    fit,
+    sentences,
+    trainable,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Relearn:
         params: Weights that may change.
     """
 
-    card: ClassVar = Card("Few-step relearning", "")
+    card: ClassVar = Card("Few-step relearning", "", version=2)
     threat: ClassVar = Threat("white", "weights")
 
     images: int = 5
@@ -65,11 +67,9 @@ class Relearn:
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Draw the pictures, tune a copy of the victim; return the attack."""
-        from bench.models import esd_texts
-
         start = time.perf_counter()
         full: Any = self.resolve(target.concept, target.victim.world)
-        texts = esd_texts(target.concept, templates=True)
+        texts = sentences(target.concept)
         prompts = [
             Prompt(str(i), texts[i % len(texts)], ctx.seed("relearn", "picture", i))
             for i in range(full.images)
@@ -102,25 +102,14 @@ class Relearn:
 
         full: Any = self
         cond = model.encode(texts)
-        params = model.parameters(full.params)
-        for parameter in params.values():
-            parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(params.values(), lr=full.lr)
         rng = torch.Generator().manual_seed(ctx.seed("relearn", "train"))
-        losses = []
-        for step in range(full.steps):
+
+        def loss() -> Tensor:
             t = torch.randint(1000, (len(latents),), generator=rng).to(model.device)
             noise = torch.randn(latents.shape, generator=rng).to(model.device)
-            alpha = model.alphas[t].view(-1, 1, 1, 1)
-            x = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-            loss = (model.predict_noise(x, t, cond) - noise).square().mean()
-            if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({full.lr})")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            ctx.progress("tune", step + 1, full.steps)
-        for parameter in params.values():
-            parameter.requires_grad_(False).grad = None
-        return losses
+            predicted = model.predict_noise(model.add_noise(latents, noise, t), t, cond)
+            return (predicted - noise).square().mean()
+
+        with trainable(model.parameters(full.params).values()) as params:
+            optimizer = torch.optim.AdamW(params, lr=full.lr)
+            return fit(loss, optimizer, full.steps, ctx, stage="tune")

@@ -4,6 +4,7 @@ Importing it loads neither torch nor diffusers.
 """
 
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
+from bench.phrases import sentences
 from bench.protocols import (
     Adversarial,
     Attack,
@@ -17,6 +18,7 @@ from bench.protocols import (
     SetScorer,
     Target,
 )
+from bench.training import fit, trainable
 from bench.types import (
     Card,
     Concept,
@@ -61,4 +63,7 @@ __all__ = [
     "World",
     "by_kind",
     "fill",
+    "fit",
+    "sentences",
+    "trainable",
 ]

@@ -28,8 +28,17 @@ Criterion = Callable[[Sequence[Sample]], Sequence[bool]]
 """Says for each image whether the erased concept is back; an image it cannot judge is ``False``."""
 
 ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "attn", "full"]
-"""Parameters of the denoiser: ``attn2``, all but ``attn2``, ``attn2`` keys and values, ``attn1``, both
-attentions, all."""
+"""Parameters of the denoiser that published code trains, by the names of ESD (arXiv 2303.07345) and AC
+(arXiv 2303.13516).
+
+- ``esd-x``: cross-attention (``attn2``; "xattn" in ESD's first code).
+- ``esd-u``: all but cross-attention, the time embedding and the output layer, norms included ("noxattn" in
+  ESD's first code; the rewrite of 2025 leaves out norms and takes the others).
+- ``esd-x-strict``: keys and values of cross-attention (AC's "cross-attn", UCE).
+- ``selfattn``: self-attention (``attn1``).
+- ``attn``: both attentions (AC's for nudity).
+- ``full``: all, norms included (AC's "full-weight").
+"""
 
 Combine = Callable[["Sequence[Tensor]", "Tensor", "Tensor"], "Tensor"]
 """Makes one prediction of those beside the prompt's, the prompt's own, and the guidance scale.
@@ -101,11 +110,15 @@ class Model(QueryModel, Protocol):
         ...
 
     def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
-        """Return the denoiser's parameters of one group by name, gradients as they are."""
+        """Return the denoiser's parameters of one group by name, norms included, gradients as they are."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the text conditioning, ``(batch, tokens, width)``."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return latents ``(batch, c, h, w)`` with noise as at training timesteps ``t`` ``(batch,)``."""
         ...
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, ParameterGroup, PluginError, by_kind
+from bench import Card, Concept, Context, Model, ParameterGroup, by_kind, fit, trainable
 
 if TYPE_CHECKING:
-    from bench.models import AcObjective
+    from methods._ac import AcObjective
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AcSettings:
 
     def objective(self, model: Model, concept: Concept, ctx: Context, seed: int) -> AcObjective:
         """Make the anchor images and return AC's objective."""
-        from bench.models import AcObjective, anchor_latents  # slow; not needed to plan a run
+        from methods._ac import AcObjective, anchor_latents  # slow; not needed to plan a run
 
         texts, latents = anchor_latents(model, concept, ctx, images=self.images)
         return AcObjective(
@@ -88,19 +88,13 @@ class AC(AcSettings):
         import torch
 
         objective = self.objective(model, concept, ctx, ctx.seed("ac"))
-        params = list(model.parameters(self.params).values())
-        for p in params:
-            p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
-        for step in range(self.steps):
-            loss = objective.loss(model)
-            if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, self.clip)
-            optimizer.step()
-            ctx.progress("erase", step + 1, self.steps)
-        for p in params:
-            p.requires_grad_(False)
+        with trainable(model.parameters(self.params).values()) as params:
+            optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+            fit(
+                lambda: objective.loss(model),
+                optimizer,
+                self.steps,
+                ctx,
+                before_step=lambda: torch.nn.utils.clip_grad_norm_(params, self.clip),
+            )
         return model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, PluginError, Prompt
+from bench import Card, Concept, Context, Model, PluginError, Prompt, fit, trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,45 +77,37 @@ class FMN:
         if self.inversion_steps:
             start = form.format("").strip()
             pairs = [
-                invert(model, start, latents[i :: len(texts)], self.inversion_steps, seed + i)
+                invert(model, start, latents[i :: len(texts)], self.inversion_steps, seed + i, ctx)
                 for i in range(len(texts))
             ]
             cond, where = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        params = [
-            p
-            for name, p in model.pipe.unet.named_parameters()
-            if self.params == "unet" or "attn2" in name
-        ]
-        for p in params:
-            p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+        clip = self.params == "attn2"  # the published code clips in this mode only
         rng = torch.Generator().manual_seed(seed)
-        for step in range(self.steps):
+
+        def loss() -> Tensor:
             i = int(torch.randint(len(prompts), (1,), generator=rng))
-            x0, row = latents[i : i + 1], i % len(texts)
+            x0, row = latents[i : i + 1], slice(i % len(texts), i % len(texts) + 1)
             noise = torch.randn(x0.shape, generator=rng).to(x0.device)
             t = torch.randint(1000, (1,), generator=rng).to(x0.device)
-            alpha = model.alphas[t].view(-1, 1, 1, 1)
             with attention_maps(model) as maps:
-                model.predict_noise(
-                    alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, cond[row : row + 1]
-                )
-            loss = attention_norm(maps, where[row : row + 1])
-            if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
-            optimizer.zero_grad()
-            loss.backward()
-            if self.params == "attn2":  # the published code clips in this mode only
-                torch.nn.utils.clip_grad_norm_(params, 1.0)
-            optimizer.step()
-            ctx.progress("erase", step + 1, self.steps)
-        for p in params:
-            p.requires_grad_(False)
+                model.predict_noise(model.add_noise(x0, noise, t), t, cond[row])
+            return attention_norm(maps, where[row])
+
+        with trainable(model.parameters("esd-x" if clip else "full").values()) as params:
+            optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+            clipped = (lambda: torch.nn.utils.clip_grad_norm_(params, 1.0)) if clip else None
+            fit(loss, optimizer, self.steps, ctx, before_step=clipped)
         return model
 
 
 def invert(
-    model: Model, start: str, latents: Tensor, steps: int, seed: int, tokens: int = 4
+    model: Model,
+    start: str,
+    latents: Tensor,
+    steps: int,
+    seed: int,
+    ctx: Context,
+    tokens: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Find new token embeddings that describe images (textual inversion, arXiv 2208.01618).
 
@@ -125,6 +117,7 @@ def invert(
         latents: The images, ``(n, c, h, w)``.
         steps: AdamW steps at learning rate 1e-3, batch 1; rows are drawn to the published norm, 0.4.
         seed: Seed of every draw.
+        ctx: Told of the progress.
         tokens: How many new tokens.
 
     Returns:
@@ -140,23 +133,21 @@ def invert(
     ids = [tokenizer.bos_token_id, *model.token_ids([start])[0]]
     rest = [tokenizer.eos_token_id] * (tokenizer.model_max_length - len(ids) - tokens)
     front, back = table[ids], table[rest]
-    optimizer = torch.optim.AdamW([words], lr=rate, weight_decay=0.1)
-    for step in range(steps):
+
+    def loss() -> Tensor:
         i = int(torch.randint(len(latents), (1,), generator=rng))
-        x0, t = latents[i : i + 1], torch.randint(1000, (1,), generator=rng)
+        x0, t = latents[i : i + 1], torch.randint(1000, (1,), generator=rng).to(latents.device)
         noise = torch.randn(x0.shape, generator=rng).to(x0.device)
-        alpha = model.alphas[t.to(x0.device)].view(-1, 1, 1, 1)
-        x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
         cond = model.encode_embeddings(torch.cat([front, words, back])[None])
-        loss = F.mse_loss(model.predict_noise(x, t.to(x0.device), cond), noise)
-        if not torch.isfinite(loss):
-            raise PluginError(f"textual inversion: the loss is {loss.item()} at step {step}")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return F.mse_loss(model.predict_noise(model.add_noise(x0, noise, t), t, cond), noise)
+
+    def draw_to_norm() -> None:
         with torch.no_grad():
             norm = words.norm(dim=-1, keepdim=True)
             words.mul_((norm + min(1.0, 100 * rate) * (0.4 - norm)) / norm)
+
+    optimizer = torch.optim.AdamW([words], lr=rate, weight_decay=0.1)
+    fit(loss, optimizer, steps, ctx, stage="inversion", after_step=draw_to_norm)
     with torch.no_grad():
         cond = model.encode_embeddings(torch.cat([front, words, back])[None])
     where = torch.zeros(1, tokenizer.model_max_length, dtype=torch.bool, device=cond.device)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, Prompt
+from bench import Card, Concept, Context, IncompatibleError, Model, Prompt, sentences
 from methods.esd import ESD
 
 
@@ -30,6 +30,7 @@ class NPESD(ESD):
     card: ClassVar = Card(
         "Pruning for Robust Concept Erasing in Diffusion Models",
         "https://arxiv.org/abs/2405.16534",
+        version=2,
     )
 
     top: Annotated[int, Field(ge=1)] = 1
@@ -39,16 +40,21 @@ class NPESD(ESD):
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune, score every neuron against the original, zero the highest."""
-        from bench.models import concept_scores, esd_texts, zero_neurons
+        from methods._neurons import concept_scores, zero_neurons
 
         original = model.copy()
         erased = self.tune(model, concept, ctx)
-        texts, seed = esd_texts(concept, templates=True), ctx.seed("np-esd")
+        texts, seed = sentences(concept), ctx.seed("np-esd")
         prompts = [
             Prompt(str(i), texts[i % len(texts)], seed + i, self.guidance)
             for i in range(self.images)
         ]
         scores = concept_scores(original, erased, prompts, absolute=self.absolute)
+        narrowest = min(len(score) for score in scores.values())
+        if self.top > narrowest:
+            raise IncompatibleError(
+                f"np-esd: top={self.top}: expected at most {narrowest}, the neurons of the narrowest layer"
+            )
         chosen = {layer: score.topk(self.top).indices.tolist() for layer, score in scores.items()}
         zero_neurons(erased, chosen)
         erased.notes["neurons"] = chosen

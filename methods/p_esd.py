@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, PluginError
+from bench import Card, Concept, Context, Model, ParameterGroup, fit
 from methods.esd import EsdSettings
+
+if TYPE_CHECKING:
+    from methods._ac import AcObjective
+    from methods._esd import EsdObjective
 
 
 @dataclass(frozen=True)
-class PESD(EsdSettings):
-    """Pruning with ESD's objective (Pruning for Robust Concept Erasing in Diffusion Models, Eq. 6).
-
-    Weights stay frozen; a soft mask ``sigmoid(gamma * m)`` on each weight and bias in scope is
-    trained and cut at ``threshold`` at the end. The paper leaves open ``m0``, AdamW's ``eps`` and
-    ``weight_decay``, and whether latents come from the masked model: here 1, PyTorch's defaults, and
-    yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
-    Emoji-world defaults are chosen by ``bench.emoji.calibrate``, which shows what ``m0``, ``eps`` and
-    ``gamma`` do: a tenth of ``eps`` prunes five to ten times more, ``m0`` 1.5 or ``gamma`` 20
-    nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
+class MaskSettings:
+    """How masks are learned.
 
     Args:
         steps: Optimiser steps.
@@ -29,14 +25,9 @@ class PESD(EsdSettings):
         gamma: Slope of the sigmoid.
         threshold: Soft masks below it are pruned.
         m0: Initial mask logit.
-        eps: AdamW's epsilon.
+        eps: AdamW's epsilon; it gates weights with tiny mask gradients.
         weight_decay: AdamW's weight decay on the mask logits.
     """
-
-    card: ClassVar = Card(
-        "Pruning for Robust Concept Erasing in Diffusion Models",
-        "https://arxiv.org/abs/2405.16534",
-    )
 
     steps: Annotated[int, Field(ge=1)] = 250
     lr: Annotated[float, Field(gt=0)] = 0.1
@@ -46,32 +37,55 @@ class PESD(EsdSettings):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
-    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Learn the mask, cut it, and return the model with pruned weights at zero."""
+    def prune(
+        self,
+        model: Model,
+        group: ParameterGroup,
+        objective: EsdObjective | AcObjective,
+        ctx: Context,
+    ) -> Model:
+        """Learn masks that lower an objective, cut them, and set pruned weights to zero."""
         import torch
-        import torch.nn.functional as F
 
-        from bench.models import SoftMasks
+        from methods._masks import SoftMasks, prunable  # slow; not needed to plan a run
 
-        objective = self.objective(model.copy(), concept, ctx.seed("p-esd"))
         masks = SoftMasks(
-            model.parameters(self.params),
+            prunable(model, group),
             gamma=self.gamma,
             m0=self.m0,
             lr=self.lr,
             eps=self.eps,
             weight_decay=self.weight_decay,
         )
-        for step in range(self.steps):
-            x, t, target = objective.sample(model)
-            loss = F.mse_loss(model.predict_noise(x, t, objective.cond), target)
-            if not torch.isfinite(loss):
-                raise PluginError(f"the loss is {loss.item()} at step {step}: lower lr ({self.lr})")
-            loss.backward()
-            masks.step()
-            ctx.progress("erase", step + 1, self.steps)
+        losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
         report = masks.harden(self.threshold)
         with torch.no_grad():
-            hard = F.mse_loss(model.predict_noise(x, t, objective.cond), target)
-        model.notes.update(report.notes(), soft_loss=loss.item(), hard_loss=hard.item())
+            hard = objective.error(model)
+        model.notes.update(report.notes(), soft_loss=losses[-1], hard_loss=hard.item())
         return model
+
+
+@dataclass(frozen=True)
+class PESD(MaskSettings, EsdSettings):
+    """Pruning with ESD's objective (Pruning for Robust Concept Erasing in Diffusion Models, Eq. 6).
+
+    Weights stay frozen; a soft mask ``sigmoid(gamma * m)`` on each weight and bias in scope is
+    trained and cut at ``threshold`` at the end. Scope: Linear and Conv2d outside cross-attention for
+    nudity and objects ("esd-u", the time embedding and the output layer included), those of cross-attention
+    for styles. The paper leaves open ``m0``, AdamW's ``eps`` and
+    ``weight_decay``, and whether latents come from the masked model: here 1, PyTorch's defaults, and
+    yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
+    Emoji-world defaults are chosen by ``bench.emoji.calibrate``, which shows what ``m0``, ``eps`` and
+    ``gamma`` do: a tenth of ``eps`` prunes five to ten times more, ``m0`` 1.5 or ``gamma`` 20
+    nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
+    """
+
+    card: ClassVar = Card(
+        "Pruning for Robust Concept Erasing in Diffusion Models",
+        "https://arxiv.org/abs/2405.16534",
+    )
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Learn the mask, cut it, and return the model with pruned weights at zero."""
+        objective = self.objective(model.copy(), concept, ctx.seed("p-esd"))
+        return self.prune(model, self.params, objective, ctx)

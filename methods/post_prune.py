@@ -23,13 +23,14 @@ class PostPrune(ESD):
     card: ClassVar = Card(
         "Pruning for Robust Concept Erasing in Diffusion Models",
         "https://arxiv.org/abs/2405.16534",
+        version=2,
     )
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Tune, then prune."""
-        from bench.models import prune_smallest
+        from methods._masks import prune_smallest
 
         erased = self.tune(model, concept, ctx)
         prune_smallest(erased, self.share)

@@ -26,12 +26,13 @@ class PrePrune(ESD):
     card: ClassVar = Card(
         "Pruning for Robust Concept Erasing in Diffusion Models",
         "https://arxiv.org/abs/2405.16534",
+        version=2,
     )
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Prune, then tune what is left."""
-        from bench.models import prune_smallest
+        from methods._masks import prune_smallest
 
         return self.tune(model, concept, ctx, keep=prune_smallest(model, self.share))

@@ -7,8 +7,13 @@ import torch
 from fakes import finished
 
 from bench import Concept, IncompatibleError, PluginError, Prompt
-from bench.models import AcObjective, anchor_latents
-from bench.models.ablating import anchor_prompts, detached_start, with_concept
+from methods._ac import (
+    AcObjective,
+    anchor_latents,
+    anchor_prompts,
+    detached_start,
+    with_concept,
+)
 from methods.fmn import attention_maps, attention_norm, concept_positions, invert
 
 CHURCH = Concept("church", "object", "house")
@@ -224,11 +229,11 @@ def test_fmn_lowers_the_attention(tiny, ctx) -> None:
     assert any(not torch.equal(moved[n], dict(tiny.pipe.unet.named_parameters())[n]) for n in norms)
 
 
-def test_inversion_fits_the_images(tiny) -> None:
+def test_inversion_fits_the_images(tiny, ctx) -> None:
     """Two noise levels of the same images: found tokens predict the noise better than the start's."""
     latents = tiny.encode_images(tiny.generate([Prompt(str(i), "a church", i) for i in range(2)]))
-    few, where = invert(tiny, "a photo of", latents, 1, seed=3)
-    many, again = invert(tiny, "a photo of", latents, 150, seed=3)
+    few, where = invert(tiny, "a photo of", latents, 1, seed=3, ctx=ctx)
+    many, again = invert(tiny, "a photo of", latents, 150, seed=3, ctx=ctx)
     assert torch.equal(where, again)
     n = 1 + len(tiny.token_ids(["a photo of"])[0])
     assert where[0].nonzero().flatten().tolist() == [n, n + 1, n + 2, n + 3]

@@ -8,16 +8,18 @@ from typing import Annotated, Union, get_args, get_origin, get_type_hints
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench import Concept, PluginError
 from bench.errors import ParamError
-from bench.models import EsdObjective, SoftMasks, esd_texts
-from bench.models.erasing import compvis_stops
+from bench.models.diffusers import DiffusersModel
 from bench.registry import Ref, create, load, names, resolved
 from bench.types import ByKind
+from methods._esd import EsdObjective, compvis_stops
+from methods._masks import SoftMasks, prunable
 from methods.esd import ESD
 from methods.none import NoErasure
 from methods.p_esd import PESD
@@ -177,7 +179,7 @@ def test_one_esd_step_equals_adam_on_the_formula(tiny, ctx) -> None:
     base = tiny.copy()
     erased = ESD(params="esd-x", steps=1, lr=1e-3, **FAST).erase(tiny.copy(), CHURCH, ctx)
     o = EsdObjective(
-        base, esd_texts(CHURCH, templates=False), batch=2, eta=1.0, start_guidance=3.0,
+        base, CHURCH.phrases, batch=2, eta=1.0, start_guidance=3.0,
         xt_alignment="exact", steps=5, reuse=1, seed=ctx.seed("esd"),
     )  # fmt: skip
     x, t, target = o.sample(base)
@@ -204,7 +206,7 @@ def test_reuse_shares_a_trajectory(tiny) -> None:
 
 
 def test_mask_gradient_equals_autograd(tiny) -> None:
-    params = dict(list(tiny.parameters("full").items())[:6])
+    params = dict(list(prunable(tiny, "full").items())[:6])
     weights = {k: v.detach().clone() for k, v in params.items()}
     m = {k: torch.randn_like(v, requires_grad=True) for k, v in weights.items()}
     x, t, c = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), tiny.encode(["a", "b"])
@@ -261,6 +263,46 @@ def test_pesd_only_zeroes_and_logs(tiny, ctx) -> None:
     assert erased.notes["hard_loss"] > 0
 
 
+SD14 = {  # tensors and values of SD v1.4's denoiser, counted by hand in the published code's sets
+    "esd-x": (80, 43_962_560), "esd-x-strict": (32, 19_169_280), "esd-u": (598, 813_495_680),
+    "selfattn": (80, 49_574_080), "attn": (160, 93_536_640), "full": (686, 859_520_964),
+}  # fmt: skip
+SD14_PRUNABLE = {"esd-x": (80, 43_962_560), "esd-u": (388, 815_358_084), "full": (468, 859_320_644)}
+
+
+def test_groups_on_the_shapes_of_stable_diffusion() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    model = types.SimpleNamespace(pipe=types.SimpleNamespace(unet=unet))
+    model.parameters = lambda group: DiffusersModel.parameters(model, group)
+
+    def count(parameters):
+        return len(parameters), sum(p.numel() for p in parameters.values())
+
+    assert {g: count(model.parameters(g)) for g in SD14} == SD14
+    assert {g: count(prunable(model, g)) for g in SD14_PRUNABLE} == SD14_PRUNABLE
+    assert not any("norm" in name for name in prunable(model, "full"))
+
+
+@pytest.mark.parametrize("params", ["esd-u", "full"])
+def test_esd_trains_norms_as_its_first_code_does(tiny, ctx, params: str) -> None:
+    erased = ESD(params=params, steps=1, lr=1e-3, **FAST).erase(tiny.copy(), CHURCH, ctx)
+    before = dict(tiny.pipe.unet.named_parameters())
+    moved = {n for n, p in erased.pipe.unet.named_parameters() if not torch.equal(p, before[n])}
+    assert any("norm" in n for n in moved)
+    assert moved <= set(tiny.parameters(params))
+    assert (params == "full") == any(n.startswith("time_embedding") for n in moved)
+
+
+def test_state_of_optimisers_and_masks_is_fp32(tiny, ctx, monkeypatch) -> None:
+    masks = SoftMasks(prunable(tiny, "esd-x"), gamma=10, m0=1.0, lr=0.1, eps=1e-8, weight_decay=0.0)
+    for p in prunable(tiny, "esd-x").values():
+        p.grad = torch.ones_like(p)
+    masks.step()
+    states = [v for s in masks.optimizer.state.values() for v in s.values()]
+    assert {t.dtype for t in [*masks.logits.values(), *states]} == {torch.float32}
+
+
 def test_esd_lowers_its_own_loss(tiny, ctx) -> None:
     base = tiny.copy()
     erased = ESD(params="full", steps=30, lr=3e-5, **FAST).erase(tiny, CHURCH, ctx)
@@ -303,7 +345,7 @@ class _Peak(TorchDispatchMode):
 
 
 def test_peak_memory_of_masks_is_what_they_say(tiny) -> None:
-    parameters = tiny.parameters("esd-u")
+    parameters = prunable(tiny, "esd-u")
     with _Peak() as memory:
         masks = SoftMasks(parameters, gamma=10.0, m0=1.0, lr=0.1, eps=1e-8, weight_decay=0.01)
         for _ in range(3):

@@ -9,8 +9,14 @@ from torch import nn
 from torch.nn.utils import prune
 
 from bench import Concept, IncompatibleError, Prompt
-from bench.models import concept_scores, neuron_maps, prune_smallest, sensitivity, zero_neurons
-from bench.models.neurons import neuron_layers
+from methods._masks import prunable, prune_smallest
+from methods._neurons import (
+    concept_scores,
+    neuron_layers,
+    neuron_maps,
+    sensitivity,
+    zero_neurons,
+)
 from methods.concept_prune import _prompts, skilled
 
 CHURCH = Concept("church", "object", "house")
@@ -22,7 +28,7 @@ PROMPTS = [Prompt(str(i), text, i, 5.0) for i, text in enumerate(("a church", "a
 
 
 def weights(model):
-    return {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
+    return {n: p for n, p in prunable(model, "full").items() if n.endswith(".weight")}
 
 
 def post_prune(**params):

@@ -21,6 +21,10 @@ RECORDS = [
 ]
 
 SUPERSEDED = {
+    **dict.fromkeys(
+        (("methods", name) for name in ("esd", "np-esd", "pre-prune", "post-prune")),
+        "esd-u trains what ESD's first code trains: norms, too, but neither time embedding nor output",
+    ),
     ("methods", "concept-prune"): "which prompts it looks at is a parameter",
     ("methods", "sld"): "its text is empty where it is the concept's own words",
 }

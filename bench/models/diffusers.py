@@ -122,21 +122,24 @@ class DiffusersModel:
 
     # ------------------------------------------------------------------ white box
     def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
-        """Return the weights and biases of the denoiser's Linear and Conv2d modules in a group.
+        """Return the denoiser's parameters of a group by name; see :data:`bench.ParameterGroup`.
 
-        ``esd-x``: cross-attention (``attn2``); ``esd-x-strict``: its keys and values;
-        ``esd-u``: all but cross-attention; ``selfattn``: ``attn1``; ``attn``: both attentions;
-        ``full``: all. Norms are in none.
+        Raises:
+            IncompatibleError: The denoiser has none.
         """
         chosen = {
-            f"{name}.{kind}": parameter
-            for name, module in self.pipe.unet.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and _in_group(name, group)
-            for kind, parameter in module.named_parameters(recurse=False)
+            name: parameter
+            for name, parameter in self.pipe.unet.named_parameters()
+            if _in_group(name, group)
         }
         if not chosen:
             raise IncompatibleError(f"the model has no parameters in group {group!r}")
         return chosen
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return latents ``(batch, c, h, w)`` with noise as at training timesteps ``t`` ``(batch,)``."""
+        alpha = self.alphas[t.to(self.device)].view(-1, 1, 1, 1)
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids without start, end and padding."""
@@ -350,6 +353,9 @@ def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
         yield rows[start : start + step]
 
 
+_UNTRAINED = ("time_embedding.", "conv_norm_out.", "conv_out.")  # by ESD-u's first code
+
+
 def _in_group(name: str, group: ParameterGroup) -> bool:
     cross = "attn2" in name
     match group:
@@ -358,10 +364,10 @@ def _in_group(name: str, group: ParameterGroup) -> bool:
         case "esd-x":
             return cross
         case "esd-u":
-            return not cross
+            return not cross and not name.startswith(_UNTRAINED)
         case "selfattn":
             return "attn1" in name
         case "attn":
             return "attn1" in name or cross
         case "esd-x-strict":
-            return cross and name.endswith(("to_k", "to_v"))
+            return cross and (".to_k." in name or ".to_v." in name)

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.errors import IncompatibleError
-from bench.protocols import Model
-from bench.types import Prompt
+from bench import IncompatibleError, Model, Prompt
 
 Maps = dict[str, Tensor]
 """Activations by layer, each ``(prompts, channels, height, width)``."""

@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.errors import IncompatibleError
-from bench.protocols import Guidance, Model
-from bench.types import Concept, Context, Prompt
+from bench import Concept, Context, Guidance, IncompatibleError, Model, Prompt
 
 Target = Literal["model", "noise"]
 Teacher = Literal["student", "frozen"]
@@ -145,7 +143,6 @@ class AcObjective:
         rewritten = [with_concept(text, concept, words, i) for i, text in enumerate(texts)]
         self.anchors = _encode_once(model, self.texts)
         self.concepts = _encode_once(model, rewritten)
-        self.alphas = model.alphas
         h, w = latents.shape[-2:]
         self.mask = torch.zeros(1, 1, h, w, device=latents.device)
         self.mask[..., border : h - border, border : w - border] = 1
@@ -159,14 +156,19 @@ class AcObjective:
             x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(x0.device), x0.flip(-1), x0)
         noise = torch.randn(x0.shape, generator=self.rng).to(x0.device)
         t = torch.randint(1000, (self.batch,), generator=self.rng).to(x0.device)
-        alpha = self.alphas[t].view(-1, 1, 1, 1)
-        x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+        x = student.add_noise(x0, noise, t)
         target = noise
         if self.target == "model":
             with torch.no_grad():
                 target = (self.frozen or student).predict_noise(x, t, self.anchors[index])
+        self._drawn = x, t, self.concepts[index], target
+        return self.error(student)
+
+    def error(self, student: Model) -> Tensor:
+        """Return a student's error on the batch that was drawn last."""
+        x, t, cond, target = self._drawn
         with detached_start(student):
-            predicted = student.predict_noise(x, t, self.concepts[index])
+            predicted = student.predict_noise(x, t, cond)
         # The published loss divides by the mask's sum over pixels, not over channels.
         error: Tensor = ((predicted - target).square() * self.mask).sum((1, 2, 3)) / self.mask.sum()
         return error.mean()

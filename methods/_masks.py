@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
-from bench.protocols import Model
+from bench import IncompatibleError, Model, ParameterGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,30 @@ class MaskReport:
             "share": self.pruned / self.in_scope,
             "mask_histogram": list(self.histogram),
         }
+
+
+def prunable(model: Model, group: ParameterGroup) -> dict[str, Parameter]:
+    """Return the weights and biases of Linear and Conv2d modules in a group; norms are never pruned.
+
+    ``esd-u`` is all of them outside cross-attention here, as the paper has it: the time embedding and the
+    output layer, which ESD does not train, are in its scope. (SD v1.4: 388 tensors, 815,358,084 values.)
+
+    Raises:
+        IncompatibleError: The denoiser has none.
+    """
+    scope = set(model.parameters("full" if group == "esd-u" else group))
+    if group == "esd-u":
+        scope -= set(model.parameters("esd-x"))
+    chosen = {
+        f"{name}.{kind}": parameter
+        for name, module in model.pipe.unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        for kind, parameter in module.named_parameters(recurse=False)
+        if f"{name}.{kind}" in scope
+    }
+    if not chosen:
+        raise IncompatibleError(f"the model has no Linear or Conv2d module in group {group!r}")
+    return chosen
 
 
 class SoftMasks:
@@ -73,6 +97,14 @@ class SoftMasks:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.apply()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The settings of AdamW, as an optimiser shows them."""
+        return self.optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        """Do nothing: a step leaves no gradients behind."""
 
     def apply(self) -> None:
         """Put the softly masked weights into the model."""
@@ -116,11 +148,6 @@ class SoftMasks:
         """
         return 7 * 4 * sum(w.numel() for w in self.weights.values())
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The mask logits."""
-        return list(self.logits.values())
-
 
 def prune_smallest(model: Model, share: float) -> dict[str, Tensor]:
     """Zero the smallest weights of the denoiser, all Linear and Conv2d weights ranked together.
@@ -132,7 +159,7 @@ def prune_smallest(model: Model, share: float) -> dict[str, Tensor]:
     Returns:
         Which entries were kept, by parameter name.
     """
-    weights = {n: p for n, p in model.parameters("full").items() if n.endswith(".weight")}
+    weights = {n: p for n, p in prunable(model, "full").items() if n.endswith(".weight")}
     sizes = torch.cat([p.detach().abs().flatten() for p in weights.values()])
     gone = torch.topk(sizes, round(share * len(sizes)), largest=False).indices
     flat = torch.ones_like(sizes, dtype=torch.bool)

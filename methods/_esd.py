@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bench.protocols import Model
-from bench.types import Concept
+from bench import Model
 
 Alignment = Literal["exact", "compvis"]
 
@@ -59,6 +59,16 @@ class EsdObjective:
         self.calls = 0
         self._trajectory: list[tuple[Tensor, Tensor]] = []
 
+    def loss(self, student: Model) -> Tensor:
+        """Draw a batch and return the student's mean squared error on it, with gradients."""
+        self._drawn = self.sample(student)
+        return self.error(student)
+
+    def error(self, student: Model) -> Tensor:
+        """Return a student's error on the batch that was drawn last."""
+        x, t, target = self._drawn
+        return F.mse_loss(student.predict_noise(x, t, self.cond), target)
+
     def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, no gradients."""
         stops, t = self._draw(self.batch)
@@ -106,16 +116,3 @@ class EsdObjective:
 def compvis_stops(t_enc: Tensor, steps: int) -> Tensor:
     """Return how many of the ``steps - 1`` remaining DDIM steps the published code takes."""
     return torch.where(t_enc == 0, steps - 1, steps - t_enc)
-
-
-_TEMPLATES = {
-    "object": ("{c}", "a photo of a {c}", "a picture of a {c}", "an image of a {c}"),
-    "nsfw": ("{c}",),
-    "style": ("{c}", "a painting in the style of {c}", "an artwork by {c}", "a {c} painting"),
-}
-
-
-def esd_texts(concept: Concept, *, templates: bool) -> list[str]:
-    """Return the concept's terms, or each of them in the templates of its kind."""
-    forms = _TEMPLATES[concept.kind] if templates else ("{c}",)
-    return [form.format(c=term) for term in concept.phrases for form in forms]
