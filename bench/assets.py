@@ -67,7 +67,15 @@ ASSETS: dict[str, Asset] = {
         listed=True,
     ),
     "coco-reference": Asset(
-        about="reference statistics as clean-fid writes them: mu and sigma for FID, feats for KID",
+        about="reference statistics as clean-fid writes them: mu and sigma, which is enough for FID, "
+        "or feats for KID, or all three",
+        source="your own, of the same protocol",
+        size=0,
+        licence="",
+        form="file",
+    ),
+    "coco-reference-kid": Asset(
+        about="the same for KID alone, which clean-fid writes into a file of its own (..._kid.npz)",
         source="your own, of the same protocol",
         size=0,
         licence="",

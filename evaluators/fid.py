@@ -4,25 +4,24 @@ An image is resized to 299 x 299 by clean-fid's resizer (Pillow's bicubic, a cha
 clipped, not quantised; aspect not kept) and goes through the TorchScript Inception of 2015 (2048 features).
 Generated images are taken from memory, which equals PNG files of them, as PNG loses nothing.
 
-The reference are the images ``COCO_val2014_<id>.jpg`` of the prompts' ids if the folder has one for every
-prompt of the set, otherwise all images of the folder; either way it does not depend on how many images were
-generated. Its features are extracted once and kept beside the other artifacts.
+The reference are the images ``COCO_val2014_<id>.jpg`` of the whole prompt set's ids, however many images
+were generated. A file that is missing or cannot be read is an error: without it the reference is another.
+Its features are extracted once and kept beside the other artifacts.
 
 ``torch.jit.load`` runs the program that the ``inception`` file holds: take it from its publisher. Any other
 TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)`` in 0..255 to
-``(n, width)``; what it measures is no FID, and its digest is in the record.
+``(n, width)``; what it measures is no FID, so the detail's ``metric`` is named after the file's digest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-from zipfile import BadZipFile
 
 from pydantic import Field
 
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Crop = Literal["none", "center-512"]
-_ASSETS = ("inception", "coco-val2014|coco-reference")
+Reference = Literal["prompts", "folder"]
+INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""SHA-256 of inception-2015-12-05.pt as NVIDIA publishes it (k-diffusion checks the same one)."""
 _SHARD = 256  # images of the reference that are held at once
 _SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -48,27 +49,35 @@ class Fid:
         crop: "none" squashes images to a square, what clean-fid does with folders; "center-512" first
             cuts out the central square and scales it to 512 pixels (Pillow's bicubic), which leaves
             512-pixel images as they are. It is done to generated and real images alike.
+        reference: "prompts": the real images of the prompt set's ids, all of which must be there.
+            "folder": all images of the folder.
     """
 
     card: ClassVar = Card(
         "On Aliased Resizing and Surprising Subtleties in GAN Evaluation",
         "https://arxiv.org/abs/2104.11222",
         "https://github.com/GaParmar/clean-fid",
+        version=2,
     )
     scope: ClassVar = "set"
 
     mode: Literal["clean"] = "clean"
     crop: Crop = "none"
+    reference: Reference = "prompts"
 
     def assets(self) -> tuple[str, ...]:
         """Name the extractor and the reference."""
-        return _ASSETS
+        return ("inception", "coco-val2014|coco-reference")
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse a folder that lacks an image of the reference."""
+        _reference_files(asset(self.assets()[1]), prompts, self.reference)
 
     def prepare(self, ctx: Context) -> SetScorer:
-        """Find the extractor and the reference; both are read when they are needed."""
-        inception = _Inception(ctx, self.mode, self.crop)
+        """Find the extractor and the reference; images of the reference are read when they are needed."""
+        inception = _Inception(ctx, self)
         if inception.reference.is_file():
-            _saved(inception.reference, "mu", "sigma")  # what is wrong is said before hours of work
+            _moments(inception.reference)  # what is wrong is said before hours of work
         return _FidScorer(inception)
 
 
@@ -82,6 +91,7 @@ class Kid:
     Args:
         mode: How images are resized, by clean-fid's name for it.
         crop: As for FID.
+        reference: As for FID.
         subsets: How many subsets.
         subset_size: Images of each side in a subset; all of the smaller side if it has fewer.
         seed: Of the draws.
@@ -91,36 +101,43 @@ class Kid:
         "Demystifying MMD GANs",
         "https://arxiv.org/abs/1801.01401",
         "https://github.com/GaParmar/clean-fid",
+        version=2,
     )
     scope: ClassVar = "set"
 
     mode: Literal["clean"] = "clean"
     crop: Crop = "none"
+    reference: Reference = "prompts"
     subsets: Annotated[int, Field(ge=1)] = 100
     subset_size: Annotated[int, Field(ge=2)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
 
     def assets(self) -> tuple[str, ...]:
         """Name the extractor and the reference."""
-        return _ASSETS
+        return ("inception", "coco-val2014|coco-reference-kid|coco-reference")
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse a folder that lacks an image of the reference."""
+        _reference_files(asset(self.assets()[1]), prompts, self.reference)
 
     def prepare(self, ctx: Context) -> SetScorer:
-        """Find the extractor and the reference; both are read when they are needed."""
-        inception = _Inception(ctx, self.mode, self.crop)
+        """Find the extractor and the reference; images of the reference are read when they are needed."""
+        inception = _Inception(ctx, self)
         if inception.reference.is_file():
-            _saved(inception.reference, "feats")
+            _features(inception.reference)
         return _KidScorer(inception, self)
 
 
 class _Inception:
     """Turns images into features, those of the reference as well."""
 
-    def __init__(self, ctx: Context, mode: str, crop: Crop) -> None:
-        self.ctx, self.mode, self.crop = ctx, mode, crop
-        self.path, self.reference = map(ctx.asset, _ASSETS)
+    def __init__(self, ctx: Context, settings: Fid | Kid) -> None:
+        self.ctx, self.settings = ctx, settings
+        self.path, self.reference = map(ctx.asset, settings.assets())
         with self.path.open("rb") as stream:
-            self.digest = file_digest(stream, "sha256").hexdigest()[:16]
-        self.key = f"clean-fid mode={mode} crop={crop} extractor={self.digest}"
+            digest = file_digest(stream, "sha256").hexdigest()
+        self.published, self.digest = digest == INCEPTION, digest[:16]
+        self.key = f"clean-fid mode={settings.mode} crop={settings.crop} extractor={self.digest}"
 
     @cached_property
     def _net(self) -> Any:
@@ -158,24 +175,26 @@ class _Inception:
 
         try:
             rgb = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
-            if self.crop == "center-512":
+            if self.settings.crop == "center-512":
                 side = min(rgb.size)
                 left, top = ((length - side) // 2 for length in rgb.size)
                 square = rgb.crop((left, top, left + side, top + side))
                 rgb = square.resize((512, 512), Image.Resampling.BICUBIC)
-            return torch.from_numpy(build_resizer(self.mode)(np.array(rgb))).permute(2, 0, 1)
+            return torch.from_numpy(build_resizer(self.settings.mode)(np.array(rgb))).permute(
+                2, 0, 1
+            )
         except Exception:  # whatever is wrong with it, the image is unscored
             return None
 
     def of_reference(self, prompts: Sequence[Prompt]) -> tuple[Iterator[Tensor], dict[str, str]]:
         """Return the reference's features a shard at a time, and what they are of."""
-        files, which = _reference_files(self.reference, prompts)
-        if not files:
-            raise AssetError(f"coco-val2014: {self.reference} has no images: expected JPEG files")
+        files = _reference_files(self.reference, prompts, self.settings.reference)
         listing = "\n".join(f"{f.relative_to(self.reference)} {f.stat().st_size}" for f in files)
         name = sha256(f"{self.key}\n{listing}".encode()).hexdigest()[:16]
         protocol = {
-            "reference": which,
+            "reference": "images of the prompts' ids"
+            if self.settings.reference == "prompts"
+            else "all images of the folder",
             "reference_files": sha256(listing.encode()).hexdigest()[:16],
         }
         return self._shards(
@@ -183,25 +202,33 @@ class _Inception:
         ), protocol
 
     def _shards(self, files: list[Path], folder: Path) -> Iterator[Tensor]:
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         for start in range(0, len(files), _SHARD):
-            path = folder / f"{start}-{_SHARD}.safetensors"
-            if not path.exists():
+            part, path = files[start : start + _SHARD], folder / f"{start}-{_SHARD}.safetensors"
+            features = _kept(path)
+            if features is None:
                 self.ctx.progress("reference", start, len(files))
+                features = self(part)
+                bad = [f.name for f, row in zip(part, features, strict=True) if row.isnan().any()]
+                if bad:
+                    raise AssetError(
+                        f"coco-val2014={self.reference}: {len(bad)} images of the reference cannot be "
+                        f"read, the first is {bad[0]}; get them again: without them it is another"
+                    )
                 folder.mkdir(parents=True, exist_ok=True)
                 draft = path.with_suffix(f".{os.getpid()}.tmp")
-                save_file({"features": self(files[start : start + _SHARD])}, draft)
+                save_file({"features": features}, draft)
                 draft.replace(path)
-            x = load_file(path)["features"]
-            yield x[x.isfinite().all(1)]
+            yield features
 
-    def protocol(self, n: int) -> dict[str, Any]:
-        """Return what a number needs beside it to be repeated."""
+    def protocol(self, n: int, published: str, other: str) -> dict[str, Any]:
+        """Return what a number needs beside it to be repeated, and what it may be called."""
         return {
+            "metric": published if self.published else f"{other}-{self.digest[:8]}",
             "n": n,
-            "mode": self.mode,
-            "crop": self.crop,
+            "mode": self.settings.mode,
+            "crop": self.settings.crop,
             "format": "lossless, as PNG",
             "extractor": self.digest,
         }
@@ -222,16 +249,18 @@ class _FidScorer:
         from evaluators._moments import Moments
 
         found = Moments.of(shards)
-        protocol = self.inception.protocol(found.n)
+        protocol = self.inception.protocol(found.n, "fid", "frechet")
         if found.n < 2:
             return Score(None, {**protocol, "error": "fewer than two images"})
         if self.inception.reference.is_file():
-            mean, covariance = _saved(self.inception.reference, "mu", "sigma")
+            mean, covariance = _moments(self.inception.reference, len(found.mean))
             return Score(found.frechet(mean, covariance), {**protocol, "reference": "mu, sigma"})
         features, about = self.inception.of_reference(prompts)
         real = Moments.of(features)
-        value = found.frechet(real.mean, real.covariance)
-        return Score(value, {**protocol, **about, "reference_n": real.n})
+        protocol = {**protocol, **about, "reference_n": real.n}
+        if real.n < 2:
+            return Score(None, {**protocol, "error": "the reference has fewer than two images"})
+        return Score(found.frechet(real.mean, real.covariance), protocol)
 
 
 @dataclass(frozen=True)
@@ -251,13 +280,14 @@ class _KidScorer:
 
         found = torch.cat(list(shards))
         if self.inception.reference.is_file():
-            (real,), about = _saved(self.inception.reference, "feats"), {"reference": "feats"}
+            real = _features(self.inception.reference, found.shape[1])
+            about = {"reference": "feats"}
         else:
             features, about = self.inception.of_reference(prompts)
             real = torch.cat(list(features))
         size = min(len(found), len(real), self.settings.subset_size)
         protocol = {
-            **self.inception.protocol(len(found)),
+            **self.inception.protocol(len(found), "kid", "kernel"),
             **about,
             "reference_n": len(real),
             "subsets": self.settings.subsets,
@@ -298,23 +328,76 @@ def _kernel(a: Any, b: Any) -> Any:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _reference_files(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Path], str]:
-    """Return the reference's images: those of the prompts' ids if all are there, otherwise all."""
+def _reference_files(folder: Path, prompts: Sequence[Prompt], which: Reference) -> list[Path]:
+    """Return the reference's images; none of a file of statistics, which stands for them.
+
+    Raises:
+        AssetError: The folder has not every one of them.
+    """
+    if folder.is_file():
+        return []
     files = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES}
-    names = [f"COCO_val2014_{p.id:0>12}.jpg" for p in prompts]
-    if names and all(name in files for name in names):
-        return [files[name] for name in sorted(set(names))], "images of the prompts' ids"
-    return list(files.values()), "all images of the folder"
+    names = sorted({f"COCO_val2014_{p.id:0>12}.jpg" for p in prompts})
+    wanted = names if which == "prompts" else list(files)
+    missing = [name for name in wanted if name not in files]
+    if missing or not wanted:
+        lacks = f"{len(missing)} are missing, the first is {missing[0]}" if missing else "none"
+        raise AssetError(
+            f"coco-val2014={folder}: expected the real image of each of the {len(names)} prompts, "
+            f"{lacks}; complete it, or give statistics of another reference as "
+            "--asset coco-reference=FILE"
+        )
+    return [files[name] for name in wanted]
 
 
-def _saved(path: Path, *keys: str) -> tuple[Tensor, ...]:
+def _kept(path: Path) -> Tensor | None:
+    """Return features of the reference that an earlier run left, if they are sound."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        features = load_file(path)["features"]
+    except (OSError, KeyError, SafetensorError):
+        return None
+    return features if bool(features.isfinite().all()) else None
+
+
+def _moments(path: Path, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return clean-fid's mean ``(width,)`` and covariance ``(width, width)`` of a reference."""
+    saved = _saved(path, "mu", "sigma")
+    width = width or saved["mu"].numel()
+    _expect(path, saved, {"mu": (width,), "sigma": (width, width)})
+    return saved["mu"], saved["sigma"]
+
+
+def _features(path: Path, width: int | None = None) -> Tensor:
+    """Return clean-fid's features of a reference, ``(images, width)``."""
+    saved = _saved(path, "feats")
+    rows, *own = saved["feats"].shape
+    _expect(path, saved, {"feats": (rows, width or (own[0] if own else 0))})
+    return saved["feats"]
+
+
+def _expect(path: Path, saved: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if (got := tuple(saved[name].shape)) != shape:
+            raise AssetError(
+                f"{path}: expected {name} of shape {shape}, as the extractor gives it, got {got}"
+            )
+        if not bool(saved[name].isfinite().all()):
+            raise AssetError(f"{path}: {name} has numbers that are not finite")
+
+
+def _saved(path: Path, *keys: str) -> dict[str, Tensor]:
     """Read arrays of an ``npz`` file that clean-fid wrote, unpickling nothing."""
     import numpy as np
     import torch
 
     try:
         with np.load(path, allow_pickle=False) as file:
-            return tuple(torch.from_numpy(file[key]) for key in keys)
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as exc:
+            return {key: torch.from_numpy(file[key]) for key in keys}
+    except Exception as exc:  # every kind of damage has an exception of its own
         expected = " and ".join(keys)
-        raise AssetError(f"coco-reference: expected {expected} in {path}, got: {exc}") from exc
+        raise AssetError(
+            f"{path}: expected {expected}, as clean-fid saves them, got: {exc}"
+        ) from exc

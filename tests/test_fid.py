@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,6 +85,11 @@ def context(ctx: Context, given: dict[str, Path]) -> Context:
     return replace(ctx, asset=asset)
 
 
+def scorer_of(name: str, context: Context, **params):
+    """Prepare FID or KID with all images of the folder as its reference."""
+    return create("evaluators", Ref(name, {"reference": "folder", **params})).prepare(context)
+
+
 def samples(path: Path) -> list[Sample]:
     return [Sample(Prompt(p.stem, "x", 0), Image.open(p)) for p in sorted(path.glob("*.png"))]
 
@@ -116,13 +122,13 @@ def test_fid_and_kid_are_clean_fids_between_folders(tmp_path, context, given) ->
                 for f in folders
             )
         )  # fmt: skip
-    ours = create("evaluators", Ref("fid")).prepare(context)
+    ours = scorer_of("fid", context)
     score = ours.score(uneven(ours, samples(generated)), [])
     assert score.value == pytest.approx(fid, rel=1e-6)
     assert fid > 0.01
     assert (score.detail["n"], score.detail["reference_n"], score.detail["crop"]) == (N, N, "none")
     # All of them in every subset, so that the draws do not matter.
-    ours = create("evaluators", Ref("kid", {"subsets": 2})).prepare(context)
+    ours = scorer_of("kid", context, subsets=2)
     score = ours.score(uneven(ours, samples(generated)), [])
     assert score.value == pytest.approx(kid, rel=1e-6)  # features are float32
     assert score.detail["subset_size"] == N
@@ -181,7 +187,7 @@ def test_what_cannot_be_read_is_a_row_of_nan(tmp_path, context) -> None:
 
 
 # ---------------------------------------------------------------- the reference
-def test_reference_is_the_prompts_images_where_all_are_there(tmp_path, context, given) -> None:
+def test_reference_is_the_prompts_images(tmp_path, context, given) -> None:
     made = samples(folder(tmp_path / "generated", 1))
     scorer = create("evaluators", Ref("fid")).prepare(context)
     prompts = [Prompt(str(i), "x", 0) for i in range(8, 20)]
@@ -191,45 +197,125 @@ def test_reference_is_the_prompts_images_where_all_are_there(tmp_path, context, 
     for prompt in prompts:
         name = f"COCO_val2014_{int(prompt.id):012d}.jpg"
         (part / name).write_bytes((given["coco-val2014"] / name).read_bytes())
-    whole = scorer.score([scorer.features(made)], [*prompts, Prompt("99", "x", 0)])
     given["coco-val2014"] = part
-    other = create("evaluators", Ref("fid")).prepare(context)
+    other = scorer_of("fid", context)
     assert score.value == other.score([other.features(made)], []).value
     assert (score.detail["reference_n"], score.detail["reference"]) == (
         12, "images of the prompts' ids",
     )  # fmt: skip
-    assert (whole.detail["reference_n"], whole.detail["reference"]) == (
-        N, "all images of the folder",
-    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fid", "kid"])
+def test_a_file_that_is_missing_is_an_error_and_no_other_reference(context, given, name) -> None:
+    judge = create("evaluators", Ref(name))
+    prompts = [Prompt(str(i), "x", 0) for i in range(N)]
+    judge.check(prompts, context.asset)
+    (given["coco-val2014"] / "COCO_val2014_000000000003.jpg").unlink()
+    for too_few in (prompts, [*prompts, Prompt("99", "x", 0)]):
+        with pytest.raises(AssetError) as caught:
+            judge.check(too_few, context.asset)
+        message = str(caught.value)
+        assert f"of the {len(too_few)} prompts, {len(too_few) - N + 1} are missing" in message
+        assert "the first is COCO_val2014_000000000003.jpg" in message and "\n" not in message
+    scorer = judge.prepare(context)
+    features = torch.rand(8, 6)
+    with pytest.raises(AssetError, match="1 are missing"):
+        scorer.score([features], prompts)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_until_it_is_whole(context, given) -> None:
+    path = given["coco-val2014"] / "COCO_val2014_000000000003.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(len(whole) - 200))  # of the same size, as is the cache's key
+    prompts = [Prompt(str(i), "x", 0) for i in range(N)]
+    scorer = create("evaluators", Ref("fid")).prepare(context)
+    with pytest.raises(AssetError, match=r"1 images of the reference .* COCO_val2014_000000000003"):
+        scorer.score([torch.rand(8, 6)], prompts)
+    path.write_bytes(whole)
+    assert scorer.score([torch.rand(8, 6)], prompts).detail["reference_n"] == N
 
 
 def test_reference_is_extracted_once(tmp_path, context, given) -> None:
     generated = samples(folder(tmp_path / "generated", 1))
-    scorer = create("evaluators", Ref("fid")).prepare(context)
+    scorer = scorer_of("fid", context)
     first = scorer.score([scorer.features(generated)], [])
     for path in given["coco-val2014"].iterdir():  # same names and sizes, nothing to read
         path.write_bytes(bytes(path.stat().st_size))
     for name in ("fid", "kid"):
-        again = create("evaluators", Ref(name)).prepare(context)
+        again = scorer_of(name, context)
         score = again.score([again.features(generated)], [])
         assert score.detail["reference_n"] == N
         if name == "fid":
             assert score == first
+    for path in (context.basedir or context.workdir).glob("reference-*/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])  # what is kept is damaged: it is made again
+    with pytest.raises(AssetError, match=f"{N} images of the reference cannot be read"):
+        scorer.score([scorer.features(generated)], [])
 
 
 def test_saved_statistics_stand_for_the_images(tmp_path, context, given) -> None:
+    """Two files as clean-fid writes them: FID needs one, KID the other."""
     made = samples(folder(tmp_path / "generated", 1))
-    scorer = create("evaluators", Ref("fid")).prepare(context)
-    features = scorer.features(made)
-    expected = scorer.score([features], []).value
+    scorers = {name: scorer_of(name, context) for name in ("fid", "kid")}
+    features = scorers["fid"].features(made)
+    expected = {name: s.score([features], []).value for name, s in scorers.items()}
     real = [Image.open(p) for p in sorted(given.pop("coco-val2014").iterdir())]
-    x = scorer.features([Sample(Prompt("0", "x", 0), image) for image in real]).double().numpy()
-    given["coco-reference"] = tmp_path / "reference.npz"
-    np.savez(given["coco-reference"], mu=x.mean(0), sigma=np.cov(x, rowvar=False))
+    x = scorers["fid"].features([Sample(Prompt("0", "x", 0), image) for image in real]).numpy()
+    moments, kid = tmp_path / "coco_clean_custom_na.npz", tmp_path / "coco_clean_custom_na_kid.npz"
+    np.savez(moments, mu=x.mean(0, dtype=np.float64), sigma=np.cov(x.astype(float), rowvar=False))
+    np.savez(kid, feats=x)
+    given["coco-reference"] = moments
     saved = create("evaluators", Ref("fid")).prepare(context)
-    assert saved.score([features], []).value == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(AssetError, match="coco-reference: expected feats in .*reference.npz"):
+    assert saved.score([features], []).value == pytest.approx(expected["fid"], rel=1e-6)
+    with pytest.raises(AssetError, match=r"_na.npz: expected feats, as clean-fid saves them"):
         create("evaluators", Ref("kid")).prepare(context)
+    given["coco-reference"] = kid
+    saved = create("evaluators", Ref("kid")).prepare(context)
+    assert saved.score([features], []).value == pytest.approx(expected["kid"], rel=1e-9)
+    with pytest.raises(AssetError, match=r"_kid.npz: expected mu and sigma"):
+        create("evaluators", Ref("fid")).prepare(context)
+    assert "coco-reference-kid" in create("evaluators", Ref("kid")).assets()[1].split("|")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(6), "sigma": np.zeros((5, 5))}, r"sigma of shape \(6, 6\).*got \(5, 5\)"),
+        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "mu has numbers that are not finite"),
+        ({"mu": np.array([{}], object), "sigma": np.eye(6)}, "expected mu and sigma.*allow_pickle"),
+        ({"mu": np.array(["a"] * 6), "sigma": np.eye(6)}, "expected mu and sigma"),
+        ({"feats": np.zeros((9, 6))}, "expected mu and sigma"),
+    ],
+)  # fmt: skip
+def test_statistics_that_are_no_statistics(tmp_path, context, given, arrays, message) -> None:
+    given.pop("coco-val2014")
+    given["coco-reference"] = tmp_path / "s.npz"
+    np.savez(given["coco-reference"], **arrays)
+    with pytest.raises(AssetError, match=f"s.npz: .*{message}"):
+        create("evaluators", Ref("fid")).prepare(context)
+
+
+def test_statistics_of_another_extractor_are_refused(tmp_path, context, given) -> None:
+    given.pop("coco-val2014")
+    given["coco-reference"] = tmp_path / "s.npz"
+    np.savez(
+        given["coco-reference"], mu=np.zeros(2048), sigma=np.eye(2048), feats=np.zeros((4, 2048))
+    )
+    for name in ("fid", "kid"):
+        scorer = create("evaluators", Ref(name)).prepare(context)
+        with pytest.raises(AssetError, match=r"as the extractor gives it, got \(.*2048"):
+            scorer.score([torch.rand(8, 6)], [])
+
+
+def test_only_the_published_extractor_makes_a_fid(context, given, monkeypatch) -> None:
+    digest = hashlib.sha256(given["inception"].read_bytes()).hexdigest()
+    for name, other in (("fid", "frechet"), ("kid", "kernel")):
+        scorer = scorer_of(name, context)
+        score = scorer.score([torch.rand(8, 6)], [])
+        assert score.detail["metric"] == f"{other}-{digest[:8]}"
+        with monkeypatch.context() as patch:
+            patch.setattr("evaluators.fid.INCEPTION", digest)
+            assert scorer_of(name, context).score([torch.rand(8, 6)], []).detail["metric"] == name
 
 
 # ---------------------------------------------------------------- the whole path
