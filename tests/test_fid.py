@@ -226,7 +226,9 @@ def test_a_file_that_is_missing_is_an_error_and_no_other_reference(context, give
 def test_a_file_that_cannot_be_read_is_an_error_until_it_is_whole(context, given) -> None:
     path = given["coco-val2014"] / "COCO_val2014_000000000003.jpg"
     whole = path.read_bytes()
-    path.write_bytes(whole[:200] + bytes(len(whole) - 200))  # of the same size, as is the cache's key
+    path.write_bytes(
+        whole[:200] + bytes(len(whole) - 200)
+    )  # of the same size, as is the cache's key
     prompts = [Prompt(str(i), "x", 0) for i in range(N)]
     scorer = create("evaluators", Ref("fid")).prepare(context)
     with pytest.raises(AssetError, match=r"1 images of the reference .* COCO_val2014_000000000003"):
