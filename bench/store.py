@@ -7,8 +7,9 @@ a process may be killed at any time.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,7 @@ class Result:
     environment: dict[str, str] = field(default_factory=dict)
     excluded: int = 0  # prompts of the set that never run: bench.exclusion
     space: str = "prompt"  # what the attack changes: bench.types.Threat
+    protocol: dict[str, str] = field(default_factory=dict)  # how it was drawn and judged, in words
     schema_version: int = SCHEMA
 
 
@@ -132,22 +134,115 @@ class Store:
         probe.unlink()
 
     def __iter__(self) -> Iterator[Result]:
+        """Yield every record that can be read; :meth:`load` also says what cannot."""
+        yield from self.load()[0]
+
+    def load(self) -> tuple[list[Result], list[str]]:
+        """Return every record that can be read, and a line for what was passed over.
+
+        Raises:
+            StoreError: The root is no folder, or two files hold one cell's record.
+        """
+        if not self.root.is_dir():
+            raise StoreError(f"{self.root}: expected a folder of records, there is none")
+        found: dict[str, tuple[Path, Result]] = {}
+        lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
-            yield _read(path)
+            try:
+                result = _read(path)
+            except _ForeignError:
+                foreign.append(path)
+            except StoreError as exc:
+                lines.append(f"passed over: {exc}")
+            else:
+                other, _ = found.setdefault(result.cell.id, (path, result))
+                if other != path:
+                    raise StoreError(
+                        f"two records of one cell: {other} and {path}; expected one: keep the other "
+                        "outside this folder"
+                    )
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            names = ", ".join(map(str, foreign[:3]))
+            lines.append(f"passed over, not records of bench: {names}{more}")
+        return [result for _, result in found.values()], lines
+
+
+class _ForeignError(StoreError):
+    """A JSON file that is no record, nor ever was."""
 
 
 def _read(path: Path) -> Result:
+    """Return the record in a file.
+
+    Raises:
+        StoreError: There is none that this version can read.
+    """
     try:
-        raw = json.loads(path.read_bytes())
-        version = raw.get("schema_version", 0) if isinstance(raw, dict) else 0
-        if version > SCHEMA:
-            raise StoreError(
-                f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
-            )
-        return _CODEC.validate_python(raw)
-    except (OSError, ValueError, ValidationError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise StoreError(f"{path} is damaged ({reason}); delete it and run again") from exc
+        raw = json.loads(path.read_bytes(), parse_constant=_refuse)
+        _check_depth(raw)
+        if not isinstance(raw, dict) or "cell" not in raw:
+            raise _ForeignError(f"{path} is no record of bench: it holds no cell")
+        _check_version(path, raw.get("schema_version", SCHEMA))
+        result = _CODEC.validate_python(raw)
+        _check_numbers(result)
+    except (OSError, ValueError, OverflowError, RecursionError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else _reason(exc)
+        raise StoreError(
+            f"{path} cannot be read as a record ({reason}); move it elsewhere to compute it again"
+        ) from exc
+    return result
+
+
+def _check_version(path: Path, version: object) -> None:
+    if type(version) is not int or version < 0:
+        raise ValueError(f"schema_version: expected a whole number, got {version!r:.40}")
+    if version > SCHEMA:
+        raise StoreError(
+            f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
+        )
+
+
+def _check_numbers(result: Result) -> None:
+    """Refuse a finished record without measurements, or with numbers that cannot be."""
+    if result.status == "ok" and not result.measurements:
+        raise ValueError("status ok, but no measurements")
+    for name, m in result.measurements.items():
+        if m.n < 0 or m.unscored < 0:
+            raise ValueError(f"measurement {name}: expected counts of at least 0")
+        if any(x is not None and not math.isfinite(x) for x in (m.value, m.low, m.high)):
+            raise ValueError(f"measurement {name}: expected finite numbers")
+    seconds = (*result.seconds.values(), *(row.cost.seconds for row in result.rows))
+    if not all(map(math.isfinite, seconds)):
+        raise ValueError("seconds: expected finite numbers")
+
+
+def _check_depth(value: object, deepest: int = 32) -> None:
+    """Refuse what is nested so deeply that walking it would end in a stack overflow."""
+    level = [value]
+    for _ in range(deepest):
+        level = [part for whole in level for part in _parts(whole)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {deepest} levels")
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"expected finite numbers, got {constant}")
+
+
+def _reason(exc: Exception) -> str:
+    """Return the first fault of a file in one line."""
+    if isinstance(exc, ValidationError):
+        first = exc.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
 
 
 def write(path: Path, data: bytes) -> None:

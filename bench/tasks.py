@@ -165,6 +165,15 @@ def asset_names(name: str, world: World, root: Path = PROMPTS) -> Iterator[str]:
             yield from names.split("|")
 
 
+def role(name: str, world: World, root: Path = PROMPTS) -> str:
+    """Return a task's role, also where its prompt set is not here.
+
+    Raises:
+        UnknownNameError: The world has no such task.
+    """
+    return str(_row(name, world, root)["role"])
+
+
 def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
     """Return a task's role and size in one line, also where its prompt set is not here."""
     row = _row(name, world, root)
