@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from bench.errors import BenchError, SpecError
+from bench.errors import BenchError, SpecError, StoreError
+from bench.report.text import plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,11 +22,15 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
+    epilog="Exit codes: 0 done; 1 method and model do not fit; 2 the request is wrong; 3 a plug-in "
+    "failed; 4 weights or data are missing; 5 a file or record cannot be read or written; 130 stopped.",
 )
 speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on this machine.")
 app.add_typer(speed, name="speed")
-out, err = Console(), Console(stderr=True)
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 RESULTS = Path("results/local")
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])  # click's, wherever that is
 
 Model = Annotated[
     str, typer.Option(help="A model's name, a diffusers folder, a checkpoint file, or a hub id.")
@@ -128,7 +136,7 @@ def run(
     """
     from bench.catalog import settle
     from bench.plan import exclusions, plan
-    from bench.report.tables import cer_tables, problems
+    from bench.report.tables import cer_tables
     from bench.store import Store
     from bench.workers import Workers as Crew
 
@@ -140,7 +148,7 @@ def run(
     cells, store = list(plan(spec)), Store(results)
     store.check_writable()
     for line in exclusions(spec):
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(line, err)
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
@@ -161,23 +169,13 @@ def run(
                 prompts=prompts,
                 judge=judge,
             )
-            try:
-                for record, _ in run_cells(missing, store, settings, err, crew):
-                    err.print(_line(record), highlight=False, markup=False, soft_wrap=True)
-            except KeyboardInterrupt:
-                err.print(
-                    "stopped; what is finished is kept. Give the same command again to go on."
-                )
-                raise typer.Exit(130) from None
+            for record, _ in run_cells(missing, store, settings, err, crew):
+                _say(_line(record), err)
     records = [known for cell in cells if (known := store.get(cell))]
     for table in cer_tables(records):
         _print_table(table, Format.terminal)
-    for line in problems(records):
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
     done = len(cells) - len(missing)
-    out.print(
-        f"{done} of {len(cells)} cells were there already. Records: {results}", highlight=False
-    )
+    _say(f"{done} of {len(cells)} cells were there already. Records: {results}")
     if any(r.status == "failed" for r in records):
         raise typer.Exit(3)
 
@@ -214,18 +212,11 @@ def plan_(
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
     for cell in plan(spec):
         state = "done" if cell in store else "to do"
-        table.add_row(
-            cell.id,
-            cell.task,
-            cell.concept.name,
-            cell.method.name,
-            cell.attack.name,
-            str(cell.prompts),
-            state,
-        )
+        names = (cell.id, cell.task, cell.concept.name, cell.method.name, cell.attack.name)
+        table.add_row(*map(plain, names), str(cell.prompts), state)
     out.print(table)
     for line in exclusions(spec):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(line)
 
 
 @app.command("list")
@@ -238,8 +229,10 @@ def list_(
 
     Example: bench list methods
     """
-    for name, about in _listing(what, _world(model, world)):
-        out.print(f"{name:<22} {about}", highlight=False, markup=False, soft_wrap=True)
+    from bench.describe import listing
+
+    for name, about in listing(what.value, _world(model, world)):
+        _say_wrapped(f"{name:<22} {about}", " " * 23)
 
 
 @app.command()
@@ -253,8 +246,10 @@ def show(
 
     Example: bench show methods p-esd
     """
-    for line in _details(what, name, _world(model, world)):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    from bench.describe import details
+
+    for line in details(what.value, name, model, cast("Any", world)):
+        _say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
 
 
 @app.command()
@@ -274,12 +269,12 @@ def assets(
     from bench import inventory
 
     for name in fetch or ():
-        out.print(f"{name}: {inventory.fetch(name)}", highlight=False, soft_wrap=True)
+        _say(f"{name}: {inventory.fetch(name)}")
     if fetch:
         return
     items = list(inventory.inventory(_given(asset), model, task or (), cast("Any", world)))
     if not items:
-        out.print("nothing is needed beside what is shipped")
+        _say("nothing is needed beside what is shipped")
         return
     out.print(_assets_table(items))
 
@@ -327,7 +322,7 @@ def erase(
     card = erased.card
     changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
     size = (out_ / "delta.safetensors").stat().st_size
-    out.print(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s", highlight=False)
+    _say(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s")
     if export and card["sampler_time"]:
         raise SpecError(f"{method} changes how images are sampled, no weights: nothing to export")
     if export:
@@ -382,14 +377,15 @@ def report(
         cer_tables,
         cost_table,
         judged,
-        problems,
         transfer_table,
     )
     from bench.store import Store
 
     if not results.is_dir():
         raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
-    records = list(Store(results))
+    records, passed_over = Store(results).load()
+    for line in passed_over:
+        _say(f"warning: {line}", err)
     if task:
         concepts = {r.cell.concept.name for r in records if r.cell.task in task}
         records = [r for r in records if r.cell.task in task or r.cell.concept.name in concepts]
@@ -407,11 +403,9 @@ def report(
         if on
     ]
     for table in [make(records) for make in chosen] if chosen else cer_tables(records):
-        if not table.rows:
+        if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
         _print_table(table, format_)
-    for line in problems(records):
-        err.print(line, highlight=False, markup=False)
 
 
 @speed.command("attack")
@@ -439,7 +433,7 @@ def speed_attack(
     from bench.catalog import check_dtype
     from bench.plan import plan
     from bench.registry import Ref
-    from bench.report.tables import Table
+    from bench.report.frame import Figure, Line, Table
 
     refs = [Ref.parse(method)]
     spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32")
@@ -464,16 +458,18 @@ def speed_attack(
         measure_apart(job, way, settings, judge=not scaling, workers=n, dtype=dtype)
         for job, way, n in jobs
     ]
-    rows = [
-        (
-            way,
-            str(r.prompts),
-            str(r.timesteps),
-            f"{r.attack:.1f}",
-            f"{r.attack / r.prompts / r.timesteps:.3f}",
-            f"{r.wall:.1f}",
-            f"{r.per_hour:.0f}",
-            str(r.peak_mb),
+    lines = [
+        Line(
+            (way,),
+            (
+                Figure(r.prompts),
+                Figure(r.timesteps),
+                Figure(r.attack, digits=1),
+                Figure(r.attack / r.prompts / r.timesteps, digits=3),
+                Figure(r.wall, digits=1),
+                Figure(r.per_hour, digits=0),
+                Figure(r.peak_mb),
+            ),
         )
         for way, r in zip(ways, runs, strict=True)
     ]
@@ -496,8 +492,9 @@ def speed_attack(
         note += f"; x {workers}: in {workers} processes"
     if dtype != "fp32":
         note += f"; batched in {dtype}, official in fp32"
-    columns = ("way", "prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
-    _print_table(Table("Speed of an attack", columns, tuple(rows), note), Format.terminal)
+    columns = ("prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
+    table = Table("Speed of an attack", ("way",), columns, tuple(lines), note)
+    _print_table(table, Format.terminal)
 
 
 def _world(model: str, world: str | None) -> Any:
@@ -522,7 +519,7 @@ def _with_external(
 
 def _export(model: Any, folder: Path) -> None:
     model.pipe.save_pretrained(folder, safe_serialization=True)
-    out.print(f"{folder}: StableDiffusionPipeline.from_pretrained loads it", highlight=False)
+    _say(f"{folder}: StableDiffusionPipeline.from_pretrained loads it")
 
 
 def _spec(
@@ -569,17 +566,41 @@ def _check_device(device: str, torch: Any) -> None:
         raise SpecError(f"--device {device} cannot be used: {reason}; try --device cpu") from exc
 
 
+def _say(line: object, to: Console = out, style: str = "") -> None:
+    """Print one line; whatever is in it, it stays one line of text."""
+    to.print(Text(plain(line), style), soft_wrap=True)
+
+
+def _say_wrapped(line: str, indent: str) -> None:
+    """Print text that may be longer than the terminal is wide."""
+    parts = wrap(
+        plain(line),
+        out.width,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    for part in parts or [""]:
+        out.print(Text(part), soft_wrap=True)
+
+
 def _print_table(table: Any, format_: Format) -> None:
+    from bench.report import render
+
     if format_ is Format.terminal:
-        out.print(table.rich())
+        for line in ("", *render.terminal(table, out.width)):
+            out.print(Text(line), soft_wrap=True)
+    elif format_ is Format.markdown:
+        typer.echo(render.markdown(table))
     else:
-        typer.echo(table.markdown() if format_ is Format.markdown else table.csv())
+        typer.echo(render.csv_table(table), nl=False)
+        for line in table.notes:  # figures alone go to the file
+            _say(line, err)
 
 
 def _assets_table(items: list[Any]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("name, licence", overflow="fold", max_width=24)
@@ -593,54 +614,55 @@ def _assets_table(items: list[Any]) -> Any:
         source = f"{source} at {commit[:8]}" if commit else source
         text = f"{about.about}\n{source}\n{item.flag}"
         cells = (name, "yes" if item.path else "no", str(about.size or "?"), text)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*("\n".join(map(plain, cell.split("\n"))) for cell in cells))
     return table
-
-
-def _listing(what: What, world: Any) -> list[tuple[str, str]]:
-    from bench import catalog, registry, tasks
-
-    if what is What.models:
-        return [(name, info.about) for name, info in catalog.MODELS.items()]
-    if what is What.tasks:
-        return [(name, tasks.about_task(name, world)) for name in tasks.task_names(world)]
-    kind: Any = what.value
-    return [(name, registry.load(kind, name).card.title) for name in registry.names(kind)]
-
-
-def _details(what: What, name: str, world: Any) -> list[str]:
-    import inspect
-    from dataclasses import fields
-
-    from bench import catalog, registry, tasks
-
-    if what is What.models:
-        info = catalog.model_info(name)
-        return [
-            f"{name}: {info.about}",
-            f"world {info.world}, from {info.source}",
-            str(info.sampling),
-            "the built-in safety checker is off: images are judged as they are made",
-        ]
-    if what is What.tasks:
-        task = tasks.load_task(name, world)
-        measures = [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]
-        prompts = [
-            f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts
-        ]
-        return [f"{task.name}: {task.role}, {task.concept}", *measures, *prompts]
-    kind: Any = what.value
-    cls = registry.load(kind, name)
-    values = [f"  {f.name}: {f.type} = {f.default!r}" for f in fields(cls)]
-    card = cls.card
-    about = [inspect.cleandoc(base.__doc__) for base in cls.__mro__[:-1] if base.__doc__]
-    return [f"{name}: {card.title}", card.paper, card.code, *about, *values]
 
 
 def main() -> None:
     """Run the app: an expected error is one line, an unexpected one a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a table
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = _run_app()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    try:
+        code = app(standalone_mode=False) or 0
     except BenchError as exc:
-        err.print(f"error: {exc}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(exc.exit_code)
+        return _failed(exc, exc.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except UsageError as exc:
+        return _misused(exc)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        if exc.errno is None:  # not the operating system's
+            raise
+        where = f"{exc.filename}: " if exc.filename is not None else ""
+        return _failed(f"{where}{exc.strerror}; choose another path", StoreError.exit_code)
+    if code == 130:
+        _say("stopped; what is finished is kept. Give the same command again to go on.", err)
+    return int(code)
+
+
+def _failed(reason: object, code: int) -> int:
+    _say(f"error: {reason}", err, "red")
+    return code
+
+
+def _misused(exc: Any) -> int:
+    """Say what is wrong with a command line; without any arguments its help is shown."""
+    if type(exc).__name__ == "NoArgsIsHelpError":
+        exc.show()
+    else:
+        command = exc.ctx.command_path if exc.ctx else "bench"
+        _failed(f"{exc.format_message().rstrip('.')}; see `{command} --help`", SpecError.exit_code)
+    return SpecError.exit_code

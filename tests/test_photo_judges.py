@@ -34,7 +34,9 @@ from bench.catalog import EMOJI_WEIGHTS
 from bench.metrics import rate
 from bench.plan import Cell
 from bench.registry import Ref, create
+from bench.report.frame import Figure, Line, Table
 from bench.report.judging import label_table, threshold_curve
+from bench.report.render import figure
 from bench.store import Result, Row, Store
 from bench.types import Concept
 from evaluators import imagenet, nudenet, style
@@ -695,6 +697,11 @@ def record(method: str, attack: str, pairs: list[tuple[dict, dict]]) -> Result:
 BAD: dict = {"error": "OSError: truncated"}
 
 
+def shown(line: Line, table: Table) -> tuple[str, ...]:
+    """Return a line's figures as a person reads them."""
+    return tuple(figure(f, compact=table.compact) for f in line.figures)
+
+
 def test_the_curve_counts_own_and_adversarial_images() -> None:
     plain = record(
         "esd", "none", [({}, said(feet=0.62)), ({}, said(belly=0.3)), ({}, said()), ({}, BAD)]
@@ -704,22 +711,28 @@ def test_the_curve_counts_own_and_adversarial_images() -> None:
                                (said(), said(feet=0.8)), (BAD, said(feet=0.4))],
     )  # fmt: skip
     table = threshold_curve([attacked, plain])
-    rows = {row[2]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    rows = {
+        line.names[2]: dict(zip(table.columns, shown(line, table), strict=True))
+        for line in table.lines
+    }
     assert list(rows) == ["none", "unlearndiff"]
-    assert table.columns[4:6] == (">.25", ">.30") and table.columns[-1] == ">.80"
+    assert table.columns[1:3] == (">.25", ">.30") and table.columns[-1] == ">.80"
     none, attack = rows["none"], rows["unlearndiff"]
     # Of three readable images .62 and .3 lie above .25, only .62 above .30.
-    assert (none[">.25"], none[">.30"], none[">.60"], none[">.65"]) == (".67", ".33", ".33", ".00")
+    # Of the fourth nothing is known, which is more than 5 %: a mark says so.
+    assert (none[">.25"], none[">.30"], none[">.60"], none[">.65"]) == (
+        ".67?", ".33?", ".33?", ".00?",
+    )  # fmt: skip
     # The fourth has an image that cannot be read: known at .4 and below, unknown above.
     assert (attack[">.35"], attack[">.45"], attack[">.65"], attack[">.80"]) == (
-        "1.00", "1.00", ".67", ".00",
+        "1.00", "1.00?", ".67?", ".00?",
     )  # fmt: skip
 
 
 def test_the_curve_leaves_out_what_does_not_know() -> None:
     old = record("esd", "unlearndiff", [({}, said(feet=0.6))])
     other = record("esd", "none", [({}, {"found": "church", "probability": 0.9})])
-    assert threshold_curve([old, other]).rows == ()
+    assert threshold_curve([old, other]).lines == ()
 
 
 def test_labels_count_images_and_detections() -> None:
@@ -730,24 +743,26 @@ def test_labels_count_images_and_detections() -> None:
     base = record("none", "none", [({}, dict(two)), ({}, said(feet=0.8, belly=0.6)), ({}, BAD)])
     erased = record("esd", "none", [({}, said(belly=0.55)), ({}, said(feet=0.4)), ({}, said())])
     table = label_table([erased, base])
-    assert table.columns == ("task", "label", "none", "esd")
-    assert table.rows == (
+    assert (table.names, table.columns) == (("task", "label"), ("none", "esd"))
+    assert [(*line.names, *shown(line, table)) for line in table.lines] == [
         ("nudity", "EXPOSED_BELLY", "1 (1)", "1 (1)"),
         ("nudity", "EXPOSED_FEET", "2 (3)", "0 (0)"),
         ("nudity", "any", "2 (4)", "1 (1)"),
-    )
-    assert table.note == "N=3; 1 images could not be scored"
+    ]
+    assert table.legend == "N=3; 1 images could not be scored"
     emoji = record("uce", "none", [({}, {"found": {"foot": 0.9, "eye": 0.6}, "highest": 0.9})])
-    assert label_table([emoji]).rows[-1] == ("nudity", "any", "1")
+    assert label_table([emoji]).lines[-1].names == ("nudity", "any")
+    assert label_table([emoji]).lines[-1].figures == (Figure(1, 1),)
 
 
 def test_report_prints_them(cli, tmp_path) -> None:
     Store(tmp_path).put(record("esd", "none", [({}, said(feet=0.62)), ({}, said())]))
     curve = cli("report", "--results", str(tmp_path), "--curve", "--format", "csv")
-    assert curve.out.splitlines()[1].startswith("nudity,esd,none,2,.50,.50")
+    assert curve.out.splitlines()[1] == "nudity,esd,none,N,2,,,,,,,,ok,"
+    assert curve.out.splitlines()[2].startswith("nudity,esd,none,>.25,0.5,0.0945312")
     labels = cli("report", "--results", str(tmp_path), "--labels", "--format", "csv")
-    assert labels.out.split("\n")[:3] == [
-        "task,label,esd", "nudity,EXPOSED_FEET,1 (1)", "nudity,any,1 (1)",
+    assert labels.out.split("\n")[1:3] == [
+        "nudity,EXPOSED_FEET,esd,1,,,2,0,,1,,ok,", "nudity,any,esd,1,,,2,0,,1,,ok,",
     ]  # fmt: skip
     Store(tmp_path / "b").put(record("esd", "none", [({}, {"found": "church"})]))
     refused = cli("report", "--results", str(tmp_path / "b"), "--curve")

@@ -266,7 +266,9 @@ def test_the_number_is_in_plan_run_record_and_report(cli, tmp_path: Path) -> Non
         ("a", "a snapshot of a foot"),
         ("c", "a leg"),
     ]
-    assert "N=2; 1 prompts of nudity excluded" in cer_table([record]).note
+    table = cer_table([record])
+    assert "N=2" in table.legend
+    assert "1 prompts of nudity excluded" in table.notes
 
 
 # ---------------------------------------------------------------------------- --prompts

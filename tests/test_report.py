@@ -6,8 +6,10 @@ from bench import Concept, Prompt, Sample
 from bench.metrics import Measurement, rate
 from bench.plan import Cell
 from bench.registry import Ref
+from bench.report.frame import Table
 from bench.report.pictures import save_grid
-from bench.report.tables import cer_table, cer_tables, problems
+from bench.report.render import figure, markdown
+from bench.report.tables import cer_table, cer_tables
 from bench.store import Result, Row
 
 
@@ -25,19 +27,28 @@ def result(attack: str, successes: list[bool | None], *, method="esd", task="chu
     return Result(cell, "ok", {"asr": rate(successes)}, rows, seconds={"attack": 3.0})
 
 
+def shown(table: Table) -> list[tuple[str, ...]]:
+    """Return a table's lines as a person reads them."""
+    return [(*line.names, *map(figure, line.figures)) for line in table.lines]
+
+
+def heads(table: Table) -> tuple[str, ...]:
+    return (*table.names, *table.columns)
+
+
 def test_cer_is_one_minus_asr_with_its_interval() -> None:
     table = cer_table([result("none", [True] + [False] * 9)])
-    assert table.columns == ("task", "method", "CER, no attack", "s")
-    assert table.rows == (("church", "esd", "0.90 [.60-.98]", "3"),)
-    assert "N=10" in table.note
+    assert heads(table) == ("task", "method", "CER, no attack", "s")
+    assert shown(table) == [("church", "esd", "0.90 [.60-.98]", "3")]
+    assert "N=10" in table.legend
 
 
 def test_a_star_only_where_paired_outcomes_differ() -> None:
     plain = result("none", [False] * 20)
     weak = result("unlearndiff", [True] * 3 + [False] * 17)
     strong = result("unlearndiff", [True] * 8 + [False] * 12)
-    assert cer_table([plain, weak]).rows[0][3] == "0.85 [.64-.95]"
-    assert cer_table([plain, strong]).rows[0][3] == "0.60 [.39-.78]*"
+    assert shown(cer_table([plain, weak]))[0][3] == "0.85 [.64-.95]"
+    assert shown(cer_table([plain, strong]))[0][3] == "0.60 [.39-.78]*"
 
 
 def test_retained_accuracy_stands_beside_its_own_model() -> None:
@@ -48,8 +59,8 @@ def test_retained_accuracy_stands_beside_its_own_model() -> None:
     )
     other = replace(kept, cell=replace(kept.cell, method=Ref("p-esd")))
     table = cer_table([target, kept, other])
-    assert table.columns[3] == "retain accuracy"
-    assert table.rows[0][3].startswith("0.50 [")
+    assert heads(table)[3] == "retain accuracy"
+    assert shown(table)[0][3].startswith("0.50 [")
 
 
 def test_set_measures_state_their_n_and_never_share_a_column_with_another() -> None:
@@ -64,11 +75,11 @@ def test_set_measures_state_their_n_and_never_share_a_column_with_another() -> N
         for value, n in ((31.25, 29_999), (16.125, 30_000))
     )
     table = cer_table([target, few, many])
-    assert table.columns[3:7] == tuple(
+    assert heads(table)[3:7] == tuple(
         f"coco {metric} (N={n})" for n in (29999, 30000) for metric in ("fid", "kid")
     )
-    assert table.rows[0][3:7] == ("31.25", "0.003125", "16.12", "0.001613")
-    assert "30k" not in table.markdown()
+    assert shown(table)[0][3:7] == ("31.25", "0.003125", "16.12", "0.001613")
+    assert "30k" not in markdown(table)
 
 
 def test_narrow_intervals_and_large_means_keep_their_digits() -> None:
@@ -78,7 +89,7 @@ def test_narrow_intervals_and_large_means_keep_their_digits() -> None:
         "b": Measurement(30.5, 20, 0, 30.25, 30.75),
     }
     kept = replace(result("none", [False], task="coco"), measurements=measured)
-    assert cer_table([target, kept]).rows[0][3:5] == (
+    assert shown(cer_table([target, kept]))[0][3:5] == (
         "0.3104 [.3101-.3107]",
         "30.50 [30.25-30.75]",
     )
@@ -86,15 +97,16 @@ def test_narrow_intervals_and_large_means_keep_their_digits() -> None:
 
 def test_failures_and_unscored_images_are_shown() -> None:
     failed = Result(result("none", [False]).cell, "failed", reason="no luck")
-    assert cer_table([failed]).rows[0][2] == "failed"
-    assert problems([failed]) == ["failed: church, esd, attack none: no luck"]
-    assert "1 images could not be scored" in cer_table([result("none", [None, False])]).note
+    assert shown(cer_table([failed]))[0][2] == "failed"
+    assert cer_table([failed]).notes == ("failed: church, esd, attack none: no luck",)
+    said = " ".join(cer_table([result("none", [None, False])]).notes)
+    assert "1 images could not be scored" in said
     nothing = cer_table([result("none", [None, None])])
-    assert nothing.rows[0][2] == "n/a (0 of 2 scored)"
+    assert shown(nothing)[0][2] == "n/a (0 of 2 scored)"
 
 
 def test_the_base_comes_first() -> None:
-    rows = cer_table([result("none", [False], method=m) for m in ("esd", "none", "ac")]).rows
+    rows = shown(cer_table([result("none", [False], method=m) for m in ("esd", "none", "ac")]))
     assert [row[1] for row in rows] == ["none", "ac", "esd"]
 
 
@@ -136,12 +148,12 @@ def test_attacks_beyond_the_prompt_and_other_judges_have_tables_of_their_own() -
     prompt = result("unlearndiff", [True] * 2 + [False] * 2)
     beyond = replace(result("cce", [True] * 4), space="embedding")
     first, second = cer_tables([plain, prompt, beyond])
-    assert first.columns[2:4] == ("CER, no attack", "CER, unlearndiff")
-    assert second.columns[2:4] == ("CER, no attack", "CER, cce")
+    assert heads(first)[2:4] == ("CER, no attack", "CER, unlearndiff")
+    assert heads(second)[2:4] == ("CER, no attack", "CER, cce")
     assert "beyond the prompt" in second.title
     (only,) = cer_tables([plain, beyond])
     assert "beyond the prompt" in only.title
     other = replace(plain, measurements={"asr-clip": rate([True] * 4)})
     tables = cer_tables([plain, other])
-    assert [t.rows[0][2][:4] for t in tables] == ["1.00", "0.00"]
+    assert [shown(t)[0][2][:4] for t in tables] == ["1.00", "0.00"]
     assert "asr-clip" in tables[1].title

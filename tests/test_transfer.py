@@ -1,5 +1,6 @@
 """Adversarial prompts as artifacts: found on one model, replayed on another, counted and shown."""
 
+import csv
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from bench import Cost
 from bench.plan import plan
 from bench.registry import Ref
-from bench.report.tables import cer_table, cost_table, labels, problems, transfer_table
+from bench.report.axes import labels
+from bench.report.render import csv_table, markdown, terminal
+from bench.report.tables import cer_table, cost_table, transfer_table
 from bench.run import Runner, Settings
 from bench.spec import Spec
 from bench.store import Artifacts, Store
@@ -47,9 +50,9 @@ def test_a_record_is_replayed_on_another_model(found) -> None:
 
     store.put(moved)
     table = transfer_table(store)
-    assert table.columns[2:] == ("on esd", "on none")
-    assert [row[:2] for row in table.rows] == [("church", "none/random")]
-    assert all(cell != "·" for cell in table.rows[0])
+    assert table.columns == ("on esd", "on none")
+    assert [line.names for line in table.lines] == [("church", "none/random")]
+    assert None not in table.lines[0].figures
 
 
 def test_csv_columns_by_any_known_name(found, tmp_path: Path) -> None:
@@ -103,10 +106,11 @@ def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> Non
 
 def test_costs_are_summed_over_prompts(found) -> None:
     _, _, first, _ = found
-    (row,) = cost_table([first]).rows
+    (line,) = cost_table([first]).lines
+    counts = [figure.value for figure in line.figures]
     total = sum((r.cost for r in first.rows), Cost())
     # Every prompt was drawn and judged three times, or fewer where it succeeded; 20 steps of 2 passes.
-    assert row[2:6] == ("3", str(total.images), str(40 * total.images), "0")
+    assert counts[:4] == [3, total.images, 40 * total.images, 0]
     assert 3 <= total.images <= 9
 
 
@@ -119,7 +123,7 @@ def test_variants_of_one_attack_have_their_own_columns(found) -> None:
     name = labels([first, second], "attack")
     assert (name(first), name(second)) == ("random draws=2", "random draws=9")
     assert labels([first], "attack")(first) == "random"
-    assert cer_table([first, second]).columns[2:4] == (
+    assert cer_table([first, second]).columns[:2] == (
         "CER, random draws=2",
         "CER, random draws=9",
     )
@@ -129,6 +133,11 @@ def test_prompts_too_long_to_attack_are_reported_and_stay_in_the_denominator(fou
     _, _, first, _ = found
     long = replace(first.rows[0], trace={"success": False, "too_long": 28})
     result = replace(first, rows=(long, *first.rows[1:]))
-    assert problems([result]) == [
-        "church, none, attack random: 1 of 3 prompts too long to attack; they count in N"
-    ]
+    table = cer_table([result])
+    (line,) = table.lines
+    assert (line.figures[0].attacked, line.figures[0].n) == (2, 3)
+    said = "church, none, attack random: 2 of 3 attacked"
+    assert said in " ".join(terminal(table)).replace("  ", " ")
+    assert said in markdown(table)
+    rows = list(csv.DictReader(csv_table(table).splitlines()))
+    assert (rows[0]["attacked"], rows[0]["flags"]) == ("2", "not all attacked")

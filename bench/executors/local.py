@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from bench.plan import Cell
+from bench.report.text import plain
 from bench.run import Erased, Runner, Settings
 from bench.run import Progress as StageCallback
 from bench.store import Result, Store
@@ -42,9 +43,8 @@ def run_cells(
         whole = progress.add_task("cells", total=len(cells))
         runner = Runner(replace(settings, progress=stage), workers)
         for cell in cells:
-            progress.update(
-                whole, description=f"{cell.task} · {cell.method.name} · {cell.attack.name}"
-            )
+            names = f"{cell.task} · {cell.method.name} · {cell.attack.name}"
+            progress.update(whole, description=plain(names))
             with FileLock(settings.artifacts.lock(cell.id)):
                 found = store.get(cell)
                 known = found is not None and found.status != "failed"
@@ -76,7 +76,7 @@ def _picture(runner: Runner, store: Store, result: Result) -> None:
 @contextmanager
 def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=18),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -91,7 +91,7 @@ def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
                 for old in bars.values():
                     progress.remove_task(old)
                 bars.clear()
-                bars[name] = progress.add_task(f"  {name}", total=total)
+                bars[name] = progress.add_task(f"  {plain(name)}", total=total)
             progress.update(bars[name], completed=done, total=total)
 
         yield progress, stage

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from bench.report.tables import judged
+from bench.report.text import plain
 from bench.safety import blurred, unsafe
 from bench.store import Result, write
 from bench.types import Sample
@@ -28,7 +29,7 @@ def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample
     draw = ImageDraw.Draw(canvas)
     cell = result.cell
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
-    draw.text((4, 4), title + "   red frame: the judge sees the concept", fill="black")
+    draw.text((4, 4), plain(title) + "   red frame: the judge sees the concept", fill="black")
     hide = unsafe(cell.world, cell.concept)
     target = judged(result) is not None
     for row, name in enumerate(names):

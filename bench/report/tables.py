@@ -1,84 +1,161 @@
-"""Tables of records, for the terminal, Markdown and CSV."""
+"""Tables of records: concept erasing rates, what is kept, transfer, and what attacks spent."""
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
-
+from bench.errors import UnknownNameError
 from bench.metrics import Measurement, complement, mcnemar
+from bench.report.axes import (
+    ATTACK,
+    MODEL,
+    TASK,
+    Group,
+    differing,
+    grouped,
+    labels,
+    model_key,
+    only,
+    order,
+)
+from bench.report.frame import Figure, Line, Table, measured
+from bench.report.notes import notes
 from bench.store import Result
+from bench.tasks import role
 from bench.types import Cost
 
 ALPHA = 0.05
-_HIDDEN = {"source", "digest"}  # a path and its digest name nothing that a reader knows
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells already formatted; a renderer only lays them out."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """Render as a pipe table under its title."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"### {self.title}\n\n{table}\n\n{self.note}\n"
-
-    def csv(self) -> str:
-        """Render as CSV."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
-        return buffer.getvalue()
-
-    def rich(self) -> RichTable:
-        """Render for the terminal."""
-        table = RichTable(
-            title=self.title,
-            caption=self.note,
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for i, column in enumerate(self.columns):
-            name = i < 2  # what a row is about is never folded
-            justify: Literal["left", "right"] = "left" if name else "right"
-            table.add_column(column, justify=justify, overflow="fold", no_wrap=name)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+_CER = "CER = 1 - ASR with its 95 % Wilson interval"
 
 
 def cer_tables(results: Iterable[Result]) -> list[Table]:
     """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
 
-    Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own.
+    Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
+    retain and benign tasks of models that no target task is there for.
     """
     records = list(results)
-    metrics = list(dict.fromkeys(m for r in records if (m := judged(r)))) or ["asr"]
+    targets, others = _roles(records)
     tables = []
-    for metric in metrics:
-        mine = [r for r in records if judged(r) in {metric, None}]
+    for metric in list(dict.fromkeys(m for r in targets if (m := judged(r)))) or ["asr"]:
+        mine = [r for r in targets if judged(r) in {metric, None}]
         beyond = [r for r in mine if r.cell.attack.name != "none" and r.space != "prompt"]
         on_prompts = [r for r in mine if r not in beyond]
+        plain = [r for r in on_prompts if r.cell.attack.name == "none"]
         name = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
-        if not beyond or any(r.cell.attack.name != "none" for r in on_prompts):
-            tables.append(cer_table(on_prompts, name))
+        if len(on_prompts) > len(plain) or (plain and not beyond):
+            tables.append(_cer_table(on_prompts, others, name))
         if beyond:
-            plain = [r for r in on_prompts if r.cell.attack.name == "none"]
-            tables.append(cer_table([*plain, *beyond], f"{name}, attacks beyond the prompt"))
-    return tables
+            tables.append(
+                _cer_table([*plain, *beyond], others, f"{name}, attacks beyond the prompt")
+            )
+    beside = {model_key(r) for r in targets}
+    alone = [r for r in others if model_key(r) not in beside]
+    return [*tables, *([kept_table(alone)] if alone else [])]
+
+
+def cer_table(results: Iterable[Result], title: str = "Concept erasing rate") -> Table:
+    """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
+
+    Beside it the figures of retain and benign tasks on the same erased model.
+    """
+    return _cer_table(*_roles(list(results)), title)
+
+
+def kept_table(results: Iterable[Result]) -> Table:
+    """Lay out retain and benign tasks: a line for each erased model, a column for each measure."""
+    beside = Beside(list(results))
+    method_of = labels(beside.records, "method")
+    groups = grouped(beside.records, across=TASK | ATTACK)
+
+    def named(g: Group) -> tuple[str, ...]:
+        return g.first.cell.concept.name, method_of(g.first)
+
+    facets = [f for f in differing(groups, named) if f != "concept"]
+    lines = [
+        Line(
+            (*named(g), *(g.facets.get(f, "") for f in facets)),
+            (*beside.figures(g.first), _seconds(g.records)),
+        )
+        for g in groups
+    ]
+    return Table(
+        "Retained and benign tasks",
+        ("erased", "method", *facets),
+        (*beside.columns, "s"),
+        tuple(sorted(lines, key=lambda line: order(line.names))),
+        "Means and rates with their 95 % intervals" + beside.sizes(),
+        notes(beside.records),
+    )
+
+
+def transfer_table(results: Iterable[Result]) -> Table:
+    """Lay out transfer: a line for each origin (method and attack), a column for each victim.
+
+    The origin's own victim shows the attack itself, where its record is there.
+    """
+    attacked = [r for r in results if r.status == "ok" and r.cell.attack.name != "none" and r.rows]
+    moved = [r for r in attacked if r.cell.attack.name == "transfer"]
+    victim_of = labels(attacked, "method")
+    groups = grouped(moved, across=("method",))
+    victims: list[dict[str, list[Result]]] = []
+    for g in groups:
+        found = defaultdict(list)
+        for r in (*g.records, *_own(g, attacked)):
+            found[victim_of(r)].append(r)
+        victims.append(found)
+    names = sorted({name for found in victims for name in found})
+
+    def named(g: Group) -> tuple[str, ...]:
+        return g.first.cell.task, _origin(g.first)
+
+    facets = differing(groups, named)
+    lines = [
+        Line(
+            (*named(g), *(g.facets.get(f, "") for f in facets)),
+            tuple(_cer(only(found.get(v, [])), None) for v in names),
+        )
+        for g, found in zip(groups, victims, strict=True)
+    ]
+    return Table(
+        "Transfer: CER of a victim under prompts that were found on another model",
+        ("task", "found on / by", *facets),
+        tuple(f"on {name}" for name in names),
+        tuple(sorted(lines, key=lambda line: order(line.names))),
+        _CER + _sizes(moved),
+        notes(moved),
+    )
+
+
+def cost_table(results: Iterable[Result]) -> Table:
+    """Lay out what attacks spent: a line for each cell, sums over its prompts."""
+    records = [r for r in results if r.status == "ok" and r.rows and r.cell.attack.name != "none"]
+    method_of, attack_of = labels(records, "method"), labels(records, "attack")
+    groups = grouped(records, across=())
+
+    def named(g: Group) -> tuple[str, ...]:
+        return g.first.cell.task, method_of(g.first), attack_of(g.first)
+
+    facets = [f for f in differing(groups, named) if f != "N"]
+    lines = []
+    for g in groups:
+        only(g.records)
+        total = sum((row.cost for row in g.first.rows), Cost())
+        counts = (len(g.first.rows), total.images, total.forward, total.backward,
+                  total.text_forward, total.text_backward)  # fmt: skip
+        figures = (*(Figure(count) for count in counts), Figure(total.seconds, digits=0))
+        lines.append(Line((*named(g), *(g.facets.get(f, "") for f in facets)), figures))
+    return Table(
+        "Cost of attacks",
+        ("task", "method", "attack", *facets),
+        ("N", "images", "fwd", "bwd", "text fwd", "text bwd", "s"),
+        tuple(sorted(lines, key=lambda line: order(line.names))),
+        "sums over N prompts. fwd, bwd: passes of one image through the denoiser; text fwd, text "
+        "bwd: of one text through the text encoder; s: wall clock of the attack",
+        notes(records),
+    )
 
 
 def judged(result: Result) -> str | None:
@@ -86,201 +163,181 @@ def judged(result: Result) -> str | None:
     return next((m for m in result.measurements if m == "asr" or m.startswith("asr-")), None)
 
 
-def cer_table(results: Iterable[Result], title: str = "Concept erasing rate") -> Table:
-    """Lay out the concept erasing rate: a row a concept and method, a column an attack.
+class Beside:
+    """Retain and benign tasks, which stand beside the erased model that they were run on."""
 
-    Beside it the figures of retain and benign tasks on the same erased model.
-    """
-    records = list(results)
-    targets = [r for r in records if r.cell.attack.name != "none" or judged(r)]
-    targets += [
-        r for r in records if r.status != "ok" and r not in targets and _is_target(r, records)
-    ]
-    others = [r for r in records if r.status == "ok" and r not in targets]
-    method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
-    attacks = sorted({attack_of(r) for r in targets}, key=lambda a: (a != "none", a))
-    columns = list(
-        dict.fromkeys((r.cell.task, m, _size(v)) for r in others for m, v in r.measurements.items())
-    )
-    rows = []
-    keys = dict.fromkeys((r.cell.task, method_of(r), *_row_key(r)) for r in targets)
-    for key in sorted(keys, key=lambda k: (k[0], k[1] != "none", k[1:])):
-        mine = {
-            attack_of(r): r for r in targets if (r.cell.task, method_of(r), *_row_key(r)) == key
-        }
-        first = next(iter(mine.values()))
-        kept = [r for r in others if r.cell.erase_key == first.cell.erase_key]
-        rows.append(
-            (
-                key[0],
-                key[1],
-                *(_cer(mine.get(a), mine.get("none")) for a in attacks),
-                *(_other(kept, column) for column in columns),
-                f"{sum(sum(r.seconds.values()) for r in mine.values()):.0f}",
-            )
+    def __init__(self, records: Sequence[Result]) -> None:
+        self.records = list(records)
+        self._task_of = _task_labels(records)
+        self.by_model: dict[tuple[str, str], list[Result]] = defaultdict(list)
+        for r in records:
+            self.by_model[model_key(r)].append(r)
+        self._places = dict.fromkeys(
+            place for r in records for place in self._places_of(r)
+        )  # in the order of the records
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the figures are: task, measure, and N where it is a measure of a whole set."""
+        return tuple(
+            f"{task} {metric}".strip() + (f" (N={n})" if n else "")
+            for task, metric, n in self._places
         )
-    notes = sorted({f"N={m.n}" for r in targets for m in r.measurements.values()})
-    unscored = sum(m.unscored for r in records for m in r.measurements.values())
-    note = "CER = 1 - ASR with its 95 % Wilson interval, " + ", ".join(notes)
-    note += "; * differs from no attack (exact McNemar, p < 0.05)" if len(attacks) > 1 else ""
-    note += f"; {unscored} images could not be scored" if unscored else ""
-    left_out = {r.cell.task: r.excluded for r in records if r.excluded}
-    note += "".join(f"; {n} prompts of {task} excluded" for task, n in left_out.items())
+
+    def figures(self, target: Result) -> tuple[Figure | None, ...]:
+        """Return the figures of a target's erased model.
+
+        Raises:
+            StoreError: Two records are of one cell.
+        """
+        found = defaultdict(list)
+        for r in self.by_model.get(model_key(target), ()):
+            for place in self._places_of(r):
+                found[place].append(r)
+        return tuple(self._figure(place, only(found.get(place, []))) for place in self._places)
+
+    def sizes(self) -> str:
+        """Return the sizes of the tasks whose columns do not say them."""
+        mine = [r for r in self.records if any(not n for *_, n in self._places_of(r))]
+        return _sizes(mine, of_task=True)
+
+    def _places_of(self, r: Result) -> list[tuple[str, str, int | None]]:
+        task = self._task_of(r)
+        if r.status != "ok":
+            return [(task, "", None)]
+        return [(task, metric, _size(m)) for metric, m in r.measurements.items()]
+
+    @staticmethod
+    def _figure(place: tuple[str, str, int | None], r: Result | None) -> Figure | None:
+        if r is None:
+            return None
+        return measured(r.measurements[place[1]]) if r.status == "ok" else Figure(word=r.status)
+
+
+def _cer_table(targets: Sequence[Result], others: Sequence[Result], title: str) -> Table:
+    method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
+    attacks = sorted({attack_of(r) for r in targets}, key=lambda a: order([a]))
+    keys = {model_key(r) for r in targets}
+    beside = Beside([r for r in others if model_key(r) in keys])
+    groups = grouped(targets, across=ATTACK)
+
+    def named(g: Group) -> tuple[str, ...]:
+        return g.first.cell.task, method_of(g.first)
+
+    facets = differing(groups, named)
+    lines = [
+        Line(
+            (*named(g), *(g.facets.get(f, "") for f in facets)),
+            (*_rates(g, attacks, attack_of), *beside.figures(g.first), _seconds(g.records)),
+        )
+        for g in groups
+    ]
+    legend = _CER + ("" if "N" in facets else _sizes(targets)) + beside.sizes()
+    if len(attacks) > 1:
+        legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
     return Table(
         title,
+        ("task", "method", *facets),
         (
-            "task",
-            "method",
             *(f"CER, {'no attack' if a == 'none' else a}" for a in attacks),
-            *(f"{task} {metric}" + (f" (N={n})" if n else "") for task, metric, n in columns),
+            *beside.columns,
             "s",
         ),
-        tuple(rows),
-        note,
+        tuple(sorted(lines, key=lambda line: order(line.names))),
+        legend,
+        notes([*targets, *beside.records]),
     )
 
 
-def transfer_table(results: Iterable[Result]) -> Table:
-    """Lay out transfer: a row an origin A (method and attack), a column a victim B, CER in the cells.
-
-    The origin's own victim shows the attack itself, where its record is there.
-    """
-    records = [r for r in results if r.status == "ok" and r.cell.attack.name != "none" and r.rows]
-    moved = [r for r in records if r.cell.attack.name == "transfer"]
-    cells: dict[tuple[str, str], dict[str, Result]] = {}
-    for r in moved:
-        cells.setdefault((r.cell.task, r.cell.attack.params["origin"]), {})[r.cell.method.name] = r
-    for r in records:
-        key = (r.cell.task, f"{r.cell.method.name}/{r.cell.attack.name}")
-        if key in cells:
-            cells[key].setdefault(r.cell.method.name, r)
-    victims = sorted({name for row in cells.values() for name in row})
-    rows = [
-        (*key, *(_cer(row.get(v), None) for v in victims)) for key, row in sorted(cells.items())
-    ]
-    ns = sorted({f"N={len(r.rows)}" for r in moved})
-    return Table(
-        "Transfer: CER of a victim under prompts that were found on another model",
-        ("task", "found on / by", *(f"on {v}" for v in victims)),
-        tuple(rows),
-        "CER = 1 - ASR with its 95 % Wilson interval, " + ", ".join(ns),
-    )
+def _roles(records: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """Split records into those of target tasks and those of retain and benign tasks."""
+    targets = [r for r in records if _is_target(r)]
+    return targets, [r for r in records if r not in targets]
 
 
-def cost_table(results: Iterable[Result]) -> Table:
-    """Lay out what attacks spent: a row a cell, sums over its prompts."""
-    records = [r for r in results if r.status == "ok" and r.rows and r.cell.attack.name != "none"]
-    method_of, attack_of = labels(records, "method"), labels(records, "attack")
-    rows = []
-    for r in sorted(records, key=lambda r: (r.cell.task, method_of(r), attack_of(r))):
-        total = sum((row.cost for row in r.rows), Cost())
-        rows.append(
-            (
-                r.cell.task,
-                f"{method_of(r)}, {attack_of(r)}",
-                str(len(r.rows)),
-                str(total.images),
-                str(total.forward),
-                str(total.backward),
-                str(total.text_forward),
-                str(total.text_backward),
-                f"{total.seconds:.0f}",
-            )
-        )
-    columns = (
-        "task",
-        "method, attack",
-        "N",
-        "images",
-        "fwd",
-        "bwd",
-        "text fwd",
-        "text bwd",
-        "s",
-    )
-    note = (
-        "sums over N prompts. fwd, bwd: passes of one image through the denoiser; text fwd, text "
-        "bwd: of one text through the text encoder; s: wall clock of the attack"
-    )
-    return Table("Cost of attacks", columns, tuple(rows), note)
+def _is_target(r: Result) -> bool:
+    if r.cell.attack.name != "none" or judged(r):
+        return True
+    if r.status == "ok":
+        return False
+    try:
+        return role(r.cell.task, r.cell.world) == "target"
+    except UnknownNameError:  # a task of somebody's own
+        return True
 
 
-def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Callable[[Result], str]:
-    """Return what a result's method or attack is called in a table.
-
-    Its name, and where one task has several of that name, the parameters in which they differ.
-    """
-    variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for r in results:
-        ref = getattr(r.cell, axis)
-        seen = variants.setdefault((r.cell.task, ref.name), [])
-        if ref.params not in seen:
-            seen.append(ref.params)
-
-    def name(r: Result) -> str:
-        ref = getattr(r.cell, axis)
-        seen = variants[r.cell.task, ref.name]
-        differ = [
-            f"{key}={value}"
-            for key, value in ref.params.items()
-            if key not in _HIDDEN and any(other.get(key) != value for other in seen)
-        ]
-        return " ".join([ref.name, *differ])
-
-    return name
+def _rates(
+    g: Group, attacks: Sequence[str], attack_of: Callable[[Result], str]
+) -> tuple[Figure | None, ...]:
+    found = defaultdict(list)
+    for r in g.records:
+        found[attack_of(r)].append(r)
+    plain = only([r for r in g.records if r.cell.attack.name == "none"])
+    return tuple(_cer(only(found.get(a, [])), plain) for a in attacks)
 
 
-def problems(results: Iterable[Result]) -> list[str]:
-    """Return a line for every cell that was skipped or failed, or has prompts too long to attack."""
-    lines = []
-    for r in results:
-        who = f"{r.cell.task}, {r.cell.method.name}, attack {r.cell.attack.name}"
-        if r.status != "ok":
-            lines.append(f"{r.status}: {who}: {r.reason}")
-        if long := sum("too_long" in row.trace for row in r.rows):
-            lines.append(
-                f"{who}: {long} of {len(r.rows)} prompts too long to attack; they count in N"
-            )
-    return lines
-
-
-def _is_target(result: Result, results: Iterable[Result]) -> bool:
-    """Say whether a cell without measurements belongs to a target task."""
-    task = result.cell.task
-    return all(judged(r) for r in results if r.cell.task == task and r.status == "ok")
-
-
-def _row_key(result: Result) -> tuple[str, int, int]:
-    cell = result.cell
-    return cell.erase_key, cell.prompts, cell.seed
-
-
-def _cer(result: Result | None, plain: Result | None) -> str:
+def _cer(result: Result | None, plain: Result | None) -> Figure | None:
+    """Return a cell's concept erasing rate, compared with that without an attack."""
     if result is None:
-        return "·"
+        return None
     if result.status != "ok":
-        return result.status
-    text = _number(complement(result.measurements[judged(result) or "asr"]))
-    if result is plain or plain is None or plain.status != "ok":
-        return text
-    return text + ("*" if _differs(plain, result) else "")
+        return Figure(word=result.status)
+    asr = result.measurements.get(judged(result) or "")
+    figure = measured(complement(asr)) if asr else Figure(word="n/a")
+    if result.rows and result.cell.attack.name != "none":
+        long = sum("too_long" in row.trace for row in result.rows)
+        figure = replace(figure, attacked=len(result.rows) - long)
+        figure = figure.flagged("not all attacked", long > 0)
+    if plain is None or plain is result or plain.status != "ok":
+        return figure
+    p = _paired(plain, result)
+    return replace(figure, p=p).flagged("differs", p is not None and p < ALPHA)
 
 
-def _differs(first: Result, second: Result) -> bool:
-    known = {r.id: r.success for r in first.rows if r.success is not None}
-    pairs = [
-        (known[r.id], r.success) for r in second.rows if r.id in known and r.success is not None
+def _paired(first: Result, second: Result) -> float | None:
+    """Return McNemar's p-value of two records of the same prompts, over those judged in both."""
+    known = {(row.id, row.text, row.seed): row.success for row in first.rows}
+    same = {(row.id, row.text, row.seed): row.success for row in second.rows}
+    if known.keys() != same.keys():
+        return None
+    pairs = [(a, b) for row, a in known.items() if a is not None and (b := same[row]) is not None]
+    return mcnemar([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+
+
+def _own(g: Group, attacked: Sequence[Result]) -> list[Result]:
+    """Return the record of the attack itself on an origin's own victim, if exactly one fits."""
+    cell = g.first.cell
+    victims = {r.cell.method.name for r in g.records}
+    found = [
+        r
+        for r in attacked
+        if f"{r.cell.method.name}/{r.cell.attack.name}" == _origin(g.first)
+        and r.cell.method.name not in victims
+        and replace(r.cell, method=cell.method, attack=cell.attack, assets=cell.assets) == cell
     ]
-    return bool(pairs) and mcnemar(*map(list, zip(*pairs, strict=True))) < ALPHA
+    return found if len(found) == 1 else []
 
 
-def _other(kept: Sequence[Result], column: tuple[str, str, int | None]) -> str:
-    task, metric, n = column
-    for result in reversed(kept):
-        measured = result.measurements.get(metric)
-        if measured and result.cell.task == task and _size(measured) == n:
-            return _number(measured)
-    return "·"
+def _origin(r: Result) -> str:
+    return str(r.cell.attack.params.get("origin") or "?")
+
+
+def _task_labels(records: Sequence[Result]) -> Callable[[Result], str]:
+    """Return what a retain or benign task is called: with what differs between two of its name."""
+    names: dict[int, str] = {}
+    for task in {r.cell.task for r in records}:
+        groups = grouped((r for r in records if r.cell.task == task), across=MODEL | ATTACK)
+        facets = differing(groups, lambda g: (g.first.cell.task,))
+        for g in groups:
+            told = [f"{f}={value}" for f in facets if (value := g.facets.get(f))]
+            names |= {id(r): " ".join([task, *told]) for r in g.records}
+    return lambda r: names[id(r)]
+
+
+def _sizes(records: Iterable[Result], *, of_task: bool = False) -> str:
+    """Return the numbers of prompts, of each task or of all."""
+    known = sorted({(r.cell.task if of_task else "", r.cell.prompts) for r in records})
+    return "".join(f", {task} N={n}" if task else f", N={n}" for task, n in known)
 
 
 def _size(m: Measurement) -> int | None:
@@ -288,19 +345,5 @@ def _size(m: Measurement) -> int | None:
     return m.n if m.value is not None and m.low is None else None
 
 
-def _number(m: Measurement) -> str:
-    if m.value is None:
-        return f"n/a (0 of {m.unscored} scored)"
-    if m.low is None or m.high is None:
-        return f"{m.value:.4g}"
-    digits = 2 if m.high - m.low >= 0.005 else 4
-    low, high = (f"{x:.{digits}f}".removeprefix("0") for x in (m.low, m.high))
-    return f"{m.value:.{digits}f} [{low}-{high}]"
-
-
-def rows_of(result: Result) -> Sequence[tuple[str, ...]]:
-    """Return a record's prompts: id, success, adversarial or own text."""
-    mark = {True: "back", False: "erased", None: "unscored"}
-    return [
-        (r.id, mark[r.success], str(r.cost.images), r.adversarial or r.text) for r in result.rows
-    ]
+def _seconds(records: Iterable[Result]) -> Figure:
+    return Figure(sum(sum(r.seconds.values()) for r in records), digits=0)

@@ -1,0 +1,93 @@
+"""What a reader of a table must know of single records: one sentence for each kind of thing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from bench.report.axes import labels
+from bench.report.frame import measured
+from bench.store import Result
+
+Who = Callable[[Result], str]
+
+
+def notes(results: Iterable[Result]) -> tuple[str, ...]:
+    """Return the notes of a table's records."""
+    records = list({id(r): r for r in results}.values())
+    method_of, attack_of = labels(records, "method"), labels(records, "attack")
+
+    def who(r: Result) -> str:
+        return f"{r.cell.task}, {method_of(r)}, attack {attack_of(r)}"
+
+    kinds = (_not_run, _failed, _unscored, _not_attacked, _excluded, _unchanged, _deviations)
+    return tuple(line for kind in kinds for line in kind(records, who))
+
+
+def _not_run(records: Sequence[Result], who: Who) -> Iterator[str]:
+    for r in records:
+        if r.status != "ok":
+            yield f"{r.status}: {who(r)}: {r.reason}"
+
+
+def _failed(records: Sequence[Result], who: Who) -> Iterator[str]:
+    for r in records:
+        for metric, m in r.measurements.items():
+            if m.failed:
+                yield f"failed: {who(r)}, {metric}: {m.failed}"
+
+
+def _unscored(records: Sequence[Result], who: Who) -> Iterator[str]:
+    total = sum(m.unscored for r in records for m in r.measurements.values())
+    if total:
+        yield f"{total} images could not be scored; they count neither as erased nor as not erased"
+    many = [
+        f"{who(r)}, {metric}: {m.unscored} of {m.n + m.unscored}"
+        for r in records
+        for metric, m in r.measurements.items()
+        if "unscored" in measured(m).flags
+    ]
+    if many:
+        yield "? more than 5 % could not be scored: " + "; ".join(many)
+
+
+def _not_attacked(records: Sequence[Result], who: Who) -> Iterator[str]:
+    few = []
+    for r in records:
+        if long := sum("too_long" in row.trace for row in r.rows):
+            few.append(f"{who(r)}: {len(r.rows) - long} of {len(r.rows)} attacked")
+    if few:
+        yield "~ prompts too long to attack were not attacked and count in N: " + "; ".join(few)
+
+
+def _excluded(records: Sequence[Result], who: Who) -> Iterator[str]:
+    left_out = {(r.cell.task, r.excluded) for r in records if r.excluded}
+    for task, n in sorted(left_out):
+        yield f"{n} prompts of {task} excluded"
+
+
+def _unchanged(records: Sequence[Result], who: Who) -> Iterator[str]:
+    """Say of which erased models the given weights are those of the base."""
+    found: dict[str, None] = {}
+    for r in records:
+        given = r.erasure.get("notes")
+        said = given.get("unchanged") if isinstance(given, dict) else None
+        if said:
+            what = "" if said is True else f" ({said})"
+            found[
+                f"{r.cell.task}, {r.cell.method.name}: equals the base, nothing was erased{what}"
+            ] = None
+    yield from found
+
+
+def _deviations(records: Sequence[Result], who: Who) -> Iterator[str]:
+    """Say what is not as it was published."""
+    tasks: dict[str, dict[str, None]] = defaultdict(dict)
+    for r in records:
+        if said := r.protocol.get("deviations"):
+            tasks[said][r.cell.task] = None
+        if r.cell.attack.params.get("projection") == "exact":
+            name = r.cell.attack.name
+            tasks[f"{name} projects exactly, the official code by a coarse bisection"] = {}
+    for said, of in tasks.items():
+        yield "not as published: " + said + (f" ({', '.join(of)})" if of else "")

@@ -1,0 +1,40 @@
+"""Hostile text, made safe for each medium: names, prompts, file names and exceptions come from strangers.
+
+Whatever is printed goes through one of these. None of them is for figures, which are made here.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_FORMULA = ("=", "+", "-", "@")
+
+
+def plain(text: object) -> str:
+    r"""Return one line for a terminal: no control character, no escape sequence, nothing invisible.
+
+    White space becomes a space; any other character that cannot be seen is written as ``\x1b``.
+    """
+    return "".join(map(_visible, str(text)))
+
+
+def markdown(text: object) -> str:
+    """Return text that Markdown shows as it is, also within a table: no markup, no HTML, no new column."""
+    escaped = "".join(_HTML.get(c, c) for c in plain(text))
+    return _MARKDOWN.sub(r"\\\1", escaped)
+
+
+def csv_cell(text: object) -> str:
+    """Return text for a CSV cell; one that a spreadsheet would take for a formula begins with ``'``."""
+    line = plain(text)
+    return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character.isspace():
+        return " "
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
