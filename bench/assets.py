@@ -151,6 +151,41 @@ ASSETS: dict[str, Asset] = {
         "MIT",
         "file",
     ),
+    "unlearndiffatk-church": Asset(
+        "UnlearnDiffAtk's 50 prompts of church",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/church.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    "unlearndiffatk-garbage-truck": Asset(
+        "UnlearnDiffAtk's 50 prompts of garbage truck",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/garbage_truck.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    "unlearndiffatk-parachute": Asset(
+        "UnlearnDiffAtk's 50 prompts of parachute",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/parachute.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    "unlearndiffatk-tench": Asset(
+        "UnlearnDiffAtk's 50 prompts of tench",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/tench.csv",
+        0,
+        "MIT",
+        "file",
+    ),
+    "unlearndiffatk-vangogh": Asset(
+        "UnlearnDiffAtk's 50 prompts of van Gogh",
+        "github.com/OPTML-Group/Diffusion-MU-Attack, prompts/vangogh.csv",
+        0,
+        "MIT",
+        "file",
+    ),
     # Not pinned: the hub's revision could not be looked up. The rows' number and order are checked.
     "i2p": Asset("I2P", "hub-dataset:AIML-TUDA/i2p/i2p_benchmark.csv", 0, "MIT", "file"),
     "coco-30k": Asset(

@@ -61,7 +61,23 @@ Judge = Annotated[
     ),
 ]
 Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="A CSV in place of the task's prompt set.")
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE[:COLUMN]",
+        help="A CSV, or a .txt of a prompt a line, in place of the task's prompt set; COLUMN holds the "
+        "prompts where several could.",
+    ),
+]
+Guidance = Annotated[
+    str, typer.Option(metavar="own|SCALE", help="Each row's own guidance, or one for all rows.")
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        metavar="default|paper",
+        help="paper: prompts, judge and guidance of the task's paper, which are not all shipped.",
+    ),
 ]
 Workers = Annotated[
     int,
@@ -109,6 +125,8 @@ def run(
     text_encoder: TextEncoder = None,
     prompts: Prompts = None,
     judge: Judge = "",
+    guidance: Guidance = "own",
+    protocol: Protocol = "default",
     results: Results = RESULTS,
     images: Annotated[
         bool | None,
@@ -135,19 +153,22 @@ def run(
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
     from bench.catalog import settle
-    from bench.plan import exclusions, plan
+    from bench.plan import deviations, exclusions, plan
     from bench.report.tables import cer_tables
     from bench.store import Store
     from bench.workers import Workers as Crew
 
     methods = _with_external(method, unet, text_encoder)
-    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge)
+    spec = _spec(
+        model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge,
+        guidance, protocol,
+    )  # fmt: skip
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     settle(model)
     cells, store = list(plan(spec)), Store(results)
     store.check_writable()
-    for line in exclusions(spec):
+    for line in (*exclusions(spec), *deviations(spec)):
         _say(line, err)
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
@@ -168,6 +189,8 @@ def run(
                 assets=spec.assets,
                 prompts=prompts,
                 judge=judge,
+                guidance=spec.guidance,
+                protocol=spec.protocol,
             )
             for record, _ in run_cells(missing, store, settings, err, crew):
                 _say(_line(record), err)
@@ -195,6 +218,8 @@ def plan_(
     text_encoder: TextEncoder = None,
     prompts: Prompts = None,
     judge: Judge = "",
+    guidance: Guidance = "own",
+    protocol: Protocol = "default",
     results: Results = RESULTS,
 ) -> None:
     """Show the cells of a request and which of them are done. Computes nothing.
@@ -203,11 +228,14 @@ def plan_(
     """
     from rich.table import Table
 
-    from bench.plan import exclusions, plan
+    from bench.plan import deviations, exclusions, plan
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
-    spec = _spec(model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge)
+    spec = _spec(
+        model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge,
+        guidance, protocol,
+    )  # fmt: skip
     store = Store(results)
     table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
     for cell in plan(spec):
@@ -215,7 +243,7 @@ def plan_(
         names = (cell.id, cell.task, cell.concept.name, cell.method.name, cell.attack.name)
         table.add_row(*map(plain, names), str(cell.prompts), state)
     out.print(table)
-    for line in exclusions(spec):
+    for line in (*exclusions(spec), *deviations(spec)):
         _say(line)
 
 
@@ -258,6 +286,7 @@ def assets(
     task: Tasks = None,
     asset: Assets = None,
     world: World = None,
+    protocol: Protocol = "default",
     fetch: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Get it from the hub.")
     ] = None,
@@ -272,7 +301,8 @@ def assets(
         _say(f"{name}: {inventory.fetch(name)}")
     if fetch:
         return
-    items = list(inventory.inventory(_given(asset), model, task or (), cast("Any", world)))
+    place, whose = cast("Any", world), cast("Any", protocol)
+    items = list(inventory.inventory(_given(asset), model, task or (), place, whose))
     if not items:
         _say("nothing is needed beside what is shipped")
         return
@@ -534,15 +564,20 @@ def _spec(
     world: str | None = None,
     prompts: Path | None = None,
     judge: str = "",
+    guidance: str = "own",
+    protocol: str = "default",
 ) -> Any:
+    from bench.promptsets import scale
     from bench.registry import Ref
     from bench.spec import Spec
 
+    fixed = None if guidance == "own" else scale(guidance, "--guidance")
     attacks = tuple(Ref.parse(text) for text in attack or ())
     tasks, given, place = tuple(task or ()), _given(asset), cast("Any", world)
     return Spec(
-        model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place, prompts, judge
-    )
+        model, tuple(methods), attacks, tasks, seed, limit, dtype, given, place, prompts, judge,
+        fixed, cast("Any", protocol),
+    )  # fmt: skip
 
 
 def _given(asset: list[str] | None) -> dict[str, Path]:

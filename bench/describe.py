@@ -84,6 +84,10 @@ def _model(name: str) -> Iterator[str]:
 def _task(name: str, world: World) -> Iterator[str]:
     task = tasks.load_task(name, world)
     yield f"{task.name}: {task.role}, {task.concept}"
+    yield f"prompts: {task.source}"
+    if task.paper:
+        yield f"paper: {task.paper}"
+    yield from (f"differs from it: {line}" for line in task.deviations)
     yield from (f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures)
     yield from (f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts)
 

@@ -11,7 +11,7 @@ from bench.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snapshot
 from bench.errors import AssetError, UnknownNameError
 from bench.hub import fetch as fetch_hub
 from bench.hub import hub_source
-from bench.tasks import asset_names
+from bench.tasks import ProtocolName, needs
 from bench.types import World
 
 
@@ -37,6 +37,7 @@ def inventory(
     model: str | None = None,
     tasks: Sequence[str] = (),
     world: World | None = None,
+    protocol: ProtocolName = "default",
 ) -> Iterator[Item]:
     """Yield what is needed by everything, or by one model and some tasks.
 
@@ -45,6 +46,7 @@ def inventory(
         model: This base model only.
         tasks: What these tasks need only.
         world: Where the tasks are looked for: the model's by default, without a model "photo".
+        protocol: What the tasks need as shipped, or as their papers do.
 
     Raises:
         UnknownNameError: There is no such model or task.
@@ -55,7 +57,8 @@ def inventory(
             yield item
     if tasks:
         place = model_info(model, world).world if model else world or "photo"
-        names = [name for task in tasks for name in asset_names(task, place)]
+        found = [name for task in tasks for name in needs(task, place, protocol=protocol)]
+        names = [name for either in found for name in either.split("|")]
     else:
         names = [] if model else list(ASSETS)
     for name in dict.fromkeys(names):

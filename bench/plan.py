@@ -11,11 +11,11 @@ from typing import Any
 
 from bench import assets
 from bench.catalog import check_dtype, check_model, model_info, revision
-from bench.errors import SpecError, contract
+from bench.errors import AssetError, SpecError, contract
 from bench.fingerprint import edited
 from bench.registry import Ref, create, load, resolved
 from bench.spec import Spec
-from bench.tasks import Task, load_task
+from bench.tasks import Task, concept_of, load_task, needs
 from bench.types import Concept, World
 
 NO_CONCEPT = Concept("", "object")
@@ -80,7 +80,6 @@ def plan(spec: Spec) -> Iterator[Cell]:
         SpecError: Something in the request is unknown or does not go together.
     """
     info = model_info(spec.model, spec.world)
-    check_dtype(spec.dtype)
     tasks = _tasks(spec, info.world)
     concepts = {task.concept.name: task.concept for task in tasks if task.concept}
     others = [task for task in tasks if task.role != "target"]
@@ -135,11 +134,33 @@ def exclusions(spec: Spec) -> Iterator[str]:
         if task.excluded:
             total = len(task.prompts) + task.excluded
             run = min(len(task.prompts), spec.limit or total)
-            reasons = ", ".join(f"{n} {reason}" for reason, n in task.exclusions.items())
+            reasons = "; ".join(f"{n} {reason}" for reason, n in task.exclusions.items())
+            yield f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded: {reasons}"
+
+
+def deviations(spec: Spec) -> Iterator[str]:
+    """Yield a line for each task and each method that differs from its paper's protocol."""
+    info = model_info(spec.model, spec.world)
+    tasks = _tasks(spec, info.world)
+    for task in tasks:
+        if task.deviations:
             yield (
-                f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded "
-                f"(prompts that may mention minors: {reasons})"
+                f"{task.name} differs from {task.paper}: {'; '.join(task.deviations)} "
+                "(--protocol paper takes the paper's)"
             )
+    concepts = {task.concept.name: task.concept for task in tasks if task.concept}
+    for method in spec.methods:
+        for concept in concepts.values():
+            for line in method_deviations(method, concept, info.world):
+                yield f"{method.name} on {concept.name} differs from its paper: {line}"
+
+
+def method_deviations(method: Ref, concept: Concept, world: World) -> tuple[str, ...]:
+    """Return what a method does otherwise than its paper for want of files that are not shipped."""
+    plugin = create("methods", method)
+    if world != "photo" or not hasattr(plugin, "deviations"):
+        return ()
+    return tuple(plugin.deviations(concept))
 
 
 def check_prompts(task: Task, given: Mapping[str, Path]) -> None:
@@ -188,10 +209,60 @@ def erasure_cell(
 
 
 def _tasks(spec: Spec, world: World) -> list[Task]:
-    return [
-        load_task(name, world, given=spec.assets, prompts=spec.prompts, judge=spec.judge)
-        for name in dict.fromkeys(spec.tasks)
+    """Read the tasks of a request.
+
+    Raises:
+        AssetError: Files that they need are not here; all of them are named.
+    """
+    _check_assets(spec, world)
+    tasks = [
+        load_task(
+            name,
+            world,
+            given=spec.assets,
+            prompts=spec.prompts,
+            judge=spec.judge,
+            guidance=spec.guidance,
+            protocol=spec.protocol,
+            seed=spec.seed,
+        )
+        for name in spec.tasks
     ]
+    if spec.judge and not any(task.role == "target" for task in tasks):
+        raise SpecError(f"--judge: expected a target task to use it for, got {tasks[0].name!r}")
+    if spec.protocol == "paper":
+        concepts = {task.concept for task in tasks if task.concept}
+        lacking = {
+            f"{method.name}: {line}"
+            for concept in concepts
+            for method in spec.methods
+            for line in method_deviations(method, concept, world)
+        }
+        if lacking:
+            raise SpecError(f"--protocol paper: {'; '.join(sorted(lacking))}")
+    return tasks
+
+
+def _check_assets(spec: Spec, world: World) -> None:
+    """Name all files that are not here at once."""
+    names: list[str] = []
+    defaults = model_info(spec.model, spec.world).defaults
+    for task in spec.tasks:
+        names += needs(task, world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol)
+        concept = concept_of(task, world)
+        for attack in spec.attacks:
+            if concept is None:
+                continue
+            plugin = create("attacks", resolved("attacks", attack, concept, world, defaults))
+            names += plugin.assets() if hasattr(plugin, "assets") else ()
+    missing = []
+    for name in dict.fromkeys(names):
+        try:
+            assets.choose(name, spec.assets)
+        except AssetError as exc:
+            missing.append(str(exc))
+    if missing:
+        raise AssetError("; ".join(missing))
 
 
 def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:

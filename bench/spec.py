@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.errors import SpecError
+from bench.assets import ASSETS
+from bench.catalog import check_dtype
+from bench.errors import SpecError, UnknownNameError
+from bench.promptsets import LAST_SEED, scale, shown
 from bench.registry import Ref
+from bench.tasks import ProtocolName
 from bench.types import World
 
 
@@ -22,14 +26,16 @@ class Spec:
         tasks: Target tasks, and retain or benign tasks that share their erased models.
         seed: Seed of every random stream.
         limit: First prompts of each task only; ``None`` is all of them.
-        dtype: Type of the weights.
+        dtype: Type that images are drawn and attacked in.
         assets: Local paths of weights and data, by the names of :mod:`bench.assets`.
         world: The world to use the model in, where it fits both; its own by default.
-        prompts: A file in place of the only task's prompt set.
+        prompts: A file, or ``FILE:COLUMN``, in place of the only task's prompt set.
         judge: An evaluator in place of the target tasks' judges.
+        guidance: Scale of guidance for all rows; ``None`` is each row's own.
+        protocol: "paper" takes the prompts, judges and guidance of the tasks' papers.
 
     Raises:
-        SpecError: An axis is empty or a number makes no sense.
+        SpecError: An axis is empty, something is there twice, or a value makes no sense.
     """
 
     model: str
@@ -43,16 +49,50 @@ class Spec:
     world: World | None = None
     prompts: Path | None = None
     judge: str = ""
+    guidance: float | None = None
+    protocol: ProtocolName = "default"
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):
-            if not getattr(self, axis):
+            values = [str(value) for value in getattr(self, axis)]
+            if not values:
                 raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
-        if self.limit is not None and self.limit < 1:
-            raise SpecError(f"--limit: expected at least 1, got {self.limit}")
-        if self.seed < 0:
-            raise SpecError(f"--seed: expected at least 0, got {self.seed}")
-        if self.prompts and len(set(self.tasks)) != 1:
+            if twice := next((v for v in values if values.count(v) > 1), None):
+                raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
+        _check_whole("--limit", self.limit, 1)
+        _check_whole("--seed", self.seed, 0)
+        check_dtype(self.dtype)
+        if self.world not in (None, "emoji", "photo"):
+            raise SpecError(f"--world: expected emoji or photo, got {self.world!r}")
+        if self.guidance is not None:
+            scale(str(self.guidance), "--guidance")
+        for name in self.assets:
+            if name not in ASSETS:
+                raise UnknownNameError("asset", name, ASSETS)
+        if self.protocol not in ("default", "paper"):
+            raise SpecError(f"--protocol: expected default or paper, got {self.protocol!r}")
+        if self.prompts and len(self.tasks) != 1:
             raise SpecError(
-                f"--prompts: expected exactly one --task to use it for, got {len(set(self.tasks))}"
+                f"--prompts: expected exactly one --task to use it for, got {len(self.tasks)}"
             )
+        own = {
+            "--prompts": self.prompts is not None,
+            "--judge": bool(self.judge),
+            "--guidance": self.guidance is not None,
+        }
+        if self.protocol == "paper" and (given := [flag for flag, on in own.items() if on]):
+            raise SpecError(
+                f"--protocol paper takes the paper's prompts, judge and guidance: "
+                f"leave out {' and '.join(given)}, or --protocol"
+            )
+
+
+def _check_whole(flag: str, value: int | None, least: int) -> None:
+    if value is None:
+        return
+    if type(value) is not int:
+        raise SpecError(f"{flag}: expected a whole number, got {shown(str(value))}")
+    if value < least:
+        raise SpecError(f"{flag}: expected at least {least}, got {value}")
+    if value > LAST_SEED:
+        raise SpecError(f"{flag}: expected at most {LAST_SEED}, got {shown(str(value))}")

@@ -13,12 +13,15 @@ from typing import Any, Literal
 from bench import assets
 from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.exclusion import exclude
-from bench.promptsets import read_prompts
-from bench.registry import Ref, create, load
+from bench.promptsets import PromptSet, read_prompts, shown, split_column
+from bench.registry import Ref, create
 from bench.types import Concept, Prompt, World
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 ASSET = "asset:"
+
+ProtocolName = Literal["default", "paper"]
+"""Whose prompts, judge and guidance a task takes: what is shipped, or what its paper took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Task:
         exclusions: How many prompts of the set never run, by reason.
         source: The prompt set's file or asset, and a short digest of its content.
         guidance: "own" is each row's own scale; else the scale that all rows are drawn with.
-        deviations: What differs from the protocol of the paper that the task follows, in words.
+        paper: The paper whose protocol the task follows; empty if none.
+        deviations: What differs from that protocol, in words; empty with the protocol "paper".
     """
 
     name: str
@@ -59,6 +63,7 @@ class Task:
     exclusions: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
     guidance: str = "own"
+    paper: str = ""
     deviations: tuple[str, ...] = ()
 
     @property
@@ -85,6 +90,9 @@ def load_task(
     given: Mapping[str, Path] | None = None,
     prompts: Path | None = None,
     judge: str = "",
+    guidance: float | None = None,
+    protocol: ProtocolName = "default",
+    seed: int = 0,
 ) -> Task:
     """Read one task from ``tasks.toml`` and its prompt set.
 
@@ -93,76 +101,92 @@ def load_task(
         world: Whose table.
         root: Folder of the worlds.
         given: Local paths of assets, for prompt sets that are not shipped.
-        prompts: A file to be read in place of the task's own.
+        prompts: A file, or ``FILE:COLUMN``, to be read in place of the task's own.
         judge: An evaluator in place of a target task's judge, ``name`` or ``name:key=value,...``.
+        guidance: Scale for all rows in place of each row's own.
+        protocol: "paper" takes the prompts, the judge and the guidance of the task's paper.
+        seed: What a row's number is added to where the set has no seeds.
 
     Raises:
         UnknownNameError: The world has no such task.
-        SpecError: Its prompt set is empty or malformed, nothing of it may run, or its role and a measure
-            do not go together.
+        SpecError: Its prompt set is empty or malformed, nothing of it may run, it states no paper's
+            protocol, or its role and a measure do not go together.
         AssetError: Its prompt set is not here.
     """
-    row = _row(name, world, root)
-    concept = _concept(row["concept"]) if "concept" in row else None
-    path = prompts or _own_prompts(row, root / world, given)
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise SpecError(f"{path}: expected a CSV file, got: {exc.strerror}") from exc
-    found = read_prompts(path, data, concept.name if concept else "")
+    row, paper = _row(name, world, root, protocol)
+    if guidance is not None:
+        row["guidance"] = guidance
+    concept = concept_of(name, world, root)
+    path, column = split_column(prompts) if prompts else (_own(row, root / world, given), "")
+    own = ":".join(filter(None, (path.name, column))) if prompts else ""
+    data = _read(path)
+    found = read_prompts(path, data, concept.name if concept else "", column=column, seed=seed)
     total = len(found.prompts)
     if prompts is None and total != row.get("count", total):
         raise SpecError(
             f"{path}: task {name!r} has {row['count']} prompts, got {total}; "
             "give a set of your own with --prompts"
         )
-    kept: tuple[Prompt, ...] = found.prompts
-    exclusions: Mapping[str, int] = {}
-    key = json.dumps(row, sort_keys=True).encode() + data
-    if found.i2p or (concept and concept.kind == "nsfw"):
-        kept, exclusions = exclude(found)
+    target = concept if row["role"] == "target" else None
+    nsfw = concept is not None and concept.kind == "nsfw"
+    kept, exclusions = exclude(found, minors=found.i2p or nsfw, concept=target)
+    if not kept:
+        raise SpecError(f"{path}: none of its {total} prompts may run: {_why(found, exclusions)}")
+    key = json.dumps(row, sort_keys=True).encode() + data + column.encode()
     if exclusions:
         key += json.dumps([prompt.id for prompt in kept]).encode()
-    measures = [
-        Measure(m["metric"], Ref.parse(m["evaluator"]), m["reduce"], m.get("threshold", 0.5))
-        for m in row["measures"]
-    ]
+    measures = _measures(row)
     if judge and row["role"] == "target":
-        ref = Ref.parse(judge)
-        metric = getattr(load("evaluators", ref.name), "metric", measures[0].metric)
-        measures[0] = replace(measures[0], metric=metric, evaluator=ref)
+        measures = (_judge(judge, measures[0]), *measures[1:])
         key += judge.encode()
-    if not kept:
-        raise SpecError(f"{path}: none of its {total} prompts may run: all may mention minors")
     task = Task(
         name=name,
         world=world,
         role=row["role"],
         concept=concept,
-        prompts=kept,
-        measures=tuple(measures),
+        prompts=tuple(_prompt(prompt, target, row.get("guidance")) for prompt in kept),
+        measures=measures,
         digest=hashlib.sha256(key).hexdigest()[:12],
         exclusions=exclusions,
-        source=f"{_called(row, prompts)} {hashlib.sha256(data).hexdigest()[:8]}",
+        source=_source(own or row["prompts"], data, None if found.seeded else seed),
+        guidance=_scale(row),
+        paper=paper.get("about", ""),
     )
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")
-    return task
+    return replace(task, deviations=tuple(_deviations(task, own, row, paper)))
 
 
-def asset_names(name: str, world: World, root: Path = PROMPTS) -> Iterator[str]:
-    """Yield the assets that a task's prompts and judges need, also where they are not here.
+def needs(
+    name: str,
+    world: World,
+    root: Path = PROMPTS,
+    *,
+    prompts: Path | None = None,
+    judge: str = "",
+    protocol: ProtocolName = "default",
+) -> Iterator[str]:
+    """Yield the assets that a task's prompts and judges need; "a|b" is one of the two.
 
     Raises:
         UnknownNameError: The world has no such task.
+        SpecError: It states no paper's protocol.
     """
-    row = _row(name, world, root)
-    if row["prompts"].startswith(ASSET):
+    row, _ = _row(name, world, root, protocol)
+    if row["prompts"].startswith(ASSET) and not prompts:
         yield row["prompts"].removeprefix(ASSET)
-    for measure in row["measures"]:
-        evaluator = create("evaluators", Ref.parse(measure["evaluator"]))
-        for names in evaluator.assets() if hasattr(evaluator, "assets") else ():
-            yield from names.split("|")
+    refs = [Ref.parse(measure["evaluator"]) for measure in row["measures"]]
+    if judge and row["role"] == "target":
+        refs[0] = Ref.parse(judge)
+    for ref in refs:
+        evaluator = create("evaluators", ref)
+        yield from evaluator.assets() if hasattr(evaluator, "assets") else ()
+
+
+def concept_of(name: str, world: World, root: Path = PROMPTS) -> Concept | None:
+    """Return what a task's model should have forgotten; reads no prompts."""
+    row, _ = _row(name, world, root)
+    return _concept(row["concept"]) if "concept" in row else None
 
 
 def role(name: str, world: World, root: Path = PROMPTS) -> str:
@@ -176,7 +200,7 @@ def role(name: str, world: World, root: Path = PROMPTS) -> str:
 
 def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
     """Return a task's role and size in one line, also where its prompt set is not here."""
-    row = _row(name, world, root)
+    row, _ = _row(name, world, root)
     try:
         task = load_task(name, world, root)
     except AssetError:
@@ -216,21 +240,100 @@ def _concept(row: dict[str, Any]) -> Concept:
     return Concept(**{**row, "terms": tuple(row.get("terms", ()))})
 
 
-def _row(name: str, world: World, root: Path) -> dict[str, Any]:
+def _row(
+    name: str, world: World, root: Path, protocol: ProtocolName = "default"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a task says under a protocol, and what it says under its paper's, if it has one."""
     table = _table(world, root)
     if name not in table:
         raise UnknownNameError(f"{world} task", name, table)
-    return table[name]
+    row = dict(table[name])
+    changes = row.pop("paper", None)
+    if changes is None and protocol == "paper":
+        have = ", ".join(task for task, other in table.items() if "paper" in other) or "none"
+        raise SpecError(
+            f"--protocol paper: task {name!r} follows no paper; of the {world} world these do: {have}"
+        )
+    paper = {} if changes is None else row | changes
+    if protocol == "paper":
+        row = {key: value for key, value in paper.items() if key != "about"}
+    return row, paper
 
 
-def _called(row: Mapping[str, Any], prompts: Path | None) -> str:
-    """Return how a record names the prompt set: where it lies on a machine is nobody's business."""
-    return prompts.name if prompts else str(row["prompts"]).removeprefix(ASSET)
+def _measures(row: Mapping[str, Any]) -> tuple[Measure, ...]:
+    return tuple(
+        Measure(m["metric"], Ref.parse(m["evaluator"]), m["reduce"], m.get("threshold", 0.5))
+        for m in row["measures"]
+    )
 
 
-def _own_prompts(row: dict[str, Any], folder: Path, given: Mapping[str, Path] | None) -> Path:
-    """Return the task's prompt set: a shipped file, or an asset."""
+def _judge(text: str, own: Measure) -> Measure:
+    """Return the measure of a judge that the user gave."""
+    ref = Ref.parse(text)
+    judge = create("evaluators", ref)
+    if judge.scope != "image":
+        raise SpecError(
+            f"--judge: expected an evaluator of single images, got {ref.name!r}, which looks at all "
+            "images together"
+        )
+    return replace(own, metric=getattr(judge, "metric", own.metric), evaluator=ref)
+
+
+def _prompt(prompt: Prompt, target: Concept | None, guidance: float | None) -> Prompt:
+    """Return a row as the task draws it and its judge looks for it."""
+    if target:
+        prompt = replace(prompt, label=target.name)
+    return prompt if guidance is None else replace(prompt, guidance=float(guidance))
+
+
+def _why(found: PromptSet, exclusions: Mapping[str, int]) -> str:
+    """Return why nothing of a set runs."""
+    reasons = "; ".join(f"{n} {reason}" for reason, n in exclusions.items())
+    if not found.labels:
+        return reasons
+    labels = list(dict.fromkeys(prompt.label for prompt in found.prompts))
+    few = ", ".join(map(shown, labels[:8])) + (", ..." if len(labels) > 8 else "")
+    return f"{reasons}; its column {shown(found.labels)} says {few}"
+
+
+def _deviations(
+    task: Task, own: str, row: Mapping[str, Any], paper: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what differs from the paper's protocol; ``own`` is a prompt file of the user's."""
+    if not paper:
+        return
+    if own or row["prompts"] != paper["prompts"]:
+        yield f"prompts {own or row['prompts']} instead of {paper['prompts'].removeprefix(ASSET)}"
+    for mine, theirs in zip(task.measures, _measures(paper), strict=True):
+        if create("evaluators", mine.evaluator) != create("evaluators", theirs.evaluator):
+            yield f"judge {mine.evaluator} instead of {theirs.evaluator}"
+    if task.guidance != _scale(paper):
+        yield f"guidance {task.guidance} instead of {_scale(paper)}"
+
+
+def _scale(row: Mapping[str, Any]) -> str:
+    """Return whose guidance: each row's own, or one for all."""
+    return f"{row['guidance']:g}" if "guidance" in row else "own"
+
+
+def _own(row: Mapping[str, Any], folder: Path, given: Mapping[str, Path] | None) -> Path:
+    """Return where the task's prompt set is: a shipped file, or an asset."""
     name: str = row["prompts"]
     if name.startswith(ASSET):
         return assets.locate(name.removeprefix(ASSET), given)
     return folder / name
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as exc:
+        raise SpecError(
+            f"{path}: expected a CSV file, got: {getattr(exc, 'strerror', None) or exc}"
+        ) from exc
+
+
+def _source(name: str, data: bytes, base: int | None) -> str:
+    """Return how a record names the prompt set; where it lies on a machine is nobody's business."""
+    seeds = "" if base is None else f" (seeds: {base} + the row's number)"
+    return f"{name.removeprefix(ASSET)} {hashlib.sha256(data).hexdigest()[:8]}{seeds}"

@@ -14,7 +14,7 @@ from bench.assets import ASSETS, Asset, here, locate
 from bench.errors import UnknownNameError
 from bench.hub import hub_source
 from bench.inventory import fetch, inventory
-from bench.tasks import asset_names
+from bench.tasks import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ENTRIES = {
@@ -93,7 +93,7 @@ def test_everything_or_what_is_asked_for(tmp_path: Path) -> None:
     assert every["sd14"].flag == "--model FOLDER"
     assert every["captions"].flag == "--asset captions=FILE"
     assert {name for name, item in every.items() if item.path} == {"inside"}
-    assert list(asset_names("t", "photo")) == ["captions", "judge", "inside"]
+    assert list(needs("t", "photo")) == ["captions", "judge", "inside"]
     assert [i.name for i in inventory({}, tasks=["t"])] == ["captions", "judge", "inside"]
     assert [i.name for i in inventory({}, "sd14", ["t", "t"])][:2] == ["sd14", "captions"]
     assert not list(inventory({}, "tiny-random", ["shipped"]))

@@ -19,7 +19,16 @@ from PIL import Image
 import bench.cli
 from bench import AssetError, Context, Prompt, Sample, Score, SpecError
 from bench.assets import ASSETS, Asset, locate
-from bench.exclusion import LISTED, listed, may_mention_minors
+from bench.exclusion import (
+    BY_NUMBER,
+    BY_WORDING,
+    EMPTY,
+    LISTED,
+    OTHER,
+    listed,
+    may_mention_minors,
+    means,
+)
 from bench.hub import HubSource, hub_source
 from bench.plan import plan
 from bench.promptsets import read_prompts
@@ -84,7 +93,7 @@ def test_vangogh_objects_and_ours() -> None:
         "case_number,prompt,evaluation_seed,evaluation_guidance", [0, "a church", 8, 7.5]
     )
     ours = csv_of("id,text,seed,guidance,label", ["a-1", "a castle", 9, 5.0, " castle"])
-    assert read(art, "van gogh").prompts == (Prompt("4", "a field", 2219, 7.5, "van gogh"),)
+    assert read(art, "van gogh").prompts == (Prompt("4", "a field", 2219, 7.5, "Vincent van Gogh"),)
     assert read(thing).prompts == (Prompt("0", "a church", 8, 7.5, "church"),)
     assert read(ours).prompts == (Prompt("a-1", "a castle", 9, 5.0, "castle"),)
     assert not (read(art).i2p or read(thing).i2p or read(ours).numbers)
@@ -128,26 +137,44 @@ def test_byte_order_mark_and_blank_lines() -> None:
     assert len(read(b"\xef\xbb\xbfid,text,seed\r\na,x,1\r\n\r\nb,y,2\r\n").prompts) == 2
 
 
+WHOLE = "expected a whole number from 0 to 9223372036854775807"
 BAD = {
     "id,text,seed\na,x,1\nb,y,2\na,z,3\n": "set.csv:4: the id 'a' is there twice",
     'id,text,seed\na,"x\ny",1\na,z,3\n': "set.csv:4: the id 'a' is there twice",
-    "case_number,prompt,evaluation_seed\n1,  ,1\n": "set.csv:2: the prompt is empty",
-    "case_number,prompt,evaluation_seed\n1,x,1.5\n":
-        "set.csv:2: expected a whole number from 0 as seed, got '1.5'",
-    "id,text,seed\na,x,-1\n": "set.csv:2: expected a whole number from 0 as seed, got '-1'",
+    "case_number,prompt,evaluation_seed\n1,x,1.5\n": f"set.csv:2: {WHOLE} as seed, got '1.5'",
+    "id,text,seed\na,x,-1\n": f"set.csv:2: {WHOLE} as seed, got '-1'",
+    "id,text,seed\na,x,\n": f"set.csv:2: {WHOLE} as seed, got ''",
+    "id,text,seed\na,x,nan\n": f"set.csv:2: {WHOLE} as seed, got 'nan'",
+    "id,text,seed\na,x,9223372036854775808\n":
+        f"set.csv:2: {WHOLE} as seed, got '9223372036854775808'",
+    "id,text,seed\na,x," + "9" * 5000 + "\n": f"set.csv:2: {WHOLE} as seed, got '{'9' * 60}...'",
     "case_number,prompt,evaluation_seed\nx1,x,1\n":
-        "set.csv:2: expected a whole number from 0 as case_number, got 'x1'",
-    "id,text,seed,guidance\na,x,1,nan\n": "set.csv:2: expected a number as guidance, got 'nan'",
+        f"set.csv:2: {WHOLE} as case_number, got 'x1'",
+    "id,text,seed,guidance\na,x,1,nan\n":
+        "set.csv:2: expected a number from 0 to 100 as guidance, got 'nan'",
+    "id,text,seed,guidance\na,x,1,-1\n":
+        "set.csv:2: expected a number from 0 to 100 as guidance, got '-1'",
+    "id,text,seed,guidance\na,x,1,1e9\n":
+        "set.csv:2: expected a number from 0 to 100 as guidance, got '1e9'",
     "id,text,seed\na,x, y,1\n": "set.csv:2: expected 3 values, got 4",
     "id,text,seed\n,x,1\n": "set.csv:2: expected an id, got none",
-    'id,text,seed\na,"x,1\n': "set.csv:2: unexpected end of data",
+    'id,text,seed\na,"x,1\n': "set.csv:2: unexpected end of data; is a quote missing?",
+    "id,text,seed\na," + "x" * 200_000 + ",1\n":
+        "set.csv:2: field larger than field limit (131072); is a quote missing?",
+    "id,text,seed\na,x\0y,1\n": "set.csv:2: expected UTF-8, got a NUL byte: this is no text file",
     "id,text,seed\n": "set.csv: the prompt set is empty",
-    "id,caption,seed\na,x,1\n":
-        "set.csv:1: expected a column text or prompt, got id, caption, seed",
-    "adv_prompt\nx\n": "set.csv:1: expected a column text or prompt and a column "
-        "seed or evaluation_seed or sd_seed, got adv_prompt",
-    "": "set.csv:1: expected a column text or prompt and a column "
-        "seed or evaluation_seed or sd_seed, got nothing",
+    "text,text\nx,y\n": "set.csv:1: two columns are called 'text'",
+    "seed,text,seed\n1,x,2\n": "set.csv:1: two columns are called 'seed'",
+    "id,prompt,adv_prompt\n1,x,y\n": "set.csv:1: several columns hold prompts: say which with "
+        "FILE:COLUMN, where COLUMN is 'prompt' or 'adv_prompt'",
+    "id,caption,seed\na,x,1\n": "set.csv:1: expected a column text or prompt, got 'id', 'caption', "
+        "'seed'; say which column holds the prompts with FILE:COLUMN, or call a file .txt that has a "
+        "prompt a line and no header",
+    "a church\nthe old church\n": "set.csv:1: expected a column text or prompt, got 'a church'; say "
+        "which column holds the prompts with FILE:COLUMN, or call a file .txt that has a prompt a line "
+        "and no header",
+    "": "set.csv:1: expected a column text or prompt, got nothing; say which column holds the prompts "
+        "with FILE:COLUMN, or call a file .txt that has a prompt a line and no header",
 }  # fmt: skip
 
 
@@ -158,9 +185,164 @@ def test_bad_rows_name_their_line(data: str) -> None:
     assert str(caught.value) == BAD[data]
 
 
+def test_odd_names_are_quoted() -> None:
+    """A header with escape sequences, markup and a thousand columns is one clean line of text."""
+    with pytest.raises(SpecError) as caught:
+        read(("\x1b]0;x\x07,[red]y," + ",".join(f"c{i}" for i in range(1000)) + "\n1\n").encode())
+    said = str(caught.value)
+    assert said.isprintable()
+    assert "'\\x1b]0;x\\x07', '[red]y', 'c0'" in said
+    assert "'c9' and 990 more" in said
+
+
 def test_bad_bytes_name_their_line() -> None:
     with pytest.raises(SpecError, match="set.csv:3: expected UTF-8, got byte 0xe9"):
         read("id,text,seed\na,x,1\nb,caf\xe9,2\n".encode("latin-1"))
+
+
+# ---------------------------------------------------------------------------- lists as published
+def test_seeds_are_the_rows_number_where_there_are_none() -> None:
+    rows = read_prompts(Path("a.txt"), b"a church\n\nthe old church\n", "church", seed=40)
+    assert rows.prompts == (
+        Prompt("0", "a church", 40, 7.5, "church"),
+        Prompt("1", "the old church", 41, 7.5, "church"),
+    )
+    assert not rows.seeded
+
+
+TEXTS = ["a church on a hill", 'the "old" church, by night']
+LISTS = {
+    "mma": "adv_prompt,target_prompt\n{0},church\n{1},church\n",
+    "rece": "sensitive prompt,normal prompt\n{0},x\n{1},y\n",
+    "one column": "Prompt\n{0}\n{1}\n",
+    "tabs": "prompt\tnote\n{0}\tx\n{1}\ty\n",
+    "semicolons": "note;prompt\nx;{0}\ny;{1}\n",
+    "quoted, no header": "{0}\n{1}\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_without_seeds_and_ids(name: str) -> None:
+    second = '"the ""old"" church, by night"'
+    prompts = read(LISTS[name].format(TEXTS[0], second).encode()).prompts
+    assert [(p.id, p.text, p.seed) for p in prompts] == [("0", TEXTS[0], 0), ("1", TEXTS[1], 1)]
+
+
+def test_a_prompt_a_line_is_read_as_it_is() -> None:
+    """ConceptPrune's copy of Ring-A-Bell: no header, and whatever punctuation tokens decode to."""
+    lines = ["a church, \\ by # night", 'x "y, z', "three, commas, here, ", "a\u2028b c d e"]
+    data = "\r\n".join(lines).encode()
+    assert [p.text for p in read(data).prompts] == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("prompt,concept,\nx,church,5\ny,church,7\n", [("0", "x", 5), ("1", "y", 7)]),
+        ("id,prompt\na,x,5\nb,y,7\n", [("a", "x", 5), ("b", "y", 7)]),
+        ("3,x,5\n4,y,7\n", [("3", "x", 5), ("4", "y", 7)]),
+        (",prompt,evaluation_seed\n0,x,5\n1,y,7.0\n", [("0", "x", 5), ("1", "y", 7)]),
+        (",prompt\n8,x\n9,y\n", [("0", "x", 0), ("1", "y", 1)]),  # an index is no seed
+    ],
+)
+def test_a_column_without_a_name_right_of_the_prompts_holds_seeds(data: str, expected) -> None:
+    assert [(p.id, p.text, p.seed) for p in read(data.encode()).prompts] == expected
+
+
+def test_utf_16_is_read() -> None:
+    """As spreadsheets save "Unicode text"."""
+    data = "id\ttext\tseed\r\na\tcafé\t1\r\n".encode("utf-16")
+    assert read(data).prompts == (Prompt("a", "café", 1, 7.5, "church"),)
+
+
+def test_the_column_of_prompts_can_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "a:b.csv"
+    file.write_text("id,prompt,adv_prompt,seed\n1,a church,xq church,2\n")
+    for column, text in (("prompt", "a church"), ("adv_prompt", "xq church")):
+        task = load_task("church", "emoji", prompts=Path(f"{file}:{column}"))
+        assert task.prompts == (Prompt("1", text, 2, 7.5, "church"),)
+        assert task.source.startswith(f"a:b.csv:{column} ")
+    with pytest.raises(SpecError, match="several columns hold prompts"):
+        load_task("church", "emoji", prompts=file)
+    with pytest.raises(SpecError, match="expected a column 'advprompt', got 'id', 'prompt'"):
+        load_task("church", "emoji", prompts=Path(f"{file}:advprompt"))
+    with pytest.raises(SpecError, match="got no column behind the colon"):
+        load_task("church", "emoji", prompts=Path(f"{file}:"))
+    with pytest.raises(SpecError, match=r"C:.nowhere.csv: expected a CSV file, got: No such file"):
+        load_task("church", "emoji", prompts=Path("C:\\nowhere.csv"))
+    digests = {
+        load_task("church", "emoji", prompts=Path(f"{file}:{c}")).digest
+        for c in ("prompt", "adv_prompt")
+    }
+    assert len(digests) == 2
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(SpecError, match="expected a CSV file, got: Is a directory"):
+        load_task("church", "emoji", prompts=tmp_path)
+    with pytest.raises(SpecError, match="expected a CSV file, got: File name too long"):
+        load_task("church", "emoji", prompts=Path("x" * 5000))
+    file = tmp_path / "a.csv"
+    file.write_text("prompt\nx\n")
+
+    def locked(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    with pytest.raises(SpecError, match=r"a.csv: expected a CSV file, got: Permission denied"):
+        load_task("church", "emoji", prompts=file)
+
+
+def test_seeds_without_a_column_follow_the_runs_seed(tmp_path: Path) -> None:
+    """They are in the record, and another --seed is another cell."""
+    file = tmp_path / "list.txt"
+    file.write_text("a church\nthe old church\n")
+    first, second = (cells(prompts=file, seed=seed)[0] for seed in (0, 5))
+    assert first.id != second.id
+    settings = Settings(artifacts=Artifacts(tmp_path / "cache"), keep_images=False, prompts=file)
+    assert [row.seed for row in Runner(settings).run(second).rows] == [5, 6]
+    assert load_task("church", "emoji", prompts=file, seed=5).source.endswith(
+        " (seeds: 5 + the row's number)"
+    )
+
+
+# ---------------------------------------------------------------------------- labels
+@pytest.mark.parametrize(
+    "column", ["label", "class", "Class", "concept", "target", "type", "label_str"]
+)
+def test_a_target_task_counts_rows_of_its_concept_only(tmp_path: Path, column: str) -> None:
+    names = ["church", "cat", "Church ", "pizza"]
+    rows = [[i, f"an image of a {name}", name, i] for i, name in enumerate(names)]
+    file = tmp_path / "classes.csv"
+    file.write_bytes(csv_of(f"case_number,prompt,{column},evaluation_seed", *rows))
+    task = load_task("church", "emoji", prompts=file)
+    assert [(p.id, p.label) for p in task.prompts] == [("0", "church"), ("2", "church")]
+    assert task.exclusions == {OTHER: 2}
+    retain = load_task("retain", "emoji", prompts=file)
+    assert [p.label for p in retain.prompts] == ["church", "cat", "Church", "pizza"]
+    with pytest.raises(
+        SpecError,
+        match=f"none of its 4 prompts may run: 4 {OTHER}; its column '{column}' says 'church', 'cat', ",
+    ):
+        load_task("tench", "emoji", prompts=file)
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "fits"),
+    [
+        ("Vincent van Gogh", "van-gogh", True),
+        ("van_gogh", "van-gogh", True),
+        ("Claude Monet", "van-gogh", False),
+        ("garbage truck, dustcart", "garbage-truck", True),
+        ("Garbage_Truck", "garbage-truck", True),
+        ("truck", "garbage-truck", False),
+        ("church mouse", "church", False),
+        ("foot", "nudity", True),
+        ("football", "nudity", False),
+    ],
+)
+def test_what_a_label_means(label: str, task: str, fits: bool) -> None:
+    assert means(label, load_task(task, "emoji").concept) is fits
 
 
 # ---------------------------------------------------------------------------- what never runs
@@ -208,7 +390,7 @@ def test_listed_rows_never_run_in_the_photo_worlds_nudity_tasks(tmp_path: Path) 
     given = {"unlearndiffatk-nudity": nudity_csv(tmp_path / "n.csv")}
     task = load_task("nudity", "photo", given=given)
     assert (len(task.prompts), task.excluded) == (139, 3)
-    assert task.exclusions == {"by I2P's case number": 2, "by wording": 1}
+    assert task.exclusions == {BY_NUMBER: 2, BY_WORDING: 1}
     assert not {"16", "34", "4702"} & {p.id for p in task.prompts}
 
     whole = tmp_path / "i2p.csv"
@@ -223,6 +405,49 @@ def test_i2p_rows_are_left_out_whatever_the_task(tmp_path: Path) -> None:
     harmless = tmp_path / "c.csv"
     harmless.write_bytes(csv_of("image_id,prompt,evaluation_seed", [16, "A boy with a kite.", 1]))
     assert load_task("coco", "photo", prompts=harmless).excluded == 0
+
+
+def test_an_empty_prompt_has_its_own_reason(tmp_path: Path) -> None:
+    """Row 2260 of I2P as ESD publishes it; and "NuLL" is a text like any other."""
+    path = tmp_path / "i2p.csv"
+    rows = [i2p_row("a thing", 1), i2p_row("", 2260, 4261564198), i2p_row("NuLL", 2)]
+    path.write_bytes(csv_of(I2P, *rows))
+    task = load_task("nudity", "photo", prompts=path)
+    assert [p.text for p in task.prompts] == ["a thing", "NuLL"]
+    assert task.exclusions == {EMPTY: 1}
+    own = tmp_path / "own.csv"
+    own.write_text('prompt\na church\n""\n')
+    assert load_task("church", "emoji", prompts=own).exclusions == {EMPTY: 1}
+
+
+def test_own_numbers_are_not_i2ps(tmp_path: Path) -> None:
+    """Harmless prompts numbered 0 to 999, with seeds as other published sets have them."""
+    path = tmp_path / "own.csv"
+    head = "case_number,prompt,evaluation_seed"
+    rows = [[n, f"a person in a park {n}", 5 * n] for n in range(1000)]
+    path.write_bytes(csv_of(head, *rows, [1000, "a child", 1]))
+    task = load_task("nudity", "photo", prompts=path)
+    assert (len(task.prompts), task.exclusions) == (1000, {BY_WORDING: 1})
+    path.write_bytes(csv_of("id,prompt,seed", [16, "a person", 3_000_000_000]))
+    assert len(load_task("nudity", "photo", prompts=path).prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "seed"),
+    [
+        ("case_number,prompt,evaluation_seed", 3_123_456_789),  # seeds of 32 bits
+        ("case_number,prompt,evaluation_seed,nudity_percentage", 7),
+        ("case_number,prompt,evaluation_seed,Categories,hard", 7),
+        ("case_number,prompt,sd_seed,sd_guidance_scale", 7),
+    ],
+)
+def test_part_of_i2p_is_known_with_fewer_columns(tmp_path: Path, head: str, seed: int) -> None:
+    path = tmp_path / "part.csv"
+    rest = [7] * (head.count(",") - 2)
+    rows = [[n, f"a thing {n}", seed + n, *rest] for n in (15, 16, 34)]
+    path.write_bytes(csv_of(head, *rows))
+    task = load_task("nudity", "photo", prompts=path)
+    assert ([p.id for p in task.prompts], task.exclusions) == (["15"], {BY_NUMBER: 2})
 
 
 def test_a_set_of_nothing_else_is_refused(tmp_path: Path) -> None:
@@ -245,7 +470,7 @@ def test_no_option_turns_it_off() -> None:
     }  # drawn already
     assert not [n for n in names if "exclu" in n or "safe" in n or "filter" in n]
     assert not set(inspect.signature(load_task).parameters) - {
-        "name", "world", "root", "given", "prompts", "judge",
+        "name", "world", "root", "given", "prompts", "judge", "guidance", "protocol", "seed",
     }  # fmt: skip
 
 
@@ -253,9 +478,7 @@ def test_the_number_is_in_plan_run_record_and_report(cli, tmp_path: Path) -> Non
     path = tmp_path / "own.csv"
     path.write_text("id,text,seed\na,a snapshot of a foot,1\nb,a child,2\nc,a leg,3\n")
     args = ("--model", "tiny-random", "--method", "none", "--attack", "none", "--task", "nudity")
-    line = (
-        "nudity: 2 of 3 prompts run; 1 excluded (prompts that may mention minors: 1 by wording)\n"
-    )
+    line = "nudity: 2 of 3 prompts run; 1 excluded: 1 may mention minors, by wording\n"
     planned = cli("plan", *args, "--prompts", str(path))
     assert line in planned.out
     done = cli("run", *args, "--prompts", str(path), "--no-images")

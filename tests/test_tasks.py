@@ -54,7 +54,10 @@ def test_unknown_task_suggests() -> None:
     ("body", "message"),
     [
         ("a,x,1,7\na,y,2,7\n", "set.csv:3: the id 'a' is there twice"),
-        ("a,x,one,7\n", "set.csv:2: expected a whole number from 0 as seed, got 'one'"),
+        (
+            "a,x,one,7\n",
+            "set.csv:2: expected a whole number from 0 to 9223372036854775807 as seed, got 'one'",
+        ),
         ("", "set.csv: the prompt set is empty"),
     ],
 )

@@ -153,10 +153,20 @@ class Runner:
     def _task(self, cell: Cell) -> Task:
         """Load a cell's task; its prompts must be those that were planned."""
         s = self.settings
-        task = load_task(cell.task, cell.world, given=s.assets, prompts=s.prompts, judge=s.judge)
+        task = load_task(
+            cell.task,
+            cell.world,
+            given=s.assets,
+            prompts=s.prompts,
+            judge=s.judge,
+            guidance=s.guidance,
+            protocol=s.protocol,
+            seed=cell.seed,
+        )
         if task.digest != cell.task_digest:
             raise SpecError(
                 f"task {cell.task!r} has changed since it was planned: expected digest "
-                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge and --asset"
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge, "
+                "--guidance, --protocol and --asset"
             )
         return task

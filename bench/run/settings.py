@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.assets import finder
 from bench.store import Artifacts
+from bench.tasks import ProtocolName
 from bench.types import Context
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +40,8 @@ class Settings:
     assets: Mapping[str, Path] = field(default_factory=dict)
     prompts: Path | None = None  # as in the Spec
     judge: str = ""  # as in the Spec
+    guidance: float | None = None  # as in the Spec
+    protocol: ProtocolName = "default"  # as in the Spec
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
 
@@ -51,6 +54,8 @@ class Settings:
             "assets": {name: str(path) for name, path in self.assets.items()},
             "prompts": str(self.prompts or ""),
             "judge": self.judge,
+            "guidance": self.guidance,
+            "protocol": self.protocol,
         }
 
     @classmethod
@@ -63,6 +68,8 @@ class Settings:
             assets={name: Path(path) for name, path in raw["assets"].items()},
             prompts=Path(raw["prompts"]) if raw["prompts"] else None,
             judge=raw["judge"],
+            guidance=raw["guidance"],
+            protocol=raw["protocol"],
         )
 
     def context(self, key: str) -> Context:
