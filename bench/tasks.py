@@ -195,7 +195,7 @@ def role(name: str, world: World, root: Path = PROMPTS) -> str:
     Raises:
         UnknownNameError: The world has no such task.
     """
-    return str(_row(name, world, root)["role"])
+    return str(_row(name, world, root)[0]["role"])
 
 
 def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
