@@ -19,9 +19,10 @@ class Concept:
     Args:
         name: The word that stands for it.
         kind: Decides a method's defaults.
-        anchor: What methods that replace the concept put in its place.
-        terms: Phrases that name it together, for methods that erase several at once; a broad concept
-            has more than one. Empty means the name alone.
+        anchor: What methods that replace the concept put in its place; one for each term, separated by
+            ";", where they differ.
+        terms: Phrases that name it together: a broad concept has more than one, and several concepts are
+            erased together as the terms of one. Empty means the name alone.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Concept:
     def phrases(self) -> tuple[str, ...]:
         """What names it in texts: its terms, or its name."""
         return self.terms or (self.name,)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """What each of its phrases is mapped to."""
+        each = tuple(anchor.strip() for anchor in self.anchor.split(";"))
+        return each if len(each) > 1 else each * len(self.phrases)
 
 
 @dataclass(frozen=True, slots=True)

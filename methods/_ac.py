@@ -1,4 +1,4 @@
-"""AC's data and objective, which AC and P-AC share."""
+"""AC's data and objective, which AC and P-AC share (Kumari et al., arXiv 2303.13516)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench import Concept, Context, Guidance, IncompatibleError, Model, Prompt
+from bench import Concept, Context, Guidance, IncompatibleError, Model, PluginError, Prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 Target = Literal["model", "noise"]
 Teacher = Literal["student", "frozen"]
 ANCHORS = 200
+GUIDANCE, SAMPLER, STEPS = 6.0, "dpm", 25  # how the published code draws the anchors
+_ERASED = {
+    "nudity": "nudity, nsfw"
+}  # what the published commands call a concept that has one name only
 
 _FORMS = (
     "a photo of {x}", "a picture of {x}", "an image of {x}", "{x}", "a close up of {x}",
@@ -38,140 +49,216 @@ _MOTIFS = (
 _GROUPS = ("people", "a woman", "a man", "a body", "a couple", "a dancer", "a nurse", "a swimmer")
 
 
-def anchor_prompts(concept: Concept, n: int = ANCHORS) -> list[str]:
-    """Return prompts for the anchor concept, written for this project.
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture of an anchor, the prompt it was drawn from, and the phrase it teaches to erase."""
+
+    image: Picture
+    text: str
+    anchor: str
+    phrase: str
+
+
+def erased_phrases(concept: Concept) -> dict[str, list[str]]:
+    """Return what is erased by what it is mapped to.
 
     Raises:
         IncompatibleError: The concept has no anchor, or is its own anchor.
     """
-    anchor = concept.anchor
-    if not anchor:
-        raise IncompatibleError(f"{concept.name!r} has no anchor concept to be mapped to")
-    if anchor == concept.name:
-        raise IncompatibleError(
-            f"the anchor of {concept.name!r} is the concept itself: choose another"
-        )
+    names = concept.terms or (_ERASED.get(concept.name, concept.name),)
+    phrases: dict[str, list[str]] = {}
+    for name, anchor in zip(names, concept.anchors, strict=True):
+        if not anchor:
+            raise IncompatibleError(
+                f"{name!r} has no anchor concept to be mapped to: give --anchor"
+            )
+        if anchor in {name, concept.name}:
+            raise IncompatibleError(f"the anchor of {name!r} is the concept itself: choose another")
+        phrases.setdefault(anchor, []).append(name)
+    return phrases
+
+
+def anchor_prompts(anchor: str, kind: str, n: int = ANCHORS) -> list[str]:
+    """Return prompts for an anchor, written for this project."""
     motifs: Sequence[str] = (f"a {anchor}",)
-    if concept.kind == "style":
+    if kind == "style":
         motifs = _MOTIFS
-    elif concept.kind == "nsfw":
+    elif kind == "nsfw":
         motifs = _GROUPS if anchor == "people" else (anchor,)
-    forms = _PAINTINGS if concept.kind == "style" else _FORMS
+    forms = _PAINTINGS if kind == "style" else _FORMS
     texts = [f"{f.format(x=m)} {p}" for p in _PLACES for m in motifs for f in forms]
     Random(0).shuffle(texts)
     return texts[:n]
 
 
-def with_concept(anchor: str, concept: Concept, rng: Random, index: int = 0) -> str:
-    """Rewrite an anchor prompt so that it asks for the concept (the published rules by kind).
-
-    ``index`` picks one of several terms in turn.
-    """
-    name = concept.phrases[index % len(concept.phrases)]
-    if concept.kind == "object":
-        return anchor.replace(concept.anchor, name)
+def with_concept(text: str, anchor: str, phrase: str, kind: str, rng: Random) -> str:
+    """Rewrite an anchor prompt so that it asks for the concept (the published rules by kind)."""
+    if kind == "object":
+        return text.replace(anchor, phrase)
     r = rng.randrange(3)
-    if concept.kind == "style":
-        return f"{anchor}, in the style of {name}" if r == 0 else f"in {name}'s style, {anchor}"
-    return (f"{name}, {anchor}", f"in {name} style, {anchor}", f"{anchor}, {name}")[r]
+    if kind == "style":
+        return f"{text}, in the style of {phrase}" if r == 0 else f"in {phrase}'s style, {text}"
+    return (f"{phrase}, {text}", f"in {phrase} style, {text}", f"{text}, {phrase}")[r]
 
 
-def anchor_latents(
-    model: Model, concept: Concept, ctx: Context, *, images: int, guidance: float = 6.0
-) -> tuple[list[str], Tensor]:
-    """Return anchor prompts and the latents ``(images, c, h, w)`` of pictures that the model makes of them.
+def anchor_examples(model: Model, concept: Concept, ctx: Context, *, images: int) -> list[Example]:
+    """Return pictures that the model makes of each anchor, drawn once for a base model and kept.
 
-    Made once for a base model and kept; for nsfw concepts the concept is the negative prompt.
+    As published: DPM-Solver with 25 steps, guidance 6; what is erased is the negative prompt for nsfw
+    concepts. Several phrases of one anchor take turns.
     """
-    texts = anchor_prompts(concept)
-    prompts = [Prompt(str(i), texts[i % len(texts)], i, guidance) for i in range(images)]
-    negative = concept.name if concept.kind == "nsfw" else ""
-    key = hashlib.sha256(json.dumps([texts, images, guidance, negative]).encode()).hexdigest()[:16]
-    path = (ctx.basedir or ctx.workdir) / f"anchors-{key}.safetensors"
-    if path.exists():
-        latents = load_file(path)["latents"].to(model.device)
-    else:
-        painter = model.copy()
+    painter, found = model.resampled(SAMPLER, STEPS), list[Example]()
+    for anchor, phrases in erased_phrases(concept).items():
+        texts = anchor_prompts(anchor, concept.kind)
+        prompts = [Prompt(str(i), texts[i % len(texts)], i, GUIDANCE) for i in range(images)]
+        negative = ", ".join(phrases) if concept.kind == "nsfw" else ""
         painter.guidance = Guidance((negative,))
-        parts = []
-        for i in range(0, images, ctx.batch_size):
-            parts.append(model.encode_images(painter.generate(prompts[i : i + ctx.batch_size])))
-            ctx.progress("anchors", min(i + ctx.batch_size, images), images)
-        latents = torch.cat(parts)
+        key = json.dumps([texts, images, negative, GUIDANCE, SAMPLER, STEPS]).encode()
+        name = f"anchors-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
+        pictures = _kept_pictures((ctx.basedir or ctx.workdir) / name, painter, prompts, ctx)
+        found += [
+            Example(image, prompt.text, anchor, phrases[i % len(phrases)])
+            for i, (image, prompt) in enumerate(zip(pictures, prompts, strict=True))
+        ]
+    return found
+
+
+def _kept_pictures(
+    path: Path, painter: Model, prompts: Sequence[Prompt], ctx: Context
+) -> list[Picture]:
+    """Return the pictures of a file, which are drawn and written if it is not there."""
+    if not path.exists():
+        drawn: list[Picture] = []
+        for i in range(0, len(prompts), ctx.batch_size):
+            drawn += painter.generate(prompts[i : i + ctx.batch_size])
+            ctx.progress("anchors", len(drawn), len(prompts))
+        if bad := [image.info["unscored"] for image in drawn if "unscored" in image.info]:
+            raise PluginError(f"{len(bad)} of {len(drawn)} anchor images failed: {bad[0]}")
+        pixels = torch.from_numpy(np.stack([np.array(image.convert("RGB")) for image in drawn]))
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".tmp")
-        save_file({"latents": latents.cpu().contiguous()}, draft)
+        save_file({"pixels": pixels}, draft)
         draft.replace(path)
-    return [p.text for p in prompts], latents
+    return [Image.fromarray(array.numpy()) for array in load_file(path)["pixels"]]
 
 
 class AcObjective:
-    """Predict for the concept what is predicted for its anchor (Kumari et al., arXiv 2303.13516).
+    """Predict for the concept what is predicted for its anchor.
 
     Args:
         model: The original.
-        concept: What is erased; its anchor must be set.
-        texts: Anchor prompt of each image.
-        latents: Their latents, ``(images, c, h, w)``.
+        kind: Kind of the concept.
+        examples: Pictures of its anchors.
         batch: Images in a step.
         target: "model": the anchor's prediction; "noise": the noise that was added.
         teacher: Whose prediction: the student's own without gradient (the published code) or the
             original's (Eq. 3 of the pruning paper).
         border: Latent pixels at the edge that do not count; 1 is published.
         hflip: Mirror half of the images.
+        augment: Shrink two thirds of the images and enlarge the others, and say so in the prompt.
+        prior: Weight of the noise's error on as many anchors that nothing is mapped on.
         seed: Seed of every draw.
     """
 
     def __init__(
         self,
         model: Model,
-        concept: Concept,
-        texts: Sequence[str],
-        latents: Tensor,
+        kind: str,
+        examples: Sequence[Example],
         *,
         batch: int,
         target: Target,
         teacher: Teacher,
         border: int,
         hflip: bool,
+        augment: bool,
+        prior: float,
         seed: int,
     ) -> None:
-        self.latents, self.batch, self.hflip = latents, batch, hflip
+        self.kind, self.examples, self.batch = kind, list(examples), batch
         self.target, self.frozen = target, model.copy() if teacher == "frozen" else None
-        self.rng = torch.Generator().manual_seed(seed)
-        words, self.texts = Random(seed), list(texts)
-        rewritten = [with_concept(text, concept, words, i) for i, text in enumerate(texts)]
-        self.anchors = _encode_once(model, self.texts)
-        self.concepts = _encode_once(model, rewritten)
-        h, w = latents.shape[-2:]
-        self.mask = torch.zeros(1, 1, h, w, device=latents.device)
-        self.mask[..., border : h - border, border : w - border] = 1
+        self.border, self.hflip, self.augment, self.prior = border, hflip, augment, prior
+        self.rng, self.words = torch.Generator().manual_seed(seed), Random(seed)
+        self.visits, self.prior_visits = self._visits(), self._visits()
+        self.side: int = model.noise([0]).shape[-1]
+        if 2 * border >= self.side:
+            raise IncompatibleError(
+                f"border={border}: expected less than half of the latents' side, {self.side}"
+            )
+
+    def _visits(self) -> Iterator[Example]:
+        """Yield the examples in a new order each time round."""
+        while True:
+            for i in torch.randperm(len(self.examples), generator=self.rng).tolist():
+                yield self.examples[i]
 
     def loss(self, student: Model) -> Tensor:
-        """Return the loss of one batch. Its gradient does not pass through the start token."""
-        index = torch.randint(len(self.latents), (self.batch,), generator=self.rng)
-        x0 = self.latents[index]
-        if self.hflip:
-            mirrored = torch.rand(self.batch, generator=self.rng) < 0.5
-            x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(x0.device), x0.flip(-1), x0)
+        """Draw a batch and return its loss. Its gradient does not pass through the start token."""
+        visited = [next(self.visits) for _ in range(self.batch)]
+        views = [self._view(example.image) for example in visited]
+        images, masks, prefixes = (list(parts) for parts in zip(*views, strict=True))
+        texts = [
+            prefix + with_concept(e.text, e.anchor, e.phrase, self.kind, self.words)
+            for e, prefix in zip(visited, prefixes, strict=True)
+        ]
+        if self.prior:
+            others = [next(self.prior_visits) for _ in range(self.batch)]
+            images += [self._flipped(example.image) for example in others]
+            texts += [example.text for example in others]
+        x0 = student.encode_images(images)
         noise = torch.randn(x0.shape, generator=self.rng).to(x0.device)
-        t = torch.randint(1000, (self.batch,), generator=self.rng).to(x0.device)
-        x = student.add_noise(x0, noise, t)
-        target = noise
+        t = torch.randint(1000, (len(x0),), generator=self.rng).to(x0.device)
+        x, target = student.add_noise(x0, noise, t), noise[: self.batch]
         if self.target == "model":
             with torch.no_grad():
-                target = (self.frozen or student).predict_noise(x, t, self.anchors[index])
-        self._drawn = x, t, self.concepts[index], target
+                target = (self.frozen or student).predict_noise(
+                    x[: self.batch], t[: self.batch], student.encode([e.text for e in visited])
+                )
+        mask = torch.stack(masks)[:, None].to(x0.device)
+        self._drawn = x, t, student.encode(texts), target, mask, noise[self.batch :]
         return self.error(student)
 
     def error(self, student: Model) -> Tensor:
         """Return a student's error on the batch that was drawn last."""
-        x, t, cond, target = self._drawn
+        x, t, cond, target, mask, prior_noise = self._drawn
         with detached_start(student):
             predicted = student.predict_noise(x, t, cond)
         # The published loss divides by the mask's sum over pixels, not over channels.
-        error: Tensor = ((predicted - target).square() * self.mask).sum((1, 2, 3)) / self.mask.sum()
-        return error.mean()
+        squares = (predicted[: self.batch] - target).square() * mask
+        error = (squares.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)).mean()
+        if self.prior:
+            error = error + self.prior * (predicted[self.batch :] - prior_noise).square().mean()
+        return error
+
+    def _flipped(self, image: Picture) -> Picture:
+        return ImageOps.mirror(image) if self.hflip and self.words.random() < 0.5 else image
+
+    def _view(self, image: Picture) -> tuple[Picture, Tensor, str]:
+        """Return an image as it is shown this time, which latents count, and what the prompt says of it."""
+        image, rng, size = self._flipped(image), self.words, image.width
+        scale = size
+        if self.augment:
+            shrunk = rng.random() < 0.66
+            scale = (
+                rng.randint(size // 3, size)
+                if shrunk
+                else rng.randrange(int(1.2 * size), int(1.4 * size))
+            )
+        top, left = (rng.randint(0, abs(scale - size)) for _ in range(2))
+        if scale != size:
+            image = image.resize((scale, scale), Image.Resampling.BILINEAR)
+        mask = torch.zeros(self.side, self.side)
+        if scale > size:
+            shown = image.crop((left, top, left + size, top + size))
+            return shown, mask + 1, rng.choice(("zoomed in ", "close up "))
+        shown = Image.new("RGB", (size, size), (128, 128, 128))  # 0 to the autoencoder
+        shown.paste(image, (left, top))
+        pixels, b = size // self.side, self.border
+        rows, columns = (
+            slice(start // pixels + b, (start + scale) // pixels - b) for start in (top, left)
+        )
+        mask[rows, columns] = 1
+        return shown, mask, rng.choice(("a far away ", "very small ")) if scale < 0.6 * size else ""
 
 
 @contextmanager
@@ -191,11 +278,3 @@ def detached_start(model: Model) -> Iterator[None]:
     finally:
         for handle in hooks:
             handle.remove()
-
-
-def _encode_once(model: Model, texts: Sequence[str]) -> Tensor:
-    """Encode every different text once; return a row per text."""
-    unique = list(dict.fromkeys(texts))
-    row = {text: i for i, text in enumerate(unique)}
-    parts = [model.encode(unique[i : i + 64]) for i in range(0, len(unique), 64)]
-    return torch.cat(parts)[[row[text] for text in texts]]

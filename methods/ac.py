@@ -25,6 +25,8 @@ class AcSettings:
         teacher: Whose prediction of the anchor: the "student" 's own without gradient, or "frozen".
         border: Latent pixels at the edge that do not count.
         hflip: Mirror half of the images.
+        augment: Show two thirds of the images smaller and the others larger, and say so in the prompt.
+        prior: Weight of prior preservation: the noise's error on as many anchors with their own prompts.
     """
 
     params: ParameterGroup = by_kind(nsfw="attn", style="esd-x-strict", object="esd-x-strict")
@@ -34,22 +36,24 @@ class AcSettings:
     teacher: Literal["student", "frozen"] = "student"
     border: Annotated[int, Field(ge=0)] = 1
     hflip: bool = True
+    augment: bool = by_kind(nsfw=False, style=False, object=True)
+    prior: Annotated[float, Field(ge=0)] = by_kind(nsfw=1.0, style=0.0, object=0.0)
 
     def objective(self, model: Model, concept: Concept, ctx: Context, seed: int) -> AcObjective:
         """Make the anchor images and return AC's objective."""
-        from methods._ac import AcObjective, anchor_latents  # slow; not needed to plan a run
+        from methods._ac import AcObjective, anchor_examples  # slow; not needed to plan a run
 
-        texts, latents = anchor_latents(model, concept, ctx, images=self.images)
         return AcObjective(
             model,
-            concept,
-            texts,
-            latents,
+            concept.kind,
+            anchor_examples(model, concept, ctx, images=self.images),
             batch=self.batch,
             target=self.target,
             teacher=self.teacher,
             border=self.border,
             hflip=self.hflip,
+            augment=self.augment,
+            prior=self.prior,
             seed=seed,
         )
 
@@ -59,11 +63,13 @@ class AC(AcSettings):
     """Ablating Concepts (Kumari et al., Ablating Concepts in Text-to-Image Diffusion Models).
 
     The noise that is predicted for prompts with the concept is drawn to what is predicted for the same
-    prompts with the anchor, on images of the anchor. Photo-world defaults are the published settings on
-    one device: 1000 images; 100 steps at 1.6e-5 on cross-attention keys and values, and for nudity 400
-    steps at 6.4e-5 on all attention. The anchor prompts are this project's. Left out: size augmentation,
-    the prior-preservation term that the authors' nudity recipe adds, and drawing latents from the
-    autoencoder's posterior (its mean is taken).
+    prompts with the anchor, on images of the anchor. Defaults are the published commands on one device:
+    1000 images by DPM-Solver in 25 steps; 100 steps at 1.6e-5 on cross-attention keys and values, with
+    images of many sizes for objects; and for nudity 400 steps at 6.4e-5 on all attention, with prior
+    preservation (which the rate is doubled for; give an object prior=1 where its name holds the anchor's,
+    as "grumpy cat", and double ``lr``). Nudity is erased as "nudity, nsfw", which is also the negative
+    prompt of the anchor images. Prompts are rewritten and images mirrored at each visit. What deviates:
+    the anchor prompts are this project's, and latents are the autoencoder's means, not draws.
 
     Args:
         steps: Optimiser steps.
@@ -76,6 +82,7 @@ class AC(AcSettings):
         "Ablating Concepts in Text-to-Image Diffusion Models",
         "https://arxiv.org/abs/2303.13516",
         "https://github.com/nupurkmr9/concept-ablation",
+        version=2,
     )
 
     steps: Annotated[int, Field(ge=1)] = by_kind(nsfw=400, style=100, object=100)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Pooler = Literal["official", "eos", "none"]
+
+
 @dataclass(frozen=True)
 class FMN:
     """Forget-Me-Not (Zhang et al., Learning to Forget in Text-to-Image Diffusion Models).
@@ -34,8 +37,8 @@ class FMN:
         steps: Optimiser steps.
         lr: Learning rate of AdamW.
         images: Images of the concept.
-        pooler: What is penalised besides the concept: "eos" the first end token, "official-sd14" every
-            end token (SD 1.x pads with it, so nearly all positions), "none".
+        pooler: What is penalised besides the concept: "official" every end token, as published (SD 1.x pads
+            with it, so nearly all positions), "eos" the first end token, "none".
         weight_decay: AdamW's.
         inversion_steps: Steps of textual inversion at learning rate 1e-3; 0 uses the concept's own tokens.
     """
@@ -44,13 +47,14 @@ class FMN:
         "Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models",
         "https://arxiv.org/abs/2303.17591",
         "https://github.com/SHI-Labs/Forget-Me-Not",
+        version=2,
     )
 
     params: Literal["unet", "attn2"] = "unet"
     steps: Annotated[int, Field(ge=1)] = 35
     lr: Annotated[float, Field(gt=0)] = 2e-6
     images: Annotated[int, Field(ge=1)] = 8
-    pooler: Literal["eos", "official-sd14", "none"] = "eos"
+    pooler: Pooler = "official"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     inversion_steps: Annotated[int, Field(ge=0)] = 500
 
@@ -77,7 +81,15 @@ class FMN:
         if self.inversion_steps:
             start = form.format("").strip()
             pairs = [
-                invert(model, start, latents[i :: len(texts)], self.inversion_steps, seed + i, ctx)
+                invert(
+                    model,
+                    start,
+                    latents[i :: len(texts)],
+                    self.inversion_steps,
+                    seed + i,
+                    ctx,
+                    pooler=self.pooler,
+                )
                 for i in range(len(texts))
             ]
             cond, where = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -107,6 +119,8 @@ def invert(
     steps: int,
     seed: int,
     ctx: Context,
+    *,
+    pooler: Pooler,
     tokens: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Find new token embeddings that describe images (textual inversion, arXiv 2208.01618).
@@ -118,10 +132,12 @@ def invert(
         steps: AdamW steps at learning rate 1e-3, batch 1; rows are drawn to the published norm, 0.4.
         seed: Seed of every draw.
         ctx: Told of the progress.
+        pooler: See ``FMN.pooler``.
         tokens: How many new tokens.
 
     Returns:
-        The conditioning ``(1, tokens, width)``, and where its new tokens are ``(1, tokens)``.
+        The conditioning ``(1, tokens, width)``, and where its new tokens and those of the pooler are
+        ``(1, tokens)``.
     """
     import torch
     import torch.nn.functional as F
@@ -129,10 +145,9 @@ def invert(
     rng, rate = torch.Generator().manual_seed(seed), 1e-3
     table = model.pipe.text_encoder.get_input_embeddings().weight.detach()
     words = table[torch.randint(len(table), (tokens,), generator=rng)].clone().requires_grad_(True)
-    tokenizer = model.pipe.tokenizer
-    ids = [tokenizer.bos_token_id, *model.token_ids([start])[0]]
-    rest = [tokenizer.eos_token_id] * (tokenizer.model_max_length - len(ids) - tokens)
-    front, back = table[ids], table[rest]
+    before = model.token_ids([start])[0]
+    ids, first = padded(model, [*before, *[0] * tokens]), 1 + len(before)
+    front, back = table[ids[:first]], table[ids[first + tokens :]]
 
     def loss() -> Tensor:
         i = int(torch.randint(len(latents), (1,), generator=rng))
@@ -150,9 +165,9 @@ def invert(
     fit(loss, optimizer, steps, ctx, stage="inversion", after_step=draw_to_norm)
     with torch.no_grad():
         cond = model.encode_embeddings(torch.cat([front, words, back])[None])
-    where = torch.zeros(1, tokenizer.model_max_length, dtype=torch.bool, device=cond.device)
-    where[:, len(ids) : len(ids) + tokens] = True
-    return cond, where
+    where = pooled(model, ids, first + tokens, pooler)
+    where[first : first + tokens] = True
+    return cond, where[None]
 
 
 @contextmanager
@@ -197,26 +212,36 @@ def attention_norm(maps: Sequence[Tensor], where: Tensor) -> Tensor:
     return torch.stack(squares).sum().sqrt()
 
 
-def concept_positions(model: Model, text: str, term: str, pooler: str) -> Tensor:
+def concept_positions(model: Model, text: str, term: str, pooler: Pooler) -> Tensor:
     """Return which of the text's token positions hold the term, ``(tokens,)``; see ``FMN.pooler``.
 
     Raises:
         PluginError: The term's tokens are not in the text's.
     """
-    import torch
-
     (ids, wanted) = model.token_ids([text, term])
     found = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
     if not found:
         raise PluginError(f"the tokens of {term!r} are not in {text!r}")
-    where = torch.zeros(
-        model.pipe.tokenizer.model_max_length, dtype=torch.bool, device=model.device
-    )
+    where = pooled(model, padded(model, ids), 1 + len(ids), pooler)
     for start in found:
         where[1 + start : 1 + start + len(wanted)] = True
-    end = 1 + len(ids)
-    if pooler == "eos":
-        where[end] = True
-    elif pooler == "official-sd14":
-        where[end:] = True
     return where
+
+
+def padded(model: Model, ids: Sequence[int]) -> list[int]:
+    """Return token ids with start, end and padding, as the tokenizer gives them."""
+    tokenizer = model.pipe.tokenizer
+    whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return whole + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(whole))
+
+
+def pooled(model: Model, ids: Sequence[int], end: int, pooler: Pooler) -> Tensor:
+    """Return the positions that a pooler penalises, ``(tokens,)``; ``end`` is the first end token's."""
+    import torch
+
+    chosen = {
+        "official": torch.tensor(ids) == model.pipe.tokenizer.eos_token_id,
+        "eos": torch.arange(len(ids)) == end,
+        "none": torch.zeros(len(ids), dtype=torch.bool),
+    }
+    return chosen[pooler].to(model.device)

@@ -16,18 +16,20 @@ from methods.p_esd import MaskSettings
 class PAC(MaskSettings, AcSettings):
     """Pruning with AC's objective (Pruning for Robust Concept Erasing in Diffusion Models, Eq. 3 and 6).
 
-    As P-ESD, with AC's images and prompts and the original model's prediction of the anchor. Scope:
-    cross-attention for styles, all Linear and Conv2d for nudity; objects, which the paper does not
-    report, as nudity.
+    As P-ESD, with AC's images and prompts and the original model's prediction of the anchor, without prior
+    preservation, which Eq. 3 does not have. Scope: cross-attention for styles, all Linear and Conv2d for
+    nudity; objects, which the paper does not report, as nudity.
     """
 
     card: ClassVar = Card(
         "Pruning for Robust Concept Erasing in Diffusion Models",
         "https://arxiv.org/abs/2405.16534",
+        version=2,
     )
 
     params: ParameterGroup = by_kind(nsfw="full", style="esd-x", object="full")
     teacher: Literal["student", "frozen"] = "frozen"
+    prior: Annotated[float, Field(ge=0)] = 0.0
     steps: Annotated[int, Field(ge=1)] = 1000
     lr: Annotated[float, Field(gt=0)] = 0.01
 

@@ -1,67 +1,185 @@
 """AC, P-AC and FMN against formulas written out here."""
 
 from random import Random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fakes import finished
+from PIL import Image
 
-from bench import Concept, IncompatibleError, PluginError, Prompt
+from bench import Concept, Guidance, IncompatibleError, PluginError, Prompt
+from bench.models.diffusers import DiffusersModel
+from bench.registry import Ref, resolved
 from methods._ac import (
     AcObjective,
-    anchor_latents,
+    Example,
+    anchor_examples,
     anchor_prompts,
     detached_start,
+    erased_phrases,
     with_concept,
 )
-from methods.fmn import attention_maps, attention_norm, concept_positions, invert
+from methods.fmn import (
+    attention_maps,
+    attention_norm,
+    concept_positions,
+    invert,
+    padded,
+    pooled,
+)
 
 CHURCH = Concept("church", "object", "house")
-STYLE = Concept("van gogh", "style", "painting")
 BODY = Concept("nudity", "nsfw", "a landscape", ("nudity", "a foot"))
 
 
-def objective(model, **changes):
-    texts = anchor_prompts(CHURCH)[:6]
-    latents = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+def examples(model, n=6):
+    """Noise in place of pictures, with real prompts."""
+    rng, size = np.random.default_rng(1), model.sampling.size
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(n)
+    ]
+    texts = anchor_prompts("house", "object")
+    return [Example(im, text, "house", "church") for im, text in zip(pictures, texts, strict=False)]
+
+
+def objective(model, kind="object", shown=None, **changes):
     settings = {
-        "batch": 4,
-        "target": "model",
-        "teacher": "student",
-        "border": 1,
-        "hflip": False,
-        "seed": 5,
-    }
-    return AcObjective(model, CHURCH, texts, latents, **{**settings, **changes}), texts, latents
+        "batch": 4, "target": "model", "teacher": "student", "border": 1, "hflip": False,
+        "augment": False, "prior": 0.0, "seed": 5,
+    }  # fmt: skip
+    return AcObjective(model, kind, shown or examples(model), **{**settings, **changes})
 
 
 @pytest.mark.parametrize("target", ["model", "noise"])
-@pytest.mark.parametrize("border", [0, 1])
-def test_loss_equals_the_formula(tiny, target: str, border: int) -> None:
-    o, texts, latents = objective(tiny, target=target, border=border)
-    value = o.loss(tiny)
-    rng = torch.Generator().manual_seed(5)
-    index = torch.randint(6, (4,), generator=rng)
-    noise = torch.randn(4, *tiny.latent_shape, generator=rng)
-    t = torch.randint(1000, (4,), generator=rng)
+@pytest.mark.parametrize(("border", "prior"), [(0, 0.0), (1, 0.0), (1, 0.5)])
+def test_loss_equals_the_formula(tiny, target: str, border: int, prior: float) -> None:
+    value = objective(tiny, target=target, border=border, prior=prior).loss(tiny)
+    shown, rng = examples(tiny), torch.Generator().manual_seed(5)
+    visited = torch.randperm(6, generator=rng)[:4].tolist()
+    others = torch.randperm(6, generator=rng)[:4].tolist() if prior else []
+    rows = [shown[i] for i in visited + others]
+    noise = torch.randn(len(rows), *tiny.latent_shape, generator=rng)
+    t = torch.randint(1000, (len(rows),), generator=rng)
+    latents = tiny.encode_images([row.image for row in rows]).double()
     total, side = 0.0, latents.shape[-1]
+
+    def predict(k, text):
+        a = tiny.alphas[t[k]].double()
+        x = (a.sqrt() * latents[k] + (1 - a).sqrt() * noise[k].double()).float()[None]
+        cond = tiny.encode([text])
+        with torch.no_grad():
+            return tiny.pipe.unet(x, t[k], encoder_hidden_states=cond).sample.double()[0]
+
     for k in range(4):
-        text, a = texts[int(index[k])], tiny.alphas[t[k]].double()
-        x = (a.sqrt() * latents[index[k]].double() + (1 - a).sqrt() * noise[k].double()).float()[
-            None
-        ]
-
-        def predict(text, x=x, t=t[k]):
-            with torch.no_grad():
-                return tiny.pipe.unet(
-                    x, t, encoder_hidden_states=tiny.encode([text])
-                ).sample.double()
-
-        goal = noise[k].double() if target == "noise" else predict(text)
-        error = (predict(text.replace("house", "church")) - goal)[0] ** 2
+        text = rows[k].text
+        goal = noise[k].double() if target == "noise" else predict(k, text)
+        error = (predict(k, text.replace("house", "church")) - goal) ** 2
         inside = error[:, border : side - border, border : side - border]
-        total += float(inside.sum()) / (side - 2 * border) ** 2
-    assert value.item() == pytest.approx(total / 4, rel=1e-4)
+        total += float(inside.sum()) / (side - 2 * border) ** 2 / 4
+    for k in range(4, len(rows)):  # the anchor's own prompt, the noise, no mask, a plain mean
+        total += prior * float(((predict(k, rows[k].text) - noise[k]) ** 2).mean()) / 4
+    assert value.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_prior_term_has_no_other_gradient_than_its_own(tiny) -> None:
+    def gradient(prior):
+        o, student = objective(tiny, prior=prior), tiny.copy()
+        params = list(student.parameters("attn").values())
+        for p in params:
+            p.requires_grad_(True)
+        torch.manual_seed(0)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(o.loss(student), params)])
+
+    one, two, three = (gradient(w) for w in (1.0, 2.0, 3.0))
+    assert torch.allclose(two - one, three - two, atol=1e-3 * float((two - one).abs().max()))
+    assert (two - one).abs().max() > 0
+
+
+def test_each_example_is_visited_once_a_round(tiny) -> None:
+    shown, seen = examples(tiny), []
+    o = objective(tiny, shown=shown, batch=3)
+    o._view = lambda image: (seen.append(image), (image, torch.ones(o.side, o.side), ""))[1]
+    for _ in range(4):
+        o.loss(tiny)
+    ids = [id(image) for image in seen]
+    assert set(ids[:6]) == set(ids[6:]) == {id(e.image) for e in shown}
+
+
+def test_prompts_are_rewritten_and_images_mirrored_at_each_visit(tiny) -> None:
+    (one,) = examples(tiny, 1)
+    one = Example(one.image, "a painting of a cat", "painting", "van gogh")
+    texts, images = [], []
+    encode, encode_images = tiny.encode, tiny.encode_images
+    tiny.encode = lambda t: (texts.extend(t), encode(t))[1]
+    tiny.encode_images = lambda i: (images.extend(i), encode_images(i))[1]
+    o = objective(tiny, kind="style", shown=[one], batch=12, hflip=True, target="noise")
+    o.loss(tiny)
+    assert set(texts) == {
+        "a painting of a cat, in the style of van gogh",
+        "in van gogh's style, a painting of a cat",
+    }
+    pixels = np.array(one.image)
+    as_it_is, mirrored = (
+        [bool((np.array(image) == like).all()) for image in images]
+        for like in (pixels, pixels[:, ::-1])
+    )
+    assert all(a != b for a, b in zip(as_it_is, mirrored, strict=True))
+    assert any(as_it_is) and any(mirrored)
+
+
+def test_augmented_views_are_where_the_mask_says(tiny) -> None:
+    """A white picture: what is grey was not covered; scales, prompts and masks follow from that."""
+    size, side = tiny.sampling.size, tiny.latent_shape[-1]
+    pixels = size // side
+    white = Image.new("RGB", (size, size), (255, 255, 255))
+    o = objective(tiny, augment=True)
+    enlarged = 0
+    for _ in range(600):
+        shown, mask, prefix = o._view(white)
+        covered = np.array(shown)[..., 0] > 250
+        ys, xs = covered.nonzero()
+        scale = int(ys.max() - ys.min() + 1)
+        assert covered.sum() == scale**2
+        if prefix in {"zoomed in ", "close up "}:
+            enlarged += 1
+            assert scale == size
+            assert mask.all()
+            continue
+        assert size // 3 <= scale <= size
+        assert prefix in ({"a far away ", "very small "} if scale < 0.6 * size else {""})
+        expected = torch.zeros(side, side)
+        top, left = int(ys.min()), int(xs.min())
+        for y in range(top // pixels + 1, (top + scale) // pixels - 1):
+            for x in range(left // pixels + 1, (left + scale) // pixels - 1):
+                expected[y, x] = 1
+        assert torch.equal(mask, expected)
+    assert pytest.approx(enlarged, abs=4 * (600 * 0.34 * 0.66) ** 0.5) == 0.34 * 600
+
+
+def test_enlarged_views_are_a_part_of_the_picture(tiny) -> None:
+    """A picture of two halves: enlarged by 1.2 to 1.4 and cut, the border moves at most that far."""
+    size = tiny.sampling.size
+    halves = np.zeros((size, size, 3), dtype=np.uint8)
+    halves[:, size // 2 :] = 255
+    o = objective(tiny, augment=True)
+    borders = {
+        int((np.array(shown)[0, :, 0] < 128).sum())
+        for shown, _, prefix in (o._view(Image.fromarray(halves)) for _ in range(300))
+        if prefix in {"zoomed in ", "close up "}
+    }
+    assert len(borders) > 3
+    assert all(0.3 * size <= b <= 0.7 * size for b in borders)
+
+
+@pytest.mark.parametrize("border", [4, 100])
+def test_a_border_that_leaves_nothing_is_refused(tiny, border: int) -> None:
+    side = tiny.latent_shape[-1]
+    with pytest.raises(
+        IncompatibleError, match=f"border={border}: expected less than half of .* {side}"
+    ):
+        objective(tiny, border=border)
 
 
 def test_no_gradient_passes_the_start_token(tiny) -> None:
@@ -81,7 +199,7 @@ def test_no_gradient_passes_the_start_token(tiny) -> None:
 def test_teachers_differ_once_the_student_moved(tiny) -> None:
     values = []
     for teacher in ("student", "frozen"):
-        o, _, _ = objective(tiny, teacher=teacher)
+        o = objective(tiny, teacher=teacher)
         student = tiny.copy()
         with torch.no_grad():
             for p in student.parameters("esd-x-strict").values():
@@ -91,14 +209,15 @@ def test_teachers_differ_once_the_student_moved(tiny) -> None:
 
 
 def test_rewriting_by_kind() -> None:
-    seen = {with_concept("a painting of a cat", STYLE, Random(i)) for i in range(30)}
-    assert seen == {
+    def seen(text, anchor, phrase, kind):
+        return {with_concept(text, anchor, phrase, kind, Random(i)) for i in range(30)}
+
+    assert seen("a painting of a cat", "painting", "van gogh", "style") == {
         "a painting of a cat, in the style of van gogh",
         "in van gogh's style, a painting of a cat",
     }
-    assert with_concept("a house by a house", CHURCH, Random(0)) == "a church by a church"
-    terms = {with_concept("p", BODY, Random(s), index=1) for s in range(30)}
-    assert terms == {"a foot, p", "in a foot style, p", "p, a foot"}
+    assert seen("a house by a house", "house", "church", "object") == {"a church by a church"}
+    assert seen("p", "people", "a foot", "nsfw") == {"a foot, p", "in a foot style, p", "p, a foot"}
 
 
 @pytest.mark.parametrize(
@@ -113,30 +232,87 @@ def test_bad_anchors(tiny, ctx, concept, message: str) -> None:
         finished("methods", "ac", concept, images=2, steps=1).erase(tiny, concept, ctx)
 
 
-@pytest.mark.parametrize("concept", [CHURCH, STYLE, BODY, Concept("nudity", "nsfw", "people")])
-def test_there_are_two_hundred_anchor_prompts_without_the_concept(concept) -> None:
-    texts = anchor_prompts(concept)
+@pytest.mark.parametrize(
+    ("anchor", "kind", "word"),
+    [
+        ("house", "object", "house"),
+        ("painting", "style", "a"),
+        ("people", "nsfw", "a"),
+        ("a landscape", "nsfw", "a landscape"),
+    ],
+)
+def test_there_are_two_hundred_anchor_prompts(anchor, kind, word) -> None:
+    texts = anchor_prompts(anchor, kind)
     assert len(texts) == len(set(texts)) == 200
-    assert not any(concept.name in text for text in texts)
+    assert all(word in text for text in texts)
 
 
-def test_anchor_images_are_made_once(tiny, ctx) -> None:
-    texts, first = anchor_latents(tiny, CHURCH, ctx, images=3)
-    tiny.generate = None  # a second drawing would fail
-    again, second = anchor_latents(tiny, CHURCH, ctx, images=3)
-    assert texts == again
-    assert torch.equal(first, second)
+def test_what_is_erased_and_what_it_is_mapped_to() -> None:
+    assert erased_phrases(Concept("nudity", "nsfw", "people")) == {"people": ["nudity, nsfw"]}
+    assert erased_phrases(BODY) == {"a landscape": ["nudity", "a foot"]}
+    two = Concept(
+        "castle, pizza, rose", "object", "house; apple; house", ("castle", "pizza", "rose")
+    )
+    assert erased_phrases(two) == {"house": ["castle", "rose"], "apple": ["pizza"]}
+
+
+def test_anchor_images_are_drawn_as_published_and_once(tiny, ctx) -> None:
+    found = anchor_examples(tiny, CHURCH, ctx, images=3)
+    texts = [e.text for e in found]
+    prompts = [Prompt(str(i), text, i, 6.0) for i, text in enumerate(texts)]
+    drawn = tiny.resampled("dpm", 25).generate(prompts)
+    assert [e.image.tobytes() for e in found] == [image.tobytes() for image in drawn]
+    DiffusersModel.generate, generate = None, DiffusersModel.generate  # drawing again would fail
+    try:
+        again = anchor_examples(tiny, CHURCH, ctx, images=3)
+    finally:
+        DiffusersModel.generate = generate
+    assert [e.text for e in again] == texts
+    assert [e.image.tobytes() for e in again] == [image.tobytes() for image in drawn]
+
+
+def test_what_is_erased_is_the_negative_prompt_of_nsfw_anchors(tiny, ctx) -> None:
+    found = anchor_examples(tiny, Concept("nudity", "nsfw", "people"), ctx, images=2)
+    painter = tiny.resampled("dpm", 25)
+    painter.guidance = Guidance(("nudity, nsfw",))
+    drawn = painter.generate([Prompt(str(i), e.text, i, 6.0) for i, e in enumerate(found)])
+    assert [e.image.tobytes() for e in found] == [image.tobytes() for image in drawn]
+    assert {e.phrase for e in found} == {"nudity, nsfw"}
+
+
+def test_phrases_take_turns_and_each_anchor_has_its_images(tiny, ctx) -> None:
+    two = Concept("castle, pizza", "object", "house; apple", ("castle", "pizza"))
+    found = anchor_examples(tiny, two, ctx, images=3)
+    assert [(e.anchor, e.phrase) for e in found] == [("house", "castle")] * 3 + [
+        ("apple", "pizza")
+    ] * 3
+    assert all(e.anchor in e.text for e in found)
+    assert [e.phrase for e in anchor_examples(tiny, BODY, ctx, images=3)] == [
+        "nudity", "a foot", "nudity",
+    ]  # fmt: skip
+
+
+def test_the_published_commands_are_the_defaults_on_photographs() -> None:
+    def params(name, kind):
+        return resolved("methods", Ref("ac"), Concept(name, kind, "x"), "photo").params
+
+    nudity, style, thing = params("nudity", "nsfw"), params("v", "style"), params("c", "object")
+    for p, expected in (
+        (nudity, ("attn", 400, 6.4e-5, 1.0, False)),
+        (style, ("esd-x-strict", 100, 1.6e-5, 0.0, False)),
+        (thing, ("esd-x-strict", 100, 1.6e-5, 0.0, True)),
+    ):
+        assert tuple(p[k] for k in ("params", "steps", "lr", "prior", "augment")) == expected
+        assert (p["images"], p["batch"], p["hflip"], p["teacher"]) == (1000, 8, True, "student")
 
 
 def test_one_ac_step_equals_adamw_on_the_formula(tiny, ctx) -> None:
     settings = {"images": 4, "batch": 4, "hflip": False, "params": "esd-x-strict", "steps": 1}
     method = finished("methods", "ac", CHURCH, **settings, lr=1e-3, clip=1e9, weight_decay=0.01)
     erased = method.erase(tiny.copy(), CHURCH, ctx)
-    texts, latents = anchor_latents(tiny, CHURCH, ctx, images=4)
-    o = AcObjective(
-        tiny, CHURCH, texts, latents, batch=4, target="model", teacher="student", border=1, hflip=False,
-        seed=ctx.seed("ac"),
-    )  # fmt: skip
+    o = objective(
+        tiny, shown=anchor_examples(tiny, CHURCH, ctx, images=4), batch=4, seed=ctx.seed("ac")
+    )
     params = tiny.parameters("esd-x-strict")
     for p in params.values():
         p.requires_grad_(True)
@@ -202,11 +378,11 @@ def test_positions_and_the_padding_trap(tiny) -> None:
         .nonzero()
         .flatten()
         .tolist()
-        for p in ("none", "eos", "official-sd14")
+        for p in ("none", "eos", "official")
     }
     assert at["none"] == list(range(1 + n - k, 1 + n))
     assert at["eos"] == [*at["none"], 1 + n]
-    assert at["official-sd14"] == [*at["none"], *range(1 + n, 32)]
+    assert at["official"] == [*at["none"], *range(1 + n, 32)]
     with pytest.raises(PluginError, match="the tokens of 'house' are not in 'a church'"):
         concept_positions(tiny, "a church", "house", "none")
 
@@ -232,8 +408,8 @@ def test_fmn_lowers_the_attention(tiny, ctx) -> None:
 def test_inversion_fits_the_images(tiny, ctx) -> None:
     """Two noise levels of the same images: found tokens predict the noise better than the start's."""
     latents = tiny.encode_images(tiny.generate([Prompt(str(i), "a church", i) for i in range(2)]))
-    few, where = invert(tiny, "a photo of", latents, 1, seed=3, ctx=ctx)
-    many, again = invert(tiny, "a photo of", latents, 150, seed=3, ctx=ctx)
+    few, where = invert(tiny, "a photo of", latents, 1, seed=3, ctx=ctx, pooler="none")
+    many, again = invert(tiny, "a photo of", latents, 150, seed=3, ctx=ctx, pooler="none")
     assert torch.equal(where, again)
     n = 1 + len(tiny.token_ids(["a photo of"])[0])
     assert where[0].nonzero().flatten().tolist() == [n, n + 1, n + 2, n + 3]
@@ -249,6 +425,33 @@ def test_inversion_fits_the_images(tiny, ctx) -> None:
             predicted = tiny.predict_noise(x, t, cond.expand(64, -1, -1))
         errors.append(float((predicted - noise).square().mean()))
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(("pad", "seen"), [(49407, 73), (0, 5)])
+def test_the_official_pooler_sees_every_end_token(pad: int, seen: int) -> None:
+    """Start, "a photo of", four new tokens, end, padding: 77 positions; SD 1.x pads with the end."""
+    tokenizer = SimpleNamespace(
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=pad, model_max_length=77
+    )
+    model = SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokenizer), device="cpu")
+    ids = padded(model, [320, 1125, 539, 0, 0, 0, 0])
+    assert (len(ids), ids[0], ids[8], ids[9]) == (77, 49406, 49407, pad)
+    where = pooled(model, ids, 8, "official")
+    where[4:8] = True
+    assert int(where.sum()) == seen
+    assert pooled(model, ids, 8, "eos").nonzero().flatten().tolist() == [8]
+    assert not pooled(model, ids, 8, "none").any()
+
+
+def test_inversion_applies_the_pooler(tiny, ctx) -> None:
+    latents, n = tiny.noise([1]), 1 + len(tiny.token_ids(["a photo of"])[0])
+    at = {
+        p: invert(tiny, "a photo of", latents, 1, seed=3, ctx=ctx, pooler=p)[1][0].nonzero()
+        for p in ("none", "eos", "official")
+    }
+    assert [len(v) for v in at.values()] == [4, 5, 32 - n]
+    photo = resolved("methods", Ref("fmn"), CHURCH, "photo").params
+    assert (photo["pooler"], photo["inversion_steps"]) == ("official", 500)
 
 
 def test_fmn_with_inversion_runs_on_its_own_tokens(tiny, ctx) -> None:
