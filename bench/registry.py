@@ -109,7 +109,7 @@ def load(kind: Kind, name: str) -> type[Any]:
     module, _, attr = table[name].partition(":")
     try:
         cls = getattr(importlib.import_module(module), attr)
-    except Exception as exc:  # a broken plug-in may raise anything while it is imported
+    except (Exception, SystemExit) as exc:  # a broken plug-in may raise anything when imported
         raise PluginLoadError(
             f"cannot load {kind.removesuffix('s')} {name!r} from {table[name]}: "
             f"{type(exc).__name__}: {exc}"

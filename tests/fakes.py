@@ -131,3 +131,21 @@ class Miscounts:
 def finished(kind: Kind, name: str, concept: Concept, world: World = "emoji", **params: Any) -> Any:
     """Return a plug-in as the harness hands it over, with a world's defaults for a concept."""
     return create(kind, resolved(kind, Ref(name, params), concept, world))
+
+
+@dataclass(frozen=True)
+class NoCard:
+    """Has no card."""
+
+    size: int = 3
+
+
+class _OddDoc:
+    __doc__ = 3  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class OddCard(_OddDoc):
+    """Says things that no terminal should see."""
+
+    card: ClassVar = Card("\x1b]0;title\x07 [red]:x:", "")

@@ -240,3 +240,148 @@ def test_ctrl_c_keeps_what_is_finished(cli, monkeypatch) -> None:
     assert again.code == 0
     assert "1 of 2 cells were there already" in again.out
     assert len(fakes.CALLS.read_text().split()) == 4
+
+
+def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
+    import methods
+
+    monkeypatch.setitem(methods.PLUGINS, "broken", "methods.nowhere:X")
+    monkeypatch.setitem(methods.PLUGINS, "leaves", "leaves:X")
+    monkeypatch.setitem(methods.PLUGINS, "no-card", "fakes:NoCard")
+    monkeypatch.setitem(methods.PLUGINS, "odd", "fakes:OddCard")
+    Path("leaves.py").write_text("import sys\nsys.exit('by design')\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    said = cli("list", "methods")
+    assert (said.code, said.err) == (0, "")
+    lines = {line.split()[0]: line for line in said.out.splitlines()}
+    assert "No module named 'methods.nowhere'" in lines["broken"]
+    assert "SystemExit: by design" in lines["leaves"]
+    assert "has no card" in lines["no-card"]
+    assert lines["odd"].endswith("\\x1b]0;title\\x07 [red]:x:")
+    assert "Erasing Concepts from Diffusion Models" in lines["esd"]
+    for name, code, words in (
+        ("broken", 3, "No module named 'methods.nowhere'"),
+        ("leaves", 3, "SystemExit: by design"),
+        ("no-card", 0, ""),
+        ("odd", 0, ""),
+    ):
+        shown = cli("show", "methods", name)
+        assert (shown.code, shown.err.count("\n")) == (code, int(code > 0))
+        assert words in shown.err
+    assert "size: whole number = 3 (paper)" in cli("show", "methods", "no-card").out
+
+
+def test_lists_fit_into_80_columns() -> None:
+    for args in (["list", "methods"], ["show", "methods", "esd"], ["list", "tasks"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", *args], env={**os.environ, "COLUMNS": "80"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_show_says_which_values_will_be_used_and_where_they_are_from(cli) -> None:
+    from bench import Concept
+    from bench.catalog import MODELS
+    from bench.registry import Ref, resolved
+
+    for model in ("emoji-sd", "tiny-random", "sd14"):
+        out = cli("show", "methods", "esd", "--model", model).out
+        out = out[out.index("values with") :]
+        info = MODELS[model]
+        for kind in ("nsfw", "style", "object"):
+            concept = Concept("x", kind)
+            full = resolved("methods", Ref("esd"), concept, info.world, info.defaults)
+            for name, value in full.params.items():
+                about = out[out.index(f"  {name}: ") :].split("\n  ")
+                same = about[0]
+                own = next((line for line in about[1:4] if line.strip().startswith(kind)), same)
+                assert f"{value} (" in (same if " = " in same else own), (model, kind, name)
+    photo = cli("show", "methods", "esd", "--model", "sd14").out
+    assert "lr: number > 0 = 1e-05 (paper)" in photo
+    assert "steps: whole number >= 1 = 20 (model tiny-random)" in cli(
+        "show", "methods", "esd", "--model", "tiny-random"
+    ).out.replace("\n      ", " ")
+
+
+USAGE = {
+    "option": (("run", "--nonsense"), "No such option: --nonsense"),
+    "choice": (("list", "foo"), "'foo' is not one of 'methods',"),
+    "number": (("run", "--limit", "many"), "Invalid value for '--limit': "),
+    "command": (("rnu",), "No such command 'rnu'"),
+    "hostile": (("show", "methods", "esd", "\x1b[2J\n[bold]:x:"), "[bold]:x:)"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_wrong_command_line_is_one_line(cli, case: str) -> None:
+    args, words = USAGE[case]
+    said = cli(*args)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith("error: ")
+    assert words in said.err
+    assert said.err.endswith("--help`\n")
+
+
+def test_paths_that_cannot_be_are_one_line(cli) -> None:
+    cli(*ONE)
+    Path("file").write_text("")
+    for path, code in (("x" * 300, 5), ("file", 2), ("nowhere", 2), ("bad\x00name", 2)):
+        said = cli("report", "--results", path)
+        assert (said.code, said.out, said.err.count("\n")) == (code, "", 1), said.err
+        assert "\x00" not in said.err
+    said = cli(*ONE, "--results", "x" * 300)
+    assert (said.code, said.err.count("\n")) == (5, 1)
+
+
+def test_interrupted_anywhere_is_one_line(cli, monkeypatch) -> None:
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.describe.listing", stopped)
+    said = cli("list", "methods")
+    assert (said.code, said.out) == (130, "")
+    assert said.err.startswith("stopped")
+    assert said.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    script = f"{sys.executable} -m bench show tasks church | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.startswith("church: target")
+
+
+def test_letters_that_the_terminal_lacks_are_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "report", "--results",
+         str(Path(__file__).parent.parent / "results" / "reference")],
+        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert b"0.82 [.69-.90]*" in done.stdout
+
+
+def test_help_says_the_exit_codes(cli) -> None:
+    from bench import errors
+
+    said = " ".join(cli("--help").out.split())
+    assert "Exit codes:" in said
+    for code in {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")} | {130}:
+        assert f" {code} " in said
+
+
+def test_hostile_names_reach_no_terminal(cli, monkeypatch) -> None:
+    import methods
+    from bench.errors import PluginError
+
+    monkeypatch.setitem(methods.PLUGINS, "x\x1b[2J[red]", f"fakes:{fakes.Raises.__name__}")
+    said = cli(*ONE, "--method", "x\x1b[2J[red]")
+    assert said.code == PluginError.exit_code
+    assert "\x1b" not in said.out + said.err
+    assert r"x\x1b[2J[red]" in said.out
+    assert r"x\x1b[2J[red]" in said.err
+    for form in ("markdown", "csv"):
+        assert "\x1b" not in cli("report", "--format", form).out

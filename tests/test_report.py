@@ -1,16 +1,27 @@
+import csv
+import io
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from PIL import Image
+from rich.cells import cell_len
 
-from bench import Concept, Prompt, Sample
+from bench import Concept, Cost, Prompt, Sample
+from bench.errors import StoreError
 from bench.metrics import Measurement, rate
 from bench.plan import Cell
 from bench.registry import Ref
-from bench.report.frame import Table
+from bench.report.axes import labels
+from bench.report.frame import Figure, Line, Table
+from bench.report.judging import label_table, threshold_curve
 from bench.report.pictures import save_grid
-from bench.report.render import figure, markdown
-from bench.report.tables import cer_table, cer_tables
-from bench.store import Result, Row
+from bench.report.render import csv_table, figure, markdown, terminal
+from bench.report.tables import cer_table, cer_tables, cost_table, transfer_table
+from bench.report.text import csv_cell, plain
+from bench.report.text import markdown as for_markdown
+from bench.store import Result, Row, Store
 
 
 def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Result:
@@ -157,3 +168,290 @@ def test_attacks_beyond_the_prompt_and_other_judges_have_tables_of_their_own() -
     tables = cer_tables([plain, other])
     assert [shown(t)[0][2][:4] for t in tables] == ["1.00", "0.00"]
     assert "asr-clip" in tables[1].title
+
+
+# ---------------------------------------------------------------------------- what differs
+ROOT = Path(__file__).parent.parent
+SAID = {"found": {"foot": 0.9}, "highest": 0.9}
+
+
+def twin(r: Result, protocol: dict[str, str] | None = None, **changes) -> Result:
+    return replace(r, cell=replace(r.cell, **changes), protocol=protocol or r.protocol)
+
+
+APART = {
+    "model": ({"model": "sd14"}, {}, ("emoji-sd", "sd14")),
+    "revision": ({"revision": "other"}, {}, ("other", "r")),
+    "dtype": ({"dtype": "bf16"}, {}, ("bf16", "fp32")),
+    "seed": ({"seed": 10}, {}, ("0", "10")),
+    "world": ({"world": "photo"}, {}, ("emoji", "photo")),
+    "N": ({"prompts": 3}, {}, ("3", "8")),
+    "task digest": ({"task_digest": "e"}, {}, ("d", "e")),
+    "prompts": ({"task_digest": "e"}, {"prompts": "b.csv 12"}, ("a.csv 34", "b.csv 12")),
+    "judge": ({"task_digest": "e"}, {"judge": "body:at=0.9"}, ("body", "body:at=0.9")),
+    "judge versions": ({"judges": {"body": 2}}, {}, ("", "body=2")),
+    "judge sources": ({"sources": {"body": "ab"}}, {}, ("", "body=ab")),
+    "file net": ({"assets": {"net": "22"}}, {}, ("11", "22")),
+    "guidance": ({"task_digest": "e"}, {"guidance": "7.5"}, ("row's own", "7.5")),
+    "anchor": ({"concept": Concept("church", "object", "tree")}, {}, ("", "tree")),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_differs_is_a_column_of_every_table(name: str) -> None:
+    changes, said, values = APART[name]
+    known = {
+        "prompts": {"prompts": "a.csv 34"}, "judge": {"judge": "body"},
+        "guidance": {"guidance": "row's own"},
+    }.get(name, {})  # fmt: skip
+    plain_cell, attacked = result("none", [False] * 8), result("random", [True] * 8)
+    rows = tuple(replace(row, detail=SAID, own_detail=SAID, cost=Cost(1)) for row in attacked.rows)
+    first = [
+        twin(r, known, assets={"net": "11"} if name == "file net" else {})
+        for r in (replace(plain_cell, rows=rows), replace(attacked, rows=rows))
+    ]
+    second = [twin(r, said, **changes) for r in first]
+    if name == "N":
+        second = [replace(r, rows=r.rows[:3]) for r in second]
+    for table in (
+        cer_table([*first, *second]),
+        cost_table([*first, *second]),
+        threshold_curve([*first, *second]),
+        label_table([*first, *second]),
+    ):
+        if name == "N" and "N" in table.columns:  # a figure already
+            assert {line.figures[0].value for line in table.lines} == {3, 8}
+            continue
+        assert name in table.names, table.title
+        column = table.names.index(name)
+        assert {line.names[column] for line in table.lines} == set(values)
+        assert len({line.names for line in table.lines}) == len(table.lines)
+
+
+def test_versions_and_sources_of_a_plugin_are_told_apart() -> None:
+    first = result("none", [False] * 4)
+    later = twin(first, method=Ref("esd", version=2))
+    edited = twin(first, method=Ref("esd", source="abcdef0123456789"))
+    names = [line.names[1] for line in cer_table([first, later, edited]).lines]
+    assert sorted(names) == ["esd version=1", "esd version=1 code=abcdef01", "esd version=2"]
+    nudity = Concept("nudity", "nsfw")
+    elsewhere = twin(later, task="nudity", concept=nudity)
+    assert [line.names[1] for line in cer_table([first, elsewhere]).lines] == [
+        "esd version=1",
+        "esd version=2",
+    ]
+
+
+def test_parameters_differ_among_concepts_of_one_kind() -> None:
+    steps = [Ref("esd", {"steps": n, "lr": 0.1}) for n in (100, 50)]
+    church, tench = result("none", [False]), result("none", [False], task="tench")
+    told = cer_table([twin(church, method=steps[0]), twin(tench, method=steps[1])])
+    assert [line.names[1] for line in told.lines] == ["esd steps=100", "esd steps=50"]
+    nudity = twin(tench, method=steps[1], task="nudity", concept=Concept("nudity", "nsfw"))
+    told = cer_table([twin(church, method=steps[0]), nudity])
+    assert [line.names[1] for line in told.lines] == ["esd", "esd"]  # another kind's default
+
+
+def test_files_name_a_method_only_where_nothing_else_does() -> None:
+    refs = [
+        Ref("external", {"unet": f"/x/{name}.safetensors"}, files={"unet": digest * 8})
+        for name, digest in (("a", "12"), ("b", "34"))
+    ]
+    name = labels([twin(result("none", [False]), method=ref) for ref in refs], "method")
+    assert [name(twin(result("none", [False]), method=ref)) for ref in refs] == [
+        "external unet=a.safetensors 12121212",
+        "external unet=b.safetensors 34343434",
+    ]
+
+
+def test_prompts_of_another_set_are_never_paired() -> None:
+    plain = result("none", [False] * 20)
+    strong = result("unlearndiff", [True] * 20)
+    other = twin(strong, task_digest="other")
+    assert cer_table([plain, strong]).lines[0].figures[1].p == 2**-19
+    apart = cer_table([plain, other])
+    assert [f.p for line in apart.lines for f in line.figures if f] == [None] * 4
+    renamed = replace(strong, rows=tuple(replace(r, id=f"x{r.id}") for r in strong.rows))
+    assert cer_table([plain, renamed]).lines[0].figures[1].p is None
+
+
+def test_an_older_record_that_says_less_stays_on_its_line() -> None:
+    plain = result("none", [False] * 20)
+    newer = twin(result("unlearndiff", [True] * 20), {"judge": "body", "draw": "ddim 20"})
+    table = cer_table([plain, newer])
+    assert len(table.lines) == 1
+    assert table.lines[0].figures[1].flags == ("differs",)
+    torn = cer_table([twin(plain, {"judge": "mouth"}), newer])
+    assert torn.names == ("task", "method", "judge")
+    assert len(torn.lines) == 2
+
+
+def test_retain_tasks_of_two_sizes_have_their_own_columns() -> None:
+    target = result("none", [False] * 4)
+    kept = [
+        twin(
+            replace(
+                result("none", [True] * n, task="retain"),
+                measurements={"accuracy": rate([True] * n)},
+            )
+        )
+        for n in (2, 4)
+    ]
+    assert cer_table([target, *kept]).columns[1:3] == (
+        "retain N=2 accuracy",
+        "retain N=4 accuracy",
+    )
+
+
+def test_two_records_of_one_cell_are_an_error_in_words(tmp_path: Path) -> None:
+    one = result("none", [False])
+    with pytest.raises(StoreError, match="two records of one cell: church, esd, attack none"):
+        cer_table([one, replace(one, seconds={})])
+    path = Store(tmp_path).put(one)
+    copy = path.with_name("copy.json")
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(StoreError) as said:
+        Store(tmp_path).load()
+    assert str(path) in str(said.value)
+    assert str(copy) in str(said.value)
+
+
+def test_transfers_of_two_seeds_have_their_own_lines() -> None:
+    attack = Ref("transfer", {"source": "a.json", "digest": "1", "origin": "esd/random"})
+    moved = twin(result("transfer", [True] * 4, method="uce"), attack=attack)
+    own = result("random", [True] * 2 + [False] * 2)
+    table = transfer_table([moved, own, twin(moved, seed=1)])
+    assert table.names == ("task", "found on / by", "seed")
+    assert [(line.names[2], *map(figure, line.figures)) for line in table.lines] == [
+        ("0", "0.50 [.15-.85]", "0.00 [.00-.49]"),
+        ("1", "·", "0.00 [.00-.49]"),
+    ]
+
+
+# ---------------------------------------------------------------------------- what is not a rate
+def test_unscored_prompts_are_in_no_rate_and_many_are_marked() -> None:
+    outcomes = [True] * 3 + [False] * 6 + [None]
+    (line,) = cer_table([result("none", outcomes)]).lines
+    known = [outcome for outcome in outcomes if outcome is not None]
+    assert line.figures[0].value == pytest.approx(known.count(False) / len(known))
+    assert (line.figures[0].n, line.figures[0].unscored) == (9, 1)
+    assert line.figures[0].flags == ("unscored",)
+    few = cer_table([result("none", [False] * 19 + [None])])  # exactly 5 %
+    assert few.lines[0].figures[0].flags == ()
+    many = cer_table([result("none", outcomes)])
+    assert any("church, esd, attack none, asr: 1 of 10" in note for note in many.notes)
+    for text in ("\n".join(terminal(many)), markdown(many)):
+        assert "0.67 [.35-.88]?" in text
+    nothing = cer_table([result("none", [None] * 4)]).lines[0].figures[0]
+    assert (nothing.value, nothing.flags) == (None, ("unscored",))
+
+
+def test_tasks_without_a_target_have_a_table_of_their_own() -> None:
+    kept = [
+        replace(
+            twin(result("none", [True], task=task, method=method)),
+            measurements={"accuracy": rate([True] * 4), "fid": Measurement(12.5, 4)},
+        )
+        for task in ("retain", "coco")
+        for method in ("none", "uce")
+    ]
+    (table,) = cer_tables(kept)
+    assert table.names == ("erased", "method")
+    assert table.columns == (
+        "retain accuracy", "retain fid (N=4)", "coco accuracy", "coco fid (N=4)", "s",
+    )  # fmt: skip
+    assert [line.names for line in table.lines] == [("church", "none"), ("church", "uce")]
+    beside = cer_tables([*kept, result("none", [False])])
+    assert [t.names for t in beside] == [("task", "method"), ("erased", "method")]
+    failed = replace(kept[0], status="failed", measurements={}, rows=(), reason="no luck")
+    (table,) = cer_tables([failed])
+    assert table.lines[0].figures[0] == Figure(word="failed")
+    assert table.notes == ("failed: retain, none, attack none: no luck",)
+
+
+def test_a_measure_that_failed_is_shown_beside_those_that_did_not() -> None:
+    kept = replace(
+        result("none", [True], task="coco"),
+        measurements={
+            "fid": Measurement(12.5, 4),
+            "clip-score": Measurement(None, 0, 4, failed="no safetensors"),
+        },
+    )
+    table = cer_table([result("none", [False]), kept])
+    assert [f and f.word for f in table.lines[0].figures[1:3]] == ["", "failed"]
+    assert "failed: coco, esd, attack none, clip-score: no safetensors" in table.notes
+
+
+def test_notes_say_what_is_not_as_published() -> None:
+    exact = twin(
+        result("unlearndiff", [True] * 4), attack=Ref("unlearndiff", {"projection": "exact"})
+    )
+    default = twin(result("none", [False] * 4), {"deviations": "nudenet-640m for best.onnx"})
+    same = replace(
+        result("none", [False], method="external"), erasure={"notes": {"unchanged": True}}
+    )
+    notes = cer_table([exact, default, same]).notes
+    assert "not as published: nudenet-640m for best.onnx (church)" in notes
+    assert any(n.startswith("not as published: unlearndiff's projection is exact") for n in notes)
+    assert "church, external: equals the base, nothing was erased" in notes
+
+
+# ---------------------------------------------------------------------------- layout
+HOSTILE = "\x1b]0;x\x07a|b\n`c`<b>[red]:x:\u202e*_d"
+
+
+def test_text_of_strangers_is_harmless_in_every_medium() -> None:
+    assert plain(HOSTILE) == "\\x1b]0;x\\x07a|b `c`<b>[red]:x:\\u202e*_d"
+    assert plain("\ud800 caf\u00e9 \u6559\u4f1a") == "\\ud800 caf\u00e9 \u6559\u4f1a"
+    told = for_markdown(HOSTILE)
+    assert not re.search(r"(?<!\\)[|`*_\[\]]", told)
+    assert "<" not in told
+    assert "\x1b" not in told and "\n" not in told
+    for formula in ("=1+1", "+1", "-1", "@x"):
+        assert csv_cell(formula) == "'" + formula
+    assert csv_cell("\t=1") == " =1"
+
+
+def test_every_renderer_makes_names_and_notes_harmless() -> None:
+    table = Table(HOSTILE, (HOSTILE,), (HOSTILE, "=2"), (
+        Line((HOSTILE,), (Figure(0.5, 4, 0.1, 0.9), None)),), HOSTILE, (HOSTILE,))  # fmt: skip
+    printed = terminal(table, 300)
+    assert not any("\x1b" in line or "\u202e" in line or "\n" in line for line in printed)
+    pipes = [line for line in markdown(table).splitlines() if line.startswith("|")]
+    assert len(pipes) == 3
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in pipes} == {4}
+    (row,) = csv.DictReader(io.StringIO(csv_table(table)))
+    assert (row["value"], row["low"], row["n"]) == ("0.5", "0.1", "4")
+    assert "\x1b" not in csv_table(table)
+
+
+def test_a_wide_table_is_put_into_blocks_and_nothing_is_cut() -> None:
+    columns = tuple(f"CER, attack number {n}" for n in range(12))
+    figures = tuple(Figure(n / 100, 50, 0.0, 1.0) for n in range(12))
+    lines = tuple(Line(("garbage-truck", "esd steps=100", str(n)), figures) for n in range(2))
+    printed = terminal(Table("T", ("task", "method", "seed"), columns, lines), 80)
+    assert max(map(cell_len, printed)) <= 80
+    text = "\n".join(printed)
+    assert all(text.count(f"0.{n:02d} [.00-1.00]") == 2 for n in range(12))
+    assert text.count("garbage-truck") == text.count("method")  # each block has its heading
+    one = terminal(Table("T", ("t",), ("x" * 100,), (Line(("a",), (Figure(1),)),)), 80)
+    assert any("x" * 100 in line for line in one)
+
+
+def test_csv_has_a_column_for_each_number() -> None:
+    table = cer_table(
+        [result("none", [False] * 20), result("unlearndiff", [True] * 8 + [False] * 11 + [None])]
+    )
+    rows = list(csv.DictReader(io.StringIO(csv_table(table))))
+    (attacked,) = (row for row in rows if row["column"] == "CER, unlearndiff")
+    assert float(attacked["value"]) == pytest.approx(11 / 19)
+    assert (attacked["n"], attacked["unscored"], attacked["attacked"]) == ("19", "1", "20")
+    assert float(attacked["low"]) < 11 / 19 < float(attacked["high"])
+    assert float(attacked["p"]) == pytest.approx(2**-7)
+    assert attacked["flags"] == "differs"
+
+
+def test_the_readme_shows_the_table_of_the_reference_records() -> None:
+    (table,) = cer_tables(Store(ROOT / "results" / "reference"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(terminal(table, 80)) in readme

@@ -93,21 +93,24 @@ def differing(groups: Sequence[Group], named: Callable[[Group], tuple[str, ...]]
 def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Callable[[Result], str]:
     """Return what a result's method or attack is called in a table.
 
-    Its name, and where one task has several of that name, the parameters in which they differ.
+    Its name, and in what it differs from others of that name: parameters, among those for the same kind of
+    concept, which decides defaults; version and edited source, among all.
     """
-    variants: dict[tuple[str, str, str], list[Ref]] = defaultdict(list)
+    variants: dict[tuple[str, str, str], dict[str, Ref]] = defaultdict(dict)
+    codes: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
 
     def key(r: Result) -> tuple[str, str, str]:
-        return r.cell.task, r.cell.concept.name, getattr(r.cell, axis).name
+        return r.cell.world, r.cell.concept.kind, getattr(r.cell, axis).name
 
     for r in results:
-        ref = getattr(r.cell, axis)
-        if all(ref.identity != other.identity for other in variants[key(r)]):
-            variants[key(r)].append(ref)
+        ref: Ref = getattr(r.cell, axis)
+        variants[key(r)][digest(ref.identity)] = ref
+        codes[ref.name][digest(_code(ref))] = _code(ref)
 
     def label(r: Result) -> str:
         ref: Ref = getattr(r.cell, axis)
-        return " ".join([ref.name, *_differences(ref, variants[key(r)])])
+        code = _unequal(_code(ref), codes[ref.name].values())
+        return " ".join([ref.name, *_differences(ref, list(variants[key(r)].values())), *code])
 
     return label
 
@@ -209,10 +212,10 @@ def _short(value: Any) -> str:
 
 
 def _differences(ref: Ref, variants: Sequence[Ref]) -> list[str]:
-    """Return in what a plug-in differs from others of its name; files only where nothing else does."""
-    parts = _unequal(_values(ref), [_values(v) for v in variants])
-    told = [_unequal(_values(v), [_values(w) for w in variants]) for v in variants]
-    if len({tuple(t) for t in told}) < len(variants):
+    """Return the parameters in which a plug-in differs from others; files only where nothing else does."""
+    values = [_values(v) for v in variants]
+    parts = _unequal(_values(ref), values)
+    if len({digest(v) for v in values}) < len(variants):
         parts += _unequal(_files(ref), [_files(v) for v in variants])
     return parts
 
@@ -222,19 +225,23 @@ def _unequal(mine: Mapping[str, Any], theirs: Iterable[Mapping[str, Any]]) -> li
     return [f"{k}={v}" for k, v in mine.items() if v and any(o.get(k) != v for o in others)]
 
 
-def _values(ref: Ref) -> dict[str, Any]:
-    """Return parameters that mean something to a reader, and the version."""
-    values = {k: _short(v) for k, v in ref.params.items() if k not in _file_fields(ref)}
-    return values | {"version": ref.version or 1}
+def _code(ref: Ref) -> dict[str, str]:
+    """Return which code a plug-in is."""
+    return {"version": str(ref.version or 1), "code": ref.source[:8]}
+
+
+def _values(ref: Ref) -> dict[str, str]:
+    """Return the parameters that mean something to a reader."""
+    files = _file_fields(ref)
+    return {name: _short(value) for name, value in ref.params.items() if name not in files}
 
 
 def _files(ref: Ref) -> dict[str, str]:
-    """Return what names a plug-in's files and source."""
-    names = {
+    """Return what names a plug-in's files."""
+    return {
         key: f"{PurePath(str(ref.params.get(key, ''))).name} {ref.files.get(key, '')[:8]}".strip()
         for key in _file_fields(ref)
     }
-    return names | {"code": ref.source[:8]}
 
 
 def _file_fields(ref: Ref) -> list[str]:

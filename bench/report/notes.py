@@ -88,6 +88,6 @@ def _deviations(records: Sequence[Result], who: Who) -> Iterator[str]:
             tasks[said][r.cell.task] = None
         if r.cell.attack.params.get("projection") == "exact":
             name = r.cell.attack.name
-            tasks[f"{name} projects exactly, the official code by a coarse bisection"] = {}
+            tasks[f"{name}'s projection is exact, the official code's is a bisection"] = {}
     for said, of in tasks.items():
         yield "not as published: " + said + (f" ({', '.join(of)})" if of else "")

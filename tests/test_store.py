@@ -1,0 +1,115 @@
+"""Records on disk: what can be read, and what is passed over with a line that names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_report import result
+
+from bench.errors import StoreError
+from bench.metrics import Measurement
+from bench.store import Result, Store
+
+RECORD = {"schema_version": 1, "cell": {}, "status": "ok"}
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+def changed(text: str, **values: object) -> str:
+    return json.dumps({**json.loads(text), **values})
+
+
+DAMAGE = {
+    "cut": lambda text: text[:100],
+    "empty": lambda text: "",
+    "binary": lambda text: "\ud800",
+    "list": lambda text: "[]",
+    "number": lambda text: "3",
+    "null": lambda text: "null",
+    "no cell": lambda text: '{"name": "a package"}',
+    "empty cell": lambda text: json.dumps(RECORD),
+    "version in words": lambda text: changed(text, schema_version="2"),
+    "version x": lambda text: changed(text, schema_version="x"),
+    "version null": lambda text: changed(text, schema_version=None),
+    "version list": lambda text: changed(text, schema_version=[1]),
+    "version true": lambda text: changed(text, schema_version=True),
+    "version negative": lambda text: changed(text, schema_version=-1),
+    "newer": lambda text: changed(text, schema_version=2),
+    "no measurements": lambda text: changed(text, measurements={}),
+    "measurement list": lambda text: changed(text, measurements=[]),
+    "nan": lambda text: text.replace('"value": 0.5', '"value": NaN'),
+    "infinity": lambda text: text.replace('"low": ', '"low": -Infinity, "lower": '),
+    "overflow": lambda text: text.replace('"value": 0.5', '"value": 1e999'),
+    "huge": lambda text: text.replace('"value": 0.5', '"value": 1' + "0" * 400),
+    "huge digits": lambda text: text.replace('"seed": 0', '"seed": 1' + "0" * 5000),
+    "negative n": lambda text: text.replace('"n": 2', '"n": -2'),
+    "deep": lambda text: changed(text, reason=json.loads(nested(500))),
+    "deeper": lambda text: nested(100_000),
+    "rows": lambda text: changed(text, rows={"a": 1}),
+    "status": lambda text: changed(text, status="done"),
+    "seconds": lambda text: changed(text, seconds={"attack": "soon"}),
+    "method": lambda text: changed(text, cell={**json.loads(text)["cell"], "method": "esd"}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_file_that_is_no_record_is_passed_over(tmp_path: Path, kind: str, cli) -> None:
+    store = Store(tmp_path / "records")
+    store.put(result("none", [True, False]))
+    path = store.put(result("none", [True, False], task="tench"))
+    text = path.read_text()
+    damaged = DAMAGE[kind](text)
+    assert damaged != text
+    path.write_bytes(damaged.encode("utf-8", "surrogatepass"))
+    records, lines = store.load()
+    assert [r.cell.task for r in records] == ["church"]
+    (line,) = lines
+    assert str(path) in line
+    assert "delete" not in line
+    said = cli("report", "--results", str(tmp_path / "records"))
+    assert (said.code, said.err) == (0, f"warning: {line}\n")
+    assert "church" in said.out
+
+
+def test_an_older_record_without_a_version_is_read(tmp_path: Path) -> None:
+    path = Store(tmp_path).put(result("none", [False]))
+    raw = json.loads(path.read_text())
+    del raw["schema_version"]
+    path.write_text(json.dumps(raw))
+    assert Store(tmp_path).load()[1] == []
+
+
+def test_many_foreign_files_are_one_line(tmp_path: Path) -> None:
+    for n in range(9):
+        (tmp_path / f"{n}.json").write_text("{}")
+    records, (line,) = Store(tmp_path).load()
+    assert records == []
+    assert line.endswith("2.json and 6 more")
+
+
+def test_what_the_store_writes_it_reads_again(tmp_path: Path) -> None:
+    nan = float("nan")
+    first = result("none", [True, False])
+    odd = Result(
+        first.cell,
+        "ok",
+        {"asr": Measurement(0.5, 2), "fid": Measurement(None, 0, 2, failed="no files")},
+        rows=tuple(
+            type(row)(**{**{f: getattr(row, f) for f in row.__slots__}, "trace": {"losses": [nan]}})
+            for row in first.rows
+        ),
+        protocol={"judge": "body"},
+    )
+    Store(tmp_path).put(odd)
+    (again,) = Store(tmp_path)
+    assert again.measurements == odd.measurements
+    assert again.protocol == {"judge": "body"}
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="expected a folder of records, there is none"):
+        Store(tmp_path / "nowhere").load()
