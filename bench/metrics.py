@@ -34,6 +34,10 @@ class Measurement:
     detail: Mapping[str, Any] = field(default_factory=dict)
     failed: str = ""
 
+    def called(self, metric: str) -> str:
+        """Return what a measure may be called: by its evaluator's word, such as for another extractor."""
+        return str(self.detail.get("metric", metric))
+
 
 def rate(outcomes: Sequence[bool | None]) -> Measurement:
     """Return the share of ``True`` with its Wilson interval; ``None`` counts as unscored."""

@@ -111,21 +111,26 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     count,
                     full_attack,
                     spec.seed,
-                    {
-                        name: assets.digest(path, listed=assets.ASSETS[name].listed)
-                        for name, path in needed(task, full_attack, spec.assets)
-                    },
-                    {
-                        m.evaluator.name: version
-                        for m in task.measures
-                        if (version := create("evaluators", m.evaluator).card.version) > 1
-                    },
-                    {
-                        m.evaluator.name: source
-                        for m in task.measures
-                        if (source := edited(load("evaluators", m.evaluator.name).__module__))
-                    },
+                    *_judged_with(task, full_attack, spec.assets),
                 )
+
+
+def _judged_with(
+    task: Task, attack: Ref, given: Mapping[str, Path]
+) -> tuple[dict[str, str], dict[str, int], dict[str, str]]:
+    """Return a cell's ``assets``, ``judges`` and ``sources``."""
+    files = {
+        name: assets.digest(path, listed=assets.ASSETS[name].listed)
+        for name, path in needed(task, attack, given)
+    }
+    refs = [measure.evaluator for measure in task.measures]
+    versions = {ref.name: create("evaluators", ref).card.version for ref in refs}
+    sources = {ref.name: edited(load("evaluators", ref.name).__module__) for ref in refs}
+    return (
+        files,
+        {name: version for name, version in versions.items() if version > 1},
+        {name: source for name, source in sources.items() if source},
+    )
 
 
 def exclusions(spec: Spec) -> Iterator[str]:
@@ -206,6 +211,31 @@ def erasure_cell(
     full = resolved("methods", method, concept, info.world, info.defaults)
     identity = (info.world, model, revision(model, info.world), dtype)
     return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
+
+
+def images_cell(task: Task, revision: str, given: Mapping[str, Path], *, label: str = "") -> Cell:
+    """Return the cell of images that were made elsewhere, named by a digest of them.
+
+    Raises:
+        SpecError: A label is one that a judge does not know.
+        AssetError: A file that a judge needs is not here.
+    """
+    check_prompts(task, given)
+    method, attack = Ref("images", {"label": label} if label else {}), Ref("none")
+    return Cell(
+        task.world,
+        "images",
+        revision,
+        "",
+        method,
+        task.concept or NO_CONCEPT,
+        task.name,
+        task.digest,
+        len(task.prompts),
+        attack,
+        0,
+        *_judged_with(task, attack, given),
+    )
 
 
 def _tasks(spec: Spec, world: World) -> list[Task]:

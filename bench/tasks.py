@@ -51,6 +51,7 @@ class Task:
         guidance: "own" is each row's own scale; else the scale that all rows are drawn with.
         paper: The paper whose protocol the task follows; empty if none.
         deviations: What differs from that protocol, in words; empty with the protocol "paper".
+        rows: Ids of all rows of the set in its order, those that never run included.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task:
     guidance: str = "own"
     paper: str = ""
     deviations: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
     @property
     def excluded(self) -> int:
@@ -151,6 +153,7 @@ def load_task(
         source=_source(own or row["prompts"], data, None if found.seeded else seed),
         guidance=_scale(row),
         paper=paper.get("about", ""),
+        rows=tuple(prompt.id for prompt in found.prompts),
     )
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {name!r}: reduce 'set' needs the role benign, got {task.role}")

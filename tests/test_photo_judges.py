@@ -226,6 +226,52 @@ def test_emoji_judges_leave_what_is_not_finite_unscored(judge, monkeypatch) -> N
         assert "not finite" in scores[1].detail["error"]
 
 
+# ------------------------------------------------------------- the batch changes nothing
+@pytest.mark.parametrize(
+    ("name", "params", "label"),
+    [
+        ("nudenet", {"profile": "conceptprune"}, ""),
+        ("nudenet", {"profile": "unlearndiffatk-320n"}, ""),
+        ("style", {}, "van gogh"),
+        ("style-clip", {}, "Monet"),
+        ("clip-score", {}, ""),
+        ("clip-gender", {}, ""),
+        ("emoji-subject", {}, "church"),
+        ("emoji-style", {}, "van gogh"),
+        ("emoji-body", {}, ""),
+    ],
+)
+def test_any_batch_size_gives_the_scores_of_one_by_one(
+    name, params, label, ctx, vit, clip, portrait, group, broken
+) -> None:
+    """Pictures and prompts of unlike sizes, one of them broken, in five ways of going through them."""
+    paths = {"style-vit": vit, "clip-vit-b32": clip}
+    pictures = [portrait, broken, group, portrait.convert("L"), group.rotate(90), portrait]
+    samples = [
+        Sample(Prompt(str(i), "a church " * (1 + 12 * i), 0, label=label), picture)
+        for i, picture in enumerate(pictures)
+    ]
+    judge = create("evaluators", Ref(name, params))
+
+    def judged(batch: int, shard: int) -> list:
+        here = replace(ctx, batch_size=batch, asset=finder(paths))
+        score = judge.prepare(here)
+        return [s for i in range(0, 6, shard) for s in score(samples[i : i + shard])]
+
+    alone = judged(1, 1)
+    assert [s.value is None for s in alone] == [False, True, False, False, False, False]
+    for batch, shard in ((1, 6), (2, 6), (4, 6), (64, 6), (2, 3)):
+        for one, other in zip(alone, judged(batch, shard), strict=True):
+            assert other.value == (one.value and pytest.approx(one.value, rel=1e-4))
+            assert other.detail.keys() == one.detail.keys()
+            if "probability" in one.detail:
+                assert other.detail["probability"] == pytest.approx(
+                    one.detail["probability"], abs=2e-4
+                )
+            for key, scores in one.detail.get("scores", {}).items():
+                assert other.detail["scores"][key] == pytest.approx(scores, abs=1e-4)
+
+
 # -------------------------------------------------------------- labels, before the first step
 def prompts(*labels: str) -> list[Prompt]:
     return [Prompt(str(i), "text", 0, label=label) for i, label in enumerate(labels)]

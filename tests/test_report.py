@@ -455,3 +455,21 @@ def test_the_readme_shows_the_table_of_the_reference_records() -> None:
     (table,) = cer_tables(Store(ROOT / "results" / "reference"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\n".join(terminal(table, 80)) in readme
+
+
+def test_a_measure_of_another_extractor_is_not_called_fid() -> None:
+    """Two records whose "fid" is of different extractors stand in two columns."""
+    cell = replace(result("none", [True], task="coco").cell, task="coco")
+    other = replace(cell, method=Ref("p-esd"))
+    measures = [
+        Measurement(14.0, 9, detail={"metric": "fid"}),
+        Measurement(0.3, 9, detail={"metric": "frechet-0123abcd"}),
+    ]
+    records = [Result(c, "ok", {"fid": m}) for c, m in zip((cell, other), measures, strict=True)]
+    (table,) = [t for t in cer_tables(records) if t.lines]
+    columns = {name.split(" (")[0]: i for i, name in enumerate(table.columns)}
+    assert {"coco fid", "coco frechet-0123abcd"} <= set(columns)
+    values = {line.names[1]: line.figures for line in table.lines}
+    assert values["esd"][columns["coco fid"]].value == 14.0
+    assert values["esd"][columns["coco frechet-0123abcd"]] is None
+    assert values["p-esd"][columns["coco frechet-0123abcd"]].value == 0.3

@@ -205,13 +205,14 @@ class Beside:
         task = self._task_of(r)
         if r.status != "ok":
             return [(task, "", None)]
-        return [(task, metric, _size(m)) for metric, m in r.measurements.items()]
+        return [(task, m.called(metric), _size(m)) for metric, m in r.measurements.items()]
 
     @staticmethod
     def _figure(place: tuple[str, str, int | None], r: Result | None) -> Figure | None:
         if r is None:
             return None
-        return measured(r.measurements[place[1]]) if r.status == "ok" else Figure(word=r.status)
+        named = {m.called(metric): m for metric, m in r.measurements.items()}
+        return measured(named[place[1]]) if r.status == "ok" else Figure(word=r.status)
 
 
 def _cer_table(targets: Sequence[Result], others: Sequence[Result], title: str) -> Table:
