@@ -5,6 +5,7 @@ Importing it loads neither torch nor diffusers.
 
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.phrases import sentences
+from bench.promptsets import read_table
 from bench.protocols import (
     Adversarial,
     Attack,
@@ -64,6 +65,7 @@ __all__ = [
     "by_kind",
     "fill",
     "fit",
+    "read_table",
     "sentences",
     "trainable",
 ]

@@ -194,7 +194,12 @@ class Adversarial:
 
 
 class Method(Protocol):
-    """Erases a concept from a model."""
+    """Erases a concept from a model.
+
+    One that is not the paper's without files that are not shipped says so in a method
+    ``deviations(self, concept) -> tuple[str, ...]``, which is asked on the photo world: what differs, and
+    which parameter takes the file.
+    """
 
     card: ClassVar[Card]
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, IncompatibleError, Model, by_kind
+from bench import Card, Concept, Context, IncompatibleError, Model, by_kind, read_table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHUNK = 64
+"""Preserved texts that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,15 @@ class UCE:
     ``W' = (lamb W + s_e W g c' + s_p W p p') (lamb I + s_e c c' + s_p p p')^-1``
 
     solved in float64 (the published code inverts in float32). A concept with several terms edits them
-    together. The paper preserves 1700 artists when it erases one; that list is not part of this project,
-    so give the ones you need with ``preserve``.
+    together. The paper preserves some 1,700 artists when it erases one. That list is not part of this
+    project: give it with ``artists``, or the texts you need with ``preserve``.
 
     Args:
         guide: What the concept is mapped to; empty is the unconditional text, the paper's choice for
             objects and nudity. A style is mapped to art in general.
         preserve: Texts whose outputs are kept, separated by ";". "tail" always keeps the empty text.
+        artists: A CSV whose column ``artist`` holds names to preserve, as the published
+            data/artists1734_prompts.csv; each counts once, and the concept itself is left out.
         token_mode: "tail" edits from the last subject token to the end of the context and preserves
             all positions (the paper's code of 2023); "last" edits and preserves the last subject token
             only (the authors' rewrite of 2025).
@@ -48,6 +55,7 @@ class UCE:
 
     guide: str = by_kind(nsfw="", style="art", object="")
     preserve: str = ""
+    artists: Path | None = None
     token_mode: Literal["tail", "last"] = "tail"
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] | Literal["published"] = "published"
@@ -59,8 +67,22 @@ class UCE:
             return self.preserve_scale
         return max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
 
-    def _preserved(self) -> list[str]:
+    def deviations(self, concept: Concept) -> tuple[str, ...]:
+        """Say what the paper preserved and nothing was given for."""
+        if concept.kind != "style" or self.artists or self.preserve:
+            return ()
+        return (
+            "no artists are preserved; give artists=FILE, the paper's artists1734_prompts.csv of "
+            "https://github.com/rohitgandikota/unified-concept-editing",
+        )
+
+    def _preserved(self, erased: Collection[str] = ()) -> list[str]:
         texts = [text.strip() for text in self.preserve.split(";") if text.strip()]
+        if self.artists:
+            table = read_table(self.artists, self.artists.read_bytes(), column="artist")
+            names = (table.values(i)["text"].strip() for i in range(len(table.rows)))
+            left_out = {text.casefold() for text in erased}
+            texts += [n for n in dict.fromkeys(names) if n and n.casefold() not in left_out]
         return ["", *texts] if self.token_mode == "tail" else texts
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
@@ -72,12 +94,12 @@ class UCE:
                 f"the guide {self.guide!r} is the concept itself: nothing to do"
             )
         erased, guides = self._pairs(model, concept.phrases, self.guide)
-        kept = self._kept(model, erased)
+        texts = self._preserved(concept.phrases)
         matrices = {
             n: w for n, w in model.parameters("esd-x-strict").items() if n.endswith(".weight")
         }
         eye = torch.eye(erased.shape[1], dtype=torch.float64, device=erased.device)
-        stay = self.lamb * eye + self.scale_of_preserved() * kept.T @ kept
+        stay = self.lamb * eye + self.scale_of_preserved() * self._kept(model, texts, eye)
         right = stay + self.erase_scale * erased.T @ erased
         toward = stay + self.erase_scale * guides.T @ erased
         # W' = W toward right^-1, the same right factor for every matrix (right is symmetric)
@@ -103,15 +125,18 @@ class UCE:
             guides.append(hidden[-1][last[-1] : last[-1] + n])
         return torch.cat(erased), torch.cat(guides)
 
-    def _kept(self, model: Model, like: Tensor) -> Tensor:
-        """Return preserved vectors, ``(vectors, width)``, float64."""
+    def _kept(self, model: Model, texts: Sequence[str], like: Tensor) -> Tensor:
+        """Return the sum of ``p p'`` over preserved vectors, ``(width, width)``, float64."""
         import torch
 
-        texts = self._preserved()
-        if not texts:
-            return like[:0]
-        hidden = model.encode(texts).double()
-        if self.token_mode == "tail":
-            return hidden.flatten(0, 1)
-        last = torch.tensor([len(ids) for ids in model.token_ids(texts)])
-        return hidden[torch.arange(len(texts)), last]
+        total = torch.zeros_like(like)
+        for start in range(0, len(texts), CHUNK):
+            some = list(texts[start : start + CHUNK])
+            hidden = model.encode(some).double()
+            if self.token_mode == "tail":
+                vectors = hidden.flatten(0, 1)
+            else:
+                last = torch.tensor([len(ids) for ids in model.token_ids(some)])
+                vectors = hidden[torch.arange(len(some)), last]
+            total = total + vectors.T @ vectors
+        return total

@@ -95,3 +95,20 @@ def test_defaults_by_mode() -> None:
 def test_a_guide_that_is_the_concept_is_refused(tiny, ctx) -> None:
     with pytest.raises(IncompatibleError, match="the guide 'church' is the concept itself"):
         finished("methods", "uce", CHURCH, guide="church").erase(tiny, CHURCH, ctx)
+
+
+def test_artists_of_a_file_are_preserved_like_texts(tiny, ctx, tmp_path, monkeypatch) -> None:
+    """Each name once, without the erased one; however many are encoded at once."""
+    file = tmp_path / "artists.csv"
+    file.write_text("case_number,prompt,artist\n0,x,Monet\n1,y,Monet\n2,z,Van Gogh\n3,w,Klimt\n")
+    monkeypatch.setattr("methods.uce.CHUNK", 2)
+    _, _, given = edited(tiny, ctx, STYLE, preserve="Monet;Klimt", preserve_scale=0.5)
+    _, _, read = edited(tiny, ctx, STYLE, artists=str(file), preserve_scale=0.5)
+    assert all(torch.allclose(read[name], given[name], atol=1e-7) for name in given)
+
+
+def test_what_differs_from_the_paper() -> None:
+    (line,) = finished("methods", "uce", STYLE, "photo").deviations(STYLE)
+    assert "artists=FILE, the paper's artists1734_prompts.csv" in line
+    assert finished("methods", "uce", STYLE, "photo", preserve="a").deviations(STYLE) == ()
+    assert finished("methods", "uce", CHURCH, "photo").deviations(CHURCH) == ()
