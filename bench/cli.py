@@ -590,7 +590,10 @@ def _given(asset: list[str] | None) -> dict[str, Path]:
 def _line(record: Any) -> str:
     cell = record.cell
     text = f"{record.status:<7} {cell.task}, {cell.method.name}, attack {cell.attack.name}"
-    return text if record.status == "ok" else f"{text}: {record.reason}"
+    if record.status != "ok":
+        return f"{text}: {record.reason}"
+    unchanged = (record.erasure or {}).get("notes", {}).get("unchanged")
+    return f"{text}: the file changes nothing, its weights are the base's" if unchanged else text
 
 
 def _check_device(device: str, torch: Any) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from bench import AssetError, Card, Concept, Context, Model, SpecError, World
-from bench.assets import digest
+from bench import Card, Concept, Context, Model
 
 
 @dataclass(frozen=True)
 class External:
-    """Weights from a file: whole or only the trained tensors, as papers publish them.
+    """Weights from a file: whole, only the trained tensors, or LoRA layers, as papers publish them.
 
     The base model stays the original that attacks may use, and the record holds what the file changed.
     ``--unet`` and ``--text-encoder`` of ``bench run`` are short for this method.
@@ -20,48 +19,34 @@ class External:
     Args:
         unet: The denoiser: a safetensors file, a torch file of tensors, or a diffusers folder.
         text_encoder: The text encoder, likewise.
-        unet_digest: Of the denoiser's file; filled in.
-        text_encoder_digest: Of the text encoder's file; filled in.
     """
 
     card: ClassVar = Card("External weights", paper="")
 
-    unet: str = ""
-    text_encoder: str = ""
-    unet_digest: str = ""
-    text_encoder_digest: str = ""
+    unet: Path | None = None
+    text_encoder: Path | None = None
 
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the method with the digests of its files."""
-        if not self.unet and not self.text_encoder:
-            raise SpecError("external: expected unet=PATH or text_encoder=PATH, got neither")
-        return replace(
-            self,
-            unet_digest=_digest("unet", self.unet, self.unet_digest),
-            text_encoder_digest=_digest(
-                "text_encoder", self.text_encoder, self.text_encoder_digest
-            ),
-        )
+    def __post_init__(self) -> None:
+        if self.unet is None and self.text_encoder is None:
+            raise ValueError("expected unet=PATH or text_encoder=PATH, got neither")
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Load the files into the model."""
         from bench.models import load_part  # slow; not needed to plan a run
 
-        full = self.resolve(concept, model.world)
         parts: tuple[Literal["unet", "text_encoder"], ...] = ("unet", "text_encoder")
+        changed = 0
         for part in parts:
-            if path := getattr(full, part):
-                model.notes[f"{part}_tensors"] = load_part(model.pipe, part, Path(path))
+            path: Path | None = getattr(self, part)
+            if path is None:
+                continue
+            loaded = load_part(model.pipe, part, path)
+            changed += loaded.changed
+            model.notes[f"{part}_tensors"] = loaded.tensors
+            if loaded.layout != "weights":
+                model.notes[f"{part}_layout"] = loaded.layout
+            if loaded.elsewhere:
+                model.notes[f"{part}_elsewhere"] = loaded.elsewhere
+        if not changed:
+            model.notes["unchanged"] = True
         return model
-
-
-def _digest(part: str, path: str, expected: str) -> str:
-    """Return a file's digest, which must be the expected one if there is one."""
-    if not path:
-        return ""
-    if not Path(path).exists():
-        raise SpecError(f"external: {part}={path}: expected a file or folder, there is none")
-    got = digest(Path(path))
-    if expected not in {"", got}:
-        raise AssetError(f"{path} has changed: expected digest {expected}, got {got}")
-    return got

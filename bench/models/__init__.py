@@ -1,6 +1,6 @@
 """Models by name."""
 
-from bench.models.checkpoints import load_part
+from bench.models.checkpoints import load_part, read_tensors
 from bench.models.clip import load_tokens, load_vision
 from bench.models.diffusers import DiffusersModel
 from bench.models.loading import load_model
@@ -11,4 +11,5 @@ __all__ = [
     "load_part",
     "load_tokens",
     "load_vision",
+    "read_tensors",
 ]

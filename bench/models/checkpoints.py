@@ -1,13 +1,19 @@
 """Reads the weights of a denoiser or text encoder that was erased elsewhere. Nothing is unpickled.
 
-What the field publishes: a whole state dict or only the trained tensors, by the names of diffusers, of
-transformers 4 or 5, or of the CompVis code; as safetensors, a torch file, or a diffusers folder.
+What the field publishes: a whole state dict, only the trained tensors, or LoRA layers; by the names of
+diffusers, of transformers 4 or 5, or of the CompVis code, under any wrapper's prefix; as safetensors, a
+torch file, or a diffusers folder, whole, in shards or as a variant. What a file is, its content says, not
+its ending. A file is read as a whole or refused: what is not understood is named.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,81 +23,202 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import SpecError
+from bench.models import lora
 
 Part = Literal["unet", "text_encoder"]
-_LDM = {"unet": "model.diffusion_model.", "text_encoder": "cond_stage_model.transformer."}
-_PREFIXES = ("module.", "unet.", "text_encoder.", "text_model.")
-_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+_STEMS = (
+    "diffusion_pytorch_model",
+    "model",
+    "pytorch_model",
+    "pytorch_lora_weights",
+    "adapter_model",
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+# Whose tensors a whole checkpoint holds beside those of the denoiser and the text encoder.
+_ELSEWHERE = {
+    "unet": {"vae", "first_stage_model", "cond_stage_model", "text_encoder", "model_ema"},
+    "text_encoder": {
+        "vae",
+        "first_stage_model",
+        "unet",
+        "diffusion_model",
+        "model_ema",
+        "vision_model",
+    },
+}
+_NO_WEIGHTS = (
+    re.compile(  # the noise schedule and counters of CompVis's code, a buffer of transformers 4
+        r"(^|\.)(betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor"
+        r"|position_ids|logit_scale|visual_projection\.weight|text_projection\.weight)$"
+    )
+)
+_LAYOUTS = (  # what is in a name, what such a file is, what to do
+    (r"hada_|lokr_|oft_|dora_scale|lora_magnitude", "a LyCORIS or DoRA adapter",
+     "merge it into the base with the program that made it, and give the merged weights"),
+    (r"control_model\.|controlnet", "a ControlNet", "an added network cannot be judged here"),
+    (r"emb_params|string_to_param|^<.*>$", "a textual inversion", "it changes no weights"),
+    (r"exp_avg", "the state of an optimiser", "save the model's state dict"),
+    (r"resblocks\.", "OpenCLIP's text encoder", "convert the model with diffusers' StableDiffusionPipeline."
+     "from_single_file(PATH).save_pretrained(FOLDER), and give FOLDER"),
+    (r"double_blocks|joint_blocks|single_transformer_blocks", "a transformer's denoiser",
+     "only Stable Diffusion 1 and 2 can be judged"),
+    (r"add_embedding\.|label_emb\.|conditioner\.", "Stable Diffusion XL's",
+     "only Stable Diffusion 1 and 2 can be judged"),
+)  # fmt: skip
+_BEGINNINGS = (
+    (
+        b"version https://git-lfs",
+        "a pointer of git-lfs, not the file: fetch it with `git lfs pull`",
+    ),
+    (b"<", "a web page: download the file itself"),
+    (b"GGUF", "a GGUF file: save the state dict as safetensors"),
+    (b"\x89HDF", "an HDF5 file: save the state dict as safetensors"),
+    (b"Rar!", "an archive: unpack it"),
+    (b"7z\xbc\xaf", "an archive: unpack it"),
+    (b"\x1f\x8b", "an archive: unpack it"),
+)
 
 
-def load_part(pipe: Any, part: Part, path: Path) -> int:
-    """Put a file's tensors into a pipeline's denoiser or text encoder; return how many.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a file brought.
+
+    Args:
+        tensors: How many tensors of the model it sets.
+        changed: How many of them had other values before.
+        layout: "weights" or "LoRA".
+        elsewhere: Tensors of the file that belong to other parts of a model, which were not read.
+    """
+
+    tensors: int
+    changed: int
+    layout: str
+    elsewhere: int = 0
+
+
+def load_part(pipe: Any, part: Part, path: Path) -> Loaded:
+    """Put a file's tensors into a pipeline's denoiser or text encoder.
 
     Raises:
-        SpecError: The file cannot be read, or does not fit: no tensor is changed then.
+        SpecError: The file cannot be read, or not every tensor of it fits: nothing is changed then.
     """
+    source = path / part if (path / part).is_dir() else path
+    given, table = read_tensors(source), _table(pipe)
     module: nn.Module = getattr(pipe, part)
-    mine = {_bare(name): tensor for name, tensor in module.state_dict().items()}
-    given = _named(read_tensors(_file(path, part), part), part, module)
-    unfit = [n for n, t in given.items() if n not in mine or mine[n].shape != t.shape]
-    if unfit or not given:
-        first = ", ".join(f"{n} {tuple(given[n].shape)}" for n in unfit[:3])
-        raise SpecError(
-            f"{path} does not fit the model's {part}: {len(given) - len(unfit)} of {len(given)} "
-            f"tensors fit; the first that do not: {first or 'none, it is empty'}"
-        )
+    target = {_bare(name): tensor for name, tensor in module.state_dict().items()}
+    if lora.is_lora(given):
+        flat = {n.removesuffix(".weight").replace(".", "_"): place for n, place in table.items()}
+        find = partial(_place, table)
+        found, elsewhere = lora.fused(weight_files(source), given, part, find, flat, target)
+        layout = "LoRA"
+    else:
+        found, elsewhere = _own(path, given, table, part, target)
+        layout = "weights"
+    changed = 0
     with torch.no_grad():
-        for name, tensor in given.items():
-            mine[name].copy_(tensor)
-    return len(given)
+        for name, tensor in found.items():
+            new = tensor.to(target[name])
+            changed += not torch.equal(new, target[name])
+            target[name].copy_(new)
+    return Loaded(len(found), changed, layout, elsewhere)
 
 
-def read_tensors(path: Path, part: Part | None = None) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or torch file, nested dicts flattened, by name.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file or of a diffusers or transformers folder, nested dicts flattened.
+
+    A file may be safetensors or torch's, whatever its name; a folder may hold shards or one variant.
 
     Raises:
         SpecError: There is no such file, it is damaged, or only unpickling could read it.
     """
-    try:
-        data = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except pickle.UnpicklingError as exc:
-        raise SpecError(
-            f"{path} holds more than tensors: reading it means running what is in it, "
-            "which is refused. Save its state dict as safetensors"
-        ) from exc
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as exc:
-        reason = str(exc).strip().partition("\n")[0]
-        raise SpecError(f"{path} is not a readable file of tensors: {reason}") from exc
-    tensors = _flat(_inner(data, part))
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        tensors |= _flat(_read(file))
     if not tensors:
         raise SpecError(f"{path} holds no tensors")
     return tensors
 
 
-def _torch_load(path: Path) -> Any:
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+def weight_files(path: Path) -> list[Path]:
+    """Return the files of weights in a diffusers or transformers folder; a file as it is.
 
-
-def _file(path: Path, part: Part) -> Path:
-    """Return the weights of a diffusers folder, or of the part's folder in it; a file as it is."""
+    Raises:
+        SpecError: There are none, several sets of them, or a shard is missing.
+    """
+    if path.name.endswith(".json"):
+        return _shards(path)
     if not path.is_dir():
-        return path
-    folder = path / part if (path / part).is_dir() else path
-    files = [folder / f"{name}{end}" for name in _NAMES for end in (".safetensors", ".bin")]
-    for file in files:
-        if file.is_file():
-            return file
-    raise SpecError(f"{path} has no weights: expected {files[0].name} or {files[1].name} in it")
+        if _SHARD.search(path.name):
+            raise SpecError(f"{path} is one shard of several: give the folder with its index.json")
+        return [path]
+    try:
+        names = sorted(file.name for file in path.iterdir())
+    except OSError as exc:
+        raise SpecError(f"{path} cannot be read: {exc.strerror}") from exc
+    for end in (".safetensors", ".bin"):
+        whole = [f"{stem}{end}" for stem in _STEMS if f"{stem}{end}" in names]
+        if whole:
+            return [path / whole[0]]
+        indices = [n for n in names if re.search(rf"{re.escape(end)}\.index(\.\w+)?\.json$", n)]
+        variants = [
+            n for n in names if n.startswith(_STEMS) and n.endswith(end) and not _SHARD.search(n)
+        ]
+        if plain := [n for n in indices if n.partition(end)[0] in _STEMS and n.count(".") == 3]:
+            return _shards(path / plain[0])
+        if len(indices + variants) > 1:
+            raise SpecError(f"{path} has several: {', '.join(indices + variants)}. Give one file")
+        if indices:
+            return _shards(path / indices[0])
+        if variants:
+            return [path / variants[0]]
+    there = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise SpecError(
+        f"{path} has no weights: expected {_STEMS[0]}.safetensors or the like in it, "
+        f"there is {there or 'nothing'}"
+    )
 
 
-def _inner(data: Any, part: Part | None) -> Any:
-    """Return the state dict that a training script wrapped."""
-    for key in (part, "state_dict"):
-        if isinstance(data, Mapping) and key in data and isinstance(data[key], Mapping):
-            return _inner(data[key], part)
-    return data
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index of shards names."""
+    try:
+        listed = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        files = [index.parent / Path(name).name for name in listed]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SpecError(f"{index} is no index of shards: expected a weight_map in JSON") from exc
+    if gone := [file.name for file in files if not file.is_file()]:
+        raise SpecError(f"{index} names shards that are not there: {', '.join(gone)}")
+    return files
+
+
+def _read(path: Path) -> Any:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+            if head[8:9] == b"{":
+                return load_file(path)
+            if head[:2] == b"PK" and path.suffix != ".safetensors":  # torch goes by that ending
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if head[:2] == b"PK" or head[:1] == b"\x80":
+                stream.seek(0)
+                return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        if "truncated" in str(exc):
+            raise SpecError(f"{path} is damaged: it ends too early") from exc
+        raise SpecError(
+            f"{path} holds more than tensors: reading it means running what is in it, "
+            "which is refused. Save its state dict as safetensors"
+        ) from exc
+    except (OSError, SafetensorError) as exc:
+        raise SpecError(f"{path} is not a readable file of tensors: {_line(exc)}") from exc
+    except Exception as exc:  # torch's reader raises anything on a damaged file
+        raise SpecError(f"{path} is a damaged torch file: {_line(exc)}") from exc
+    kinds = [words for beginning, words in _BEGINNINGS if head.lstrip().startswith(beginning)]
+    what = kinds[0] if kinds else "neither safetensors nor a torch file" if head else "empty"
+    raise SpecError(f"{path} is not a readable file of tensors: it is {what}")
+
+
+def _line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -105,25 +232,146 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def _named(tensors: dict[str, Tensor], part: Part, module: nn.Module) -> dict[str, Tensor]:
-    """Return tensors under the bare names of a module; those of CompVis's code are translated."""
-    ldm = _LDM[part]
-    if any(name.startswith(ldm) for name in tensors):  # may be a whole model: take the part only
-        tensors = {n: t for n, t in tensors.items() if n.startswith(ldm)}
-        if part == "unet":
-            from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+def _own(
+    path: Path,
+    given: Mapping[str, Tensor],
+    table: Mapping[str, tuple[str, str]],
+    part: Part,
+    target: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], int]:
+    """Return a file's tensors of a part by their bare names, and how many are of other parts.
 
-            tensors = convert_ldm_unet_checkpoint(tensors, module.config)
-        else:
-            tensors = {n.removeprefix(ldm): t for n, t in tensors.items()}
-    bare = {_bare(name): tensor for name, tensor in tensors.items()}
-    bare.pop("embeddings.position_ids", None)  # a buffer of transformers 4, the same everywhere
-    return bare
+    A tensor's name is the longest end of its full name that a part of the model knows: whatever wrappers
+    and scripts put in front is left out.
+    """
+    found: dict[str, str] = {}
+    unfit: dict[str, str] = {}  # full names, and the shape that was expected
+    elsewhere = 0
+    for key, tensor in given.items():
+        owner, name = _place(table, key)
+        if set(key.removesuffix(name).split(".")) & _ELSEWHERE[part]:
+            elsewhere += 1
+        elif owner == part:
+            if name in found:
+                raise SpecError(
+                    f"{path} holds two copies: {found[name]} and {key}. Save the state dict that "
+                    "is to be judged"
+                )
+            found[name] = key
+            if tensor.shape != target[name].shape or not tensor.is_floating_point():
+                unfit[key] = f", expected {tuple(target[name].shape)}"
+        elif owner:
+            elsewhere += 1
+        elif not _NO_WEIGHTS.search(key):
+            unfit[key] = ""
+    if unfit or not found:
+        raise SpecError(_misfit(path, part, given, unfit or dict.fromkeys(given, ""), elsewhere))
+    return {name: given[key] for name, key in found.items()}, elsewhere
+
+
+def _misfit(
+    path: Path, part: str, given: Mapping[str, Tensor], unfit: Mapping[str, str], elsewhere: int
+) -> str:
+    """Say which tensors do not fit, and what the file seems to be."""
+    total = len(given) - elsewhere or len(given)
+    first = "; ".join(f"{key} {_form(given[key])}{unfit[key]}" for key in list(unfit)[:3])
+    text = (
+        f"{path} does not fit the model's {part}: {total - len(unfit)} of {total} tensors fit; "
+        f"the first that do not: {first}"
+    )
+    for pattern, kind, advice in _LAYOUTS:
+        if any(re.search(pattern, key) for key in unfit):
+            return f"{text}. It looks like {kind}: {advice}"
+    if any(not given[key].is_floating_point() for key in unfit):
+        return f"{text}. Give weights that are not quantised"
+    if any(given[key].shape[1:2] == (9,) and "conv_in" in key for key in unfit):
+        return f"{text}. It looks like an inpainting denoiser: only text-to-image can be judged"
+    return text
+
+
+def _form(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
+def _table(pipe: Any) -> dict[str, tuple[str, str]]:
+    """Return the part and bare name of every tensor of a pipeline, by each name that files give it."""
+    names: dict[str, tuple[str, str]] = {}
+    for part in ("vae", "text_encoder", "unet"):
+        names |= {(b := _bare(n)): (part, b) for n in getattr(pipe, part).state_dict()}
+    return names | {theirs: ("unet", ours) for theirs, ours in compvis_names(pipe.unet).items()}
+
+
+def _place(table: Mapping[str, tuple[str, str]], key: str) -> tuple[str, str]:
+    """Return where the longest end of a dotted name belongs, or two empty words."""
+    parts = key.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))
+    return next((table[end] for end in ends if end in table), ("", ""))
 
 
 def _bare(name: str) -> str:
-    """Return a tensor's name without what wrappers and library versions put in front of it."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return _bare(name.removeprefix(prefix))
-    return name
+    """Return a tensor's name without what transformers 4 put in front of it."""
+    return name.removeprefix("text_model.")
+
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def compvis_names(unet: nn.Module) -> dict[str, str]:
+    """Return the names of a denoiser's tensors by the names that the CompVis code gives them."""
+    blocks = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    at = 1
+    for b, block in enumerate(_children(unet, "down_blocks")):
+        attentions = len(_children(block, "attentions"))
+        for r in range(len(_children(block, "resnets"))):
+            blocks[f"down_blocks.{b}.resnets.{r}"] = f"input_blocks.{at}.0"
+            if r < attentions:
+                blocks[f"down_blocks.{b}.attentions.{r}"] = f"input_blocks.{at}.1"
+            at += 1
+        if _children(block, "downsamplers"):
+            blocks[f"down_blocks.{b}.downsamplers.0.conv"] = f"input_blocks.{at}.0.op"
+            at += 1
+    at = 0
+    for b, block in enumerate(_children(unet, "up_blocks")):
+        attentions = len(_children(block, "attentions"))
+        for r in range(len(_children(block, "resnets"))):
+            blocks[f"up_blocks.{b}.resnets.{r}"] = f"output_blocks.{at}.0"
+            if r < attentions:
+                blocks[f"up_blocks.{b}.attentions.{r}"] = f"output_blocks.{at}.1"
+            at += 1
+        if _children(block, "upsamplers"):
+            place = 2 if attentions else 1
+            blocks[f"up_blocks.{b}.upsamplers.0.conv"] = f"output_blocks.{at - 1}.{place}.conv"
+    return dict(_renamed(unet.state_dict(), blocks))
+
+
+def _children(module: nn.Module, name: str) -> list[nn.Module]:
+    return list(getattr(module, name, None) or ())
+
+
+def _renamed(names: Iterable[str], blocks: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    for name in names:
+        parts = name.split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            block, rest = ".".join(parts[:cut]), parts[cut:]
+            if block in blocks:
+                if ".resnets." in block:
+                    rest[0] = _RESNET[rest[0]]
+                yield ".".join([blocks[block], *rest]), name
+                break

@@ -140,9 +140,9 @@ def _form(tensor: Tensor) -> str:
 def _unlike_modules(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
     before, after = dict(old.named_modules()), dict(new.named_modules())
     for name, module in after.items():
-        where = f"{part}.{name}".rstrip(".")
-        if type(module) is not type(before.get(name)):
-            yield f"{where} is a {type(module).__name__} that the base does not have there"
+        where, kind = f"{part}.{name}".rstrip("."), type(module)
+        if name not in before or kind is not type(before[name]):
+            yield f"{where} is a {kind.__name__} that the base does not have there"
         elif any(len(getattr(module, h)) != len(getattr(before[name], h)) for h in _HOOKS):
             yield f"{where} has a hook that the base does not have"
         elif _traits(module) != _traits(before[name]):
