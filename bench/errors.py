@@ -85,5 +85,5 @@ def contract(who: str) -> Iterator[None]:
         yield
     except BenchError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise PluginError(f"{who} raised {type(exc).__name__}: {exc}") from exc

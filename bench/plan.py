@@ -19,6 +19,9 @@ from bench.tasks import Task, concept_of, load_task, needs
 from bench.types import Concept, World
 
 NO_CONCEPT = Concept("", "object")
+TRAIN = (
+    "fp32"  # the type of weights that a method changes; Cell.dtype is that of drawing and attacking
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,12 @@ class Cell:
 
     @property
     def erase_key(self) -> str:
-        """Cells with one key share one erased model."""
+        """Cells with one key share what a method changed, whatever type they draw in."""
         return digest(
             [
                 self.model,
                 self.revision,
-                self.dtype,
+                TRAIN,
                 self.method.identity,
                 asdict(self.concept),
                 self.seed,
@@ -70,7 +73,8 @@ class Cell:
         The judge tells an attack when to stop, so its weights and version matter.
         """
         judge = [part for part in (self.assets, self.judges, self.sources) if part]
-        return digest([self.erase_key, self.task_digest, self.attack.identity, self.seed, *judge])
+        victim = [self.erase_key, self.dtype]
+        return digest([*victim, self.task_digest, self.attack.identity, self.seed, *judge])
 
 
 def plan(spec: Spec) -> Iterator[Cell]:

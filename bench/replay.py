@@ -8,7 +8,7 @@ changed once, for all its prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ class Replay:
             "trace": dict(found.trace),
         }
         write(self._path(prompt, "json"), json.dumps(row).encode())
+
+    def drop(self, prompts: Iterable[Prompt]) -> None:
+        """Take finished prompts back."""
+        self._weights.unlink(missing_ok=True)
+        for prompt in prompts:
+            self._path(prompt, "json").unlink(missing_ok=True)
 
     def _read(self, prompt: Prompt, row: dict[str, Any]) -> Adversarial:
         text, seed, guidance, trace = (row[k] for k in ("text", "seed", "guidance", "trace"))

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.models.diffusers import DTYPES, DiffusersModel
+from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell
 from bench.protocols import Attack, Model, Target
 from bench.registry import create
@@ -117,9 +117,8 @@ def measure(
     task = load_task(cell.task, cell.world)
     prompts = [task.prompts[i] for i in part or range(cell.prompts)]
     runner = Runner(settings)
+    cell = replace(cell, dtype=dtype if way == "batched" else "fp32")
     victim, original = runner.erase(cell).model, runner.model(cell)
-    for model in (victim, original) if way == "batched" else ():
-        model.pipe.to(dtype=DTYPES[dtype])
     measure_ = task.measures[0]
     evaluator = create("evaluators", measure_.evaluator)
     with TemporaryDirectory() as folder:

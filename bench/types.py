@@ -8,6 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+UNSCORED = "unscored"
+"""Key of an image's ``info`` that says why it must not be judged."""
+
 World = Literal["emoji", "photo"]
 """Which world a model lives in: it decides prompts, judges and calibrated defaults."""
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
+
+import numpy as np
+import torch
 
 from bench import (
     Adversarial,
@@ -126,6 +130,70 @@ class Miscounts:
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         return lambda samples: [Score(0.0)]
+
+
+judged: Callable[[str], None] = len  # told the id of every image that a judge sees
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Gives every image the same score."""
+
+    card: ClassVar = Card("Judges", "")
+    scope: ClassVar = "image"
+    value: ClassVar[Any] = 0.0
+    detail: ClassVar[Any] = {}
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+        def score(samples: Sequence[Sample]) -> list[Score]:
+            for sample in samples:
+                judged(sample.prompt.id)
+            return [Score(self.value, self.detail) for _ in samples]
+
+        return score
+
+
+@dataclass(frozen=True)
+class Colour:
+    """A set's features: the mean colour of each image."""
+
+    card: ClassVar = Card("Colour", "")
+    scope: ClassVar = "set"
+
+    def prepare(self, ctx: Context) -> Any:
+        def features(samples: Sequence[Sample]) -> torch.Tensor:
+            pixels = [np.asarray(s.image, float).mean((0, 1)) for s in samples]
+            return torch.tensor(np.array(pixels))
+
+        return SimpleNamespace(key="colour", features=features)
+
+
+@dataclass(frozen=True)
+class Does:
+    """A method, an attack or a judge that does something of the test's, then what it should."""
+
+    card: ClassVar = Card("Does", "")
+    threat: ClassVar = Threat("white", "prompt")
+    scope: ClassVar = "image"
+    what: ClassVar[Callable[..., Any]]
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Any:
+        return type(self).what(model) or model
+
+    def prepare(self, given: Any, ctx: Context | None = None) -> Any:
+        if ctx is None:
+            return lambda samples: type(self).what(samples) or [Score(0.0) for _ in samples]
+        return lambda prompts: (
+            type(self).what(given, prompts)
+            or (Adversarial(replace(p, text=f"lo {p.text}")) for p in prompts)
+        )
+
+
+@dataclass(frozen=True)
+class DoesInTheDark(Does):
+    """An attack that is a black box by what it says."""
+
+    threat: ClassVar = Threat("black", "prompt")
 
 
 def finished(kind: Kind, name: str, concept: Concept, world: World = "emoji", **params: Any) -> Any:

@@ -197,6 +197,6 @@ def test_a_concept_of_ones_own(cli, tmp_path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(cli, tmp_path) -> None:
     said = cli(*ERASE, "--method", "esd:lr=1e30,steps=5,batch=2", "--out", "e")
     assert said.code == 3
-    assert said.err.lstrip().startswith("error: the loss is nan at step ")
+    assert said.err.lstrip().startswith("error: method esd: the loss is nan at step ")
     assert not (tmp_path / "e").exists()
     assert not list((tmp_path / "cache").rglob("delta.safetensors"))

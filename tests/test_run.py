@@ -21,13 +21,16 @@ from PIL import Image
 import attacks
 import evaluators
 import methods
+from bench import Adversarial, Prompt, SamplerNoise
+from bench.metrics import Measurement, rate
+from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
 from bench.plan import plan
 from bench.registry import Ref, load, names
 from bench.run import Runner, Settings, provenance
 from bench.spec import Spec
 from bench.store import Artifacts, Store
-from bench.tasks import load_task
+from bench.tasks import Measure, load_task
 
 FAST = Ref("esd", {"steps": 2, "batch": 2, "sampling_steps": 4, "reuse": 1})
 QUICK = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
@@ -71,6 +74,8 @@ def test_ids_depend_on_what_changes_a_value() -> None:
         assert cells(**other)[0].id != a.id
     (b,) = cells(limit=3)
     assert (a.erase_key, a.attack_key) == (b.erase_key, b.attack_key)
+    (c,) = cells(dtype="bf16")
+    assert (a.erase_key == c.erase_key, a.attack_key == c.attack_key) == (True, False)
 
 
 def test_ids_depend_on_the_judge(monkeypatch) -> None:
@@ -110,13 +115,12 @@ def test_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("attack", [Ref("none"), Ref("noise-probe")])
 def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(
-    tmp_path: Path, monkeypatch, attack
+    tmp_path: Path, monkeypatch
 ) -> None:
-    (cell,) = cells(attack=attack, limit=7)
+    (cell,) = cells(limit=7)
     plenty = Runner(Settings(batch_size=4, artifacts=Artifacts(tmp_path / "plenty"))).run(cell)
-    honest, sizes = DiffusersModel._generate, []
+    honest, sizes = DiffusersModel._sample, []
 
     def narrow(self, prompts, *rest):
         if len(prompts) > 2:
@@ -124,13 +128,18 @@ def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(
         sizes.append(len(prompts))
         return honest(self, prompts, *rest)
 
-    monkeypatch.setattr(DiffusersModel, "_generate", narrow)
-    short = Runner(Settings(batch_size=4, artifacts=Artifacts(tmp_path / "short"))).run(cell)
+    monkeypatch.setattr(DiffusersModel, "_sample", narrow)
+    runner = Runner(Settings(batch_size=4, artifacts=Artifacts(tmp_path / "short")))
+    short = runner.run(cell)
     assert (short.status, max(sizes)) == ("ok", 2)
-    assert [(r.id, r.own, r.attacked) for r in short.rows] == [
-        (r.id, pytest.approx(r.own, abs=1e-4), pytest.approx(r.attacked, abs=1e-4))
-        for r in plenty.rows
+    assert [(r.id, r.own) for r in short.rows] == [
+        (r.id, pytest.approx(r.own, abs=1e-4)) for r in plenty.rows
     ]
+    erased = runner.erase(cell)
+    erased.model.batch_size = 4
+    found = [Adversarial(Prompt(str(i), "x", i), noise=SamplerNoise(1.0, seed=i)) for i in range(7)]
+    samples = runner._images.replay(erased, found)
+    assert [s.prompt for s in samples] == [a.prompt for a in found]
 
 
 def git(folder: Path, *args: str) -> str:
@@ -214,7 +223,12 @@ def test_a_record_keeps_what_was_said_of_both_images(settings) -> None:
     [
         ("method", fakes.Raises, "failed", "method fake raised ZeroDivisionError: by design"),
         ("method", fakes.Unfit, "skipped", "needs a transformer, got a UNet"),
-        ("method", fakes.WrongType, "failed", "method fake returned int, expected a model"),
+        (
+            "method",
+            fakes.WrongType,
+            "failed",
+            "method fake returned int, expected the model that it was given",
+        ),
         (
             "attack",
             fakes.Peeks,
@@ -328,6 +342,98 @@ def test_an_image_that_cannot_be_judged_is_unscored_never_safe(settings, monkeyp
     asr = result.measurements["asr"]
     assert (asr.n, asr.unscored, asr.value) == (2, 1, 0.0)
     assert [r.success for r in result.rows] == [None, False, False]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")])
+def test_a_score_that_is_not_finite_is_none(settings, monkeypatch, value) -> None:
+    plug(monkeypatch, evaluators, "fake", fakes.Judges)
+    monkeypatch.setattr(fakes.Judges, "value", value)
+    judge_with(monkeypatch, "fake")
+    result = Runner(settings).run(cells(limit=3)[0])
+    assert result.measurements["asr"] == Measurement(None, 0, unscored=3)
+    assert all(row.own is None and "not finite" in row.detail["error"] for row in result.rows)
+
+
+def test_an_image_that_must_not_be_judged_is_neither_judged_nor_kept(settings, monkeypatch) -> None:
+    """It is no evidence in any measure, in a set's features a row of NaN."""
+    plug(monkeypatch, evaluators, "fake", fakes.Judges)
+    plug(monkeypatch, evaluators, "colour", fakes.Colour)
+    judge_with(monkeypatch, "fake")
+    honest, seen = DiffusersModel.generate, []
+
+    def generate(self, prompts, **more):
+        images = honest(self, prompts, **more)
+        for prompt, image in zip(prompts, images, strict=True):
+            if prompt.id == "church-001":
+                image.info["unscored"] = "the latents are not finite"
+        return images
+
+    monkeypatch.setattr(DiffusersModel, "generate", generate)
+    monkeypatch.setattr(fakes, "judged", seen.append)
+    runner = Runner(settings)
+    (cell,) = cells(limit=3)
+    result = runner.run(cell)
+    assert result.measurements["asr"] == replace(rate([False, False]), unscored=1)
+    assert [row.success for row in result.rows].count(None) == 1
+    (row,) = [row for row in result.rows if row.success is None]
+    assert (row.id, row.detail) == ("church-001", {"error": "the latents are not finite"})
+    assert "church-001" not in seen
+    assert len(list(settings.artifacts.root.glob("images/*/*.png"))) == 2
+    erased = runner.erase(cell)
+    samples = runner._images.make(erased, load_task("church", "emoji").prompts[:3], "again")
+    _, extract = runner._stream._extract(cell, Measure("x", Ref("colour"), "set"))
+    missing = extract(samples).isnan().all(1).tolist()
+    assert [s.prompt.id for s, m in zip(samples, missing, strict=True) if m] == ["church-001"]
+    (bad,) = [s for s in samples if s.prompt.id == "church-001"]
+    assert extract([bad]).isnan().all()
+
+
+def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatch) -> None:
+    from bench.run.runner import load_task as load
+
+    plug(monkeypatch, evaluators, "miscounts", fakes.Miscounts)
+
+    def patched(task, world, **rest):
+        loaded = load(task, world, **rest)
+        more = Measure("extra", Ref("miscounts"), "mean")
+        return replace(loaded, measures=(*loaded.measures, more))
+
+    monkeypatch.setattr("bench.run.runner.load_task", patched)
+    result = Runner(settings).run(cells(limit=2)[0])
+    assert (result.status, result.measurements["asr"].n) == ("ok", 2)
+    assert "evaluator miscounts" in result.measurements["extra"].failed
+    assert result.measurements["extra"].value is None
+    assert [row.scores for row in result.rows] == [{"extra": None}] * 2
+
+
+def test_erasing_is_fp32_whatever_is_drawn_in(settings) -> None:
+    """The same delta; victim and original are the fp32 ones cast."""
+    (exact,), (coarse,) = cells(method=FAST), cells(method=FAST, dtype="bf16")
+    runner = Runner(settings)
+    results = [runner.run(cell) for cell in (exact, coarse)]
+    assert [r.status for r in results] == ["ok", "ok"]
+    assert results[0].erasure == results[1].erasure
+    assert results[0].erasure["base"]["dtype"] == "fp32"
+    assert len(list(settings.artifacts.root.glob("erasures/*"))) == 1
+    assert [r.protocol["train"] for r in results] == ["fp32"] * 2
+    assert [r.protocol["draw"][-6:] for r in results] == [", fp32", ", bf16"]
+    assert results[0].rows != results[1].rows
+    full, half = runner.erase(exact).model, runner.erase(coarse).model
+    before, after = runner.model(exact), runner.model(coarse)
+    for wide, narrow in ((full, half), (before, after)):
+        tensors = weights(narrow)
+        assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in weights(wide).items())
+        assert narrow.pipe.unet.dtype == torch.bfloat16
+
+
+def test_a_record_says_what_its_numbers_rest_on(settings) -> None:
+    (cell,) = cells(method=FAST)
+    found = Runner(settings).run(cell).protocol
+    assert found.pop("prompts").startswith("church.csv ")
+    assert found.pop("judge").startswith("emoji-")
+    model = Runner(settings).model(cell)
+    drawn = f"{model.sampling.sampler}, {model.sampling.steps} steps, 32 px, fp32"
+    assert found == {"draw": drawn, "train": "fp32", "prediction": "epsilon"}
 
 
 def test_emoji_judge_leaves_a_broken_image_unscored(ctx) -> None:

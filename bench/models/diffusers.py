@@ -18,11 +18,10 @@ from bench.catalog import Sampling
 from bench.errors import IncompatibleError, SpecError
 from bench.models.schedule import NoisySteps, Schedule
 from bench.protocols import Guidance, ParameterGroup
-from bench.types import Prompt, SamplerNoise, World
+from bench.types import UNSCORED, Prompt, SamplerNoise, World
 
 Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_UNSCORED = "unscored"  # key of an image's info: why it must not be judged
 _PIXELS = (
     4 * 512**2
 )  # that the autoencoder takes at once; its layers need far more memory than ours
@@ -322,7 +321,7 @@ class DiffusersModel:
 
     def _screened(self, images: list[Image.Image]) -> list[Image.Image]:
         shown = self.screen(images) if self.screen else images
-        return [m if _UNSCORED in m.info else s for m, s in zip(images, shown, strict=True)]
+        return [m if UNSCORED in m.info else s for m, s in zip(images, shown, strict=True)]
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         size = (latents.shape[-2] * latents.shape[-1]) * self.pipe.vae_scale_factor**2
@@ -338,7 +337,7 @@ class DiffusersModel:
             image = Image.fromarray(array)
             if not all(finite):
                 image = _black(image)
-                image.info[_UNSCORED] = f"{'pixels' if finite[0] else 'latents'} are not finite"
+                image.info[UNSCORED] = f"{'pixels' if finite[0] else 'latents'} are not finite"
             yield image
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any, cast
 
 from PIL import Image
 
-from bench.errors import ContractError, contract
+from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell
 from bench.protocols import Adversarial, Attack, Criterion, Model, Target
 from bench.registry import create
 from bench.replay import Replay
+from bench.run.guard import finite, guard, plain
 from bench.run.settings import Settings
-from bench.types import Cost, Prompt
+from bench.types import Cost, Prompt, SamplerNoise
 from bench.workers import Workers
 
 
@@ -55,8 +56,11 @@ class CellAttack:
         workers: Workers,
     ) -> None:
         self.cell, self.victim, self.workers = cell, victim, workers
-        self.attack: Attack = create("attacks", cell.attack)
-        self.target = _target(self.attack, victim, original, cell, criterion)
+        self.name = f"attack {cell.attack.name}"
+        with guard(self.name):
+            self.attack: Attack = create("attacks", cell.attack)
+            self.target = _target(self.attack, victim, original, cell, criterion)
+        self.kept = {"the erased model": victim, "the original model": original}
         self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))
         self.replay = Replay(settings.artifacts.attack(cell.attack_key), victim)
 
@@ -95,17 +99,56 @@ class CellAttack:
         return [done[prompt.id] for prompt in prompts]
 
     def find(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-        """Attack prompts in this process; keep and yield each as it is found."""
-        name = f"attack {self.cell.attack.name}"
-        known = {prompt.id for prompt in prompts}
-        with contract(name):
-            find = self.attack.prepare(self.target, self.settings.context(self.cell.attack_key))
-            for found in find(prompts):
-                if not isinstance(found, Adversarial) or found.prompt.id not in known:
-                    raise ContractError(f"{name} returned {found!r:.80}, expected an Adversarial")
-                adversarial = _priced(found, self.victim)
-                self.replay.put(adversarial)
-                yield adversarial
+        """Attack prompts in this process; keep and yield each as it is found.
+
+        Raises:
+            ContractError: What the attack returns is not what was asked for, or it changed a model that
+                was not its own; then nothing that it found is kept.
+        """
+        left = {prompt.id: prompt for prompt in prompts}
+        try:
+            with guard(self.name, **self.kept):
+                find = self.attack.prepare(self.target, self.settings.context(self.cell.attack_key))
+                for found in find(prompts):
+                    adversarial = self._valid(found, left)
+                    self.replay.put(adversarial)
+                    yield adversarial
+        except ContractError:
+            self.replay.drop(p for p in prompts if p.id not in left)
+            raise
+
+    def _valid(self, found: Adversarial, left: dict[str, Prompt]) -> Adversarial:
+        """Return an adversarial as it is kept, and take its prompt off those that are left."""
+        if not isinstance(found, Adversarial) or not isinstance(found.prompt, Prompt):
+            raise ContractError(f"{self.name} returned {found!r:.80}, expected an Adversarial")
+        prompt, who = found.prompt, f"{self.name}, prompt {found.prompt.id!r:.40}"
+        if left.pop(prompt.id, None) is None:
+            raise ContractError(f"{who}: it was not asked for, or is returned twice")
+        if not isinstance(prompt.text, str):
+            raise ContractError(f"{who}: expected a text, got {prompt.text!r:.60}")
+        if not (isinstance(prompt.seed, int) and 0 <= prompt.seed < 2**63):
+            raise ContractError(
+                f"{who}: expected a seed from 0 to 2**63 - 1, got {prompt.seed!r:.60}"
+            )
+        if not finite(prompt.guidance):
+            raise ContractError(f"{who}: expected a finite guidance, got {prompt.guidance!r:.60}")
+        if not (isinstance(found.cost, Cost) and all(map(finite, astuple(found.cost)))):
+            raise ContractError(f"{who}: expected a Cost of finite numbers, got {found.cost!r:.80}")
+        if found.noise is not None and not isinstance(found.noise, SamplerNoise):
+            raise ContractError(f"{who}: expected SamplerNoise, got {found.noise!r:.60}")
+        if found.model is not None and not isinstance(found.model, DiffusersModel):
+            raise ContractError(f"{who}: expected a copy of the victim, got {found.model!r:.60}")
+        if found.embedding is not None:
+            expected = tuple(self.victim.encode([""]).shape[1:])
+            got = tuple(getattr(found.embedding, "shape", ()))
+            if got != expected:
+                raise ContractError(f"{who}: expected an embedding of shape {expected}, got {got}")
+        passes = found.cost.images * self.victim.passes_per_image
+        return replace(
+            found,
+            cost=found.cost + Cost(forward=passes),
+            trace=plain(dict(found.trace), f"{who}, trace"),
+        )
 
 
 def _target(
@@ -121,9 +164,3 @@ def _target(
     if attack.threat.space == "weights":  # with the base's weights there is nothing to revive
         original = cast("Model", QueryOnly(original.generate))
     return Target(victim, original, cell.concept, criterion)
-
-
-def _priced(found: Adversarial, model: DiffusersModel) -> Adversarial:
-    """Add to an adversarial's cost the denoiser's passes that its images took."""
-    passes = found.cost.images * model.passes_per_image
-    return replace(found, cost=found.cost + Cost(forward=passes))

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from bench.errors import ContractError, contract
+from bench.errors import ContractError
 from bench.exclusion import may_mention_minors
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
-from bench.plan import Cell, digest
-from bench.protocols import Method
+from bench.plan import TRAIN, Cell, digest
+from bench.protocols import Guidance, Method
 from bench.registry import create
+from bench.run.guard import guard, plain
 from bench.run.settings import Settings
 from bench.safety import unsafe
 from bench.store import write
@@ -24,47 +25,77 @@ from bench.types import Concept
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """An erased model, a key that names its weights, its card, and whether its images may be unsafe."""
+    """An erased model in the type that is drawn in.
+
+    Args:
+        model: It.
+        key: Names its weights; equal images, equal name.
+        card: What was done; empty for a base model.
+        method: Whose code may run while it draws.
+        unsafe: Whether its images may be unsafe.
+    """
 
     model: DiffusersModel
     key: str
     card: dict[str, Any]
+    method: str
     unsafe: bool = False
 
 
 class Eraser:
-    """Keeps base models and the last erased one."""
+    """Keeps base models and the last erased one.
+
+    Concepts are erased from a base in fp32, whatever type is drawn in: training in less loses most of
+    what it changes.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._models: dict[tuple[str, ...], DiffusersModel] = {}
         self._erased: tuple[str, Erased] | None = None
 
-    def model(self, cell: Cell) -> DiffusersModel:
-        """Return a cell's base model, loaded once."""
-        key = (cell.model, cell.dtype, cell.world)
+    def forget(self) -> None:
+        """Drop all models: one of them is not what it should be."""
+        self._models.clear()
+        self._erased = None
+
+    def base(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model in fp32, loaded once."""
+        return self._model(cell, TRAIN)
+
+    def original(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model in the type that is drawn in."""
+        return self._model(cell, cell.dtype)
+
+    def _model(self, cell: Cell, dtype: str) -> DiffusersModel:
+        key = (cell.model, cell.world, dtype)
         if key not in self._models:
-            self._models[key] = load_model(
-                cell.model,
-                world=cell.world,
-                device=self.settings.device,
-                dtype=cell.dtype,
-                batch_size=self.settings.batch_size,
-            )
+            if dtype == TRAIN:
+                model = load_model(
+                    cell.model,
+                    world=cell.world,
+                    device=self.settings.device,
+                    batch_size=self.settings.batch_size,
+                )
+            else:
+                model = self.base(cell).cast(dtype)
+            self._models[key] = model
         return self._models[key]
 
     def victim(self, cell: Cell, concept: Concept | None) -> Erased:
         """Return the erased model of a cell, which draws no minors where images may be unsafe."""
         erased = replace(self.erase(cell), unsafe=unsafe(cell.world, concept))
         refuse = may_mention_minors if erased.unsafe else None
-        erased.model.refuse = self.model(cell).refuse = refuse
+        erased.model.refuse = self.original(cell).refuse = refuse
         return erased
 
     def erase(self, cell: Cell) -> Erased:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
-        if self._erased and self._erased[0] == cell.erase_key:
+        key = digest([cell.erase_key, cell.dtype])
+        if self._erased and self._erased[0] == key:
             return self._erased[1]
-        base = self.model(cell)
+        self._erased = None  # one at a time in memory
+        base = self.base(cell)
         folder = self.settings.artifacts.erasure(cell.erase_key)
         card_path, delta_path = folder / "card.json", folder / "delta.safetensors"
         if card_path.exists() and delta_path.exists():
@@ -76,57 +107,70 @@ class Eraser:
             saved = json.dumps(card, indent=1).encode()
             write(card_path, saved)
             card = json.loads(saved)  # so that a made and a loaded card are equal
+        name = [card["digest"]]
         if card.get("sampler_time"):  # such a method is in code, not in weights: apply it again
-            key = _weights_key(cell, card["digest"], card["method"], card["concept"])
-            erased = Erased(self._method(cell, base.copy()), key, card)
+            name += [card["method"], card["concept"]]
+            model = self._method(cell, base)
         else:
-            erased = Erased(delta.apply(base, change), _weights_key(cell, card["digest"]), card)
-        self._erased = (cell.erase_key, erased)
+            model = delta.apply(base, change)
+        if cell.dtype != TRAIN:
+            model = model.cast(cell.dtype)
+        erased = Erased(model, _weights_key(cell, cell.dtype, *name), card, cell.method.name)
+        self._erased = (key, erased)
         return erased
 
-    def _method(self, cell: Cell, model: DiffusersModel) -> DiffusersModel:
+    def _method(self, cell: Cell, base: DiffusersModel) -> DiffusersModel:
         """Run the cell's method on a private copy of the base model."""
-        method: Method = create("methods", cell.method)
-        base = self.settings.artifacts.root / "work" / _weights_key(cell, delta.digest({}))
-        ctx = replace(self.settings.context(cell.erase_key), basedir=base)
-        with contract(f"method {cell.method.name}"):
-            erased = method.erase(model, cell.concept, ctx)
-        if not isinstance(erased, DiffusersModel):
-            raise ContractError(
-                f"method {cell.method.name} returned {type(erased).__name__}, expected a model"
-            )
+        shared = self.settings.artifacts.root / "work" / _weights_key(cell, TRAIN)
+        ctx = replace(self.settings.context(cell.erase_key), basedir=shared)
+        who = f"method {cell.method.name}"
+        with guard(who, **{"the base model": base}):
+            method: Method = create("methods", cell.method)
+            erased = method.erase(delta.private(base), cell.concept, ctx)
+            if not isinstance(erased, DiffusersModel):
+                raise ContractError(
+                    f"{who} returned {type(erased).__name__}, expected the model that it was given"
+                )
+            if not isinstance(erased.guidance, Guidance):
+                raise ContractError(
+                    f"{who} set guidance {erased.guidance!r:.60}, expected Guidance"
+                )
+            erased.notes = plain(erased.notes, f"{who}, notes")
+            delta.check(base, erased)
         return erased
 
     def _erase_now(self, cell: Cell, base: DiffusersModel) -> tuple[dict[str, Any], delta.Delta]:
         start = time.perf_counter()
-        erased = self._method(cell, base.copy())
+        erased = self._method(cell, base)
         taken = time.perf_counter() - start
-        change = delta.diff(base, erased)
+        with guard(f"method {cell.method.name}"):
+            change = delta.diff(base, erased)
         return (
             {
                 "method": asdict(cell.method),
                 "concept": asdict(cell.concept),
-                "base": {"model": cell.model, "revision": cell.revision, "dtype": cell.dtype},
+                "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
                 "seed": cell.seed,
                 "digest": delta.digest(change),
                 "tensors": len(change),
                 "bytes": len(delta.to_bytes(change)),
                 "zeroed": sum(_zeros(key, value) for key, value in change.items()),
                 "seconds": round(taken, 3),
-                "sampler_time": erased.guidance is not base.guidance or erased.screen is not None,
+                "sampler_time": erased.guidance != base.guidance or erased.screen is not None,
                 "notes": erased.notes,
             },
             change,
         )
 
-    def original(self, cell: Cell) -> Erased:
+    def unerased(self, cell: Cell) -> Erased:
         """Return a cell's base model as if it were an erased one."""
-        return Erased(self.model(cell), _weights_key(cell, delta.digest({})), {})
+        key = _weights_key(cell, cell.dtype, delta.digest({}))
+        return Erased(self.original(cell), key, {}, "none")
 
 
-def _weights_key(cell: Cell, *change: object) -> str:
-    """Name a cell's base model after a change; equal images, equal name."""
-    return digest([cell.model, cell.revision, cell.dtype, *change])
+def _weights_key(cell: Cell, dtype: str, *change: object) -> str:
+    """Name a cell's base model in a type after a change; equal images, equal name."""
+    return digest([cell.model, cell.revision, TRAIN, dtype, *change])
 
 
 def _zeros(key: str, value: torch.Tensor) -> int:

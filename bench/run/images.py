@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
 
+from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plan import digest
 from bench.protocols import Adversarial
 from bench.run.erase import Erased
+from bench.run.guard import guard
 from bench.run.settings import Settings
 from bench.safety import blurred
 from bench.store import write
-from bench.types import Prompt, Sample
+from bench.types import UNSCORED, Prompt, Sample
 
 T = TypeVar("T")
 
@@ -67,10 +69,10 @@ class Images:
         done = len(prompts) - len(missing)
         self.settings.progress(stage, before + done, total)
         for part in _batches(missing, model):
-            images = model.generate([prompts[i] for i in part])
+            images = _draw(erased, model, [prompts[i] for i in part])
             for i, image in zip(part, images, strict=True):
                 memory[keys[i]] = image
-                if keep:
+                if keep and UNSCORED not in image.info:
                     _keep(image, self.settings.artifacts.image(keys[i]), hide=hide)
             done += len(part)
             self.settings.progress(stage, before + done, total)
@@ -82,7 +84,7 @@ class Images:
         samples = {s.prompt.id: s for s in self.make(erased, [a.prompt for a in plain], "replay")}
         others = [a for a in found if a.prompt.id not in samples]
         for part in _batches(others, erased.model):
-            samples |= {s.prompt.id: s for s in _replay_special(erased.model, part)}
+            samples |= {s.prompt.id: s for s in _replay_special(erased, part)}
             self.settings.progress("replay", len(samples), len(found))
         return [samples[a.prompt.id] for a in found]
 
@@ -96,7 +98,21 @@ def _batches(items: Sequence[T], model: DiffusersModel) -> Iterator[Sequence[T]]
         yield part
 
 
-def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iterator[Sample]:
+def _draw(
+    erased: Erased, model: DiffusersModel, prompts: Sequence[Prompt], **more: Any
+) -> list[Image.Image]:
+    """Return an image per prompt; one that must not be judged says why in its ``info["unscored"]``."""
+    with guard(f"drawing with method {erased.method}"):
+        images = model.generate(prompts, **more)
+        if len(images) != len(prompts):
+            raise ContractError(f"expected {len(prompts)} images, got {len(images)}")
+    for prompt, image in zip(prompts, images, strict=True):
+        if model.refuses(prompt):  # what an attack wrote: black, and no evidence of anything
+            image.info[UNSCORED] = "not drawn: the text may mention minors"
+    return images
+
+
+def _replay_special(erased: Erased, found: Sequence[Adversarial]) -> Iterator[Sample]:
     """Make images of adversarials that are more than a prompt, those of one kind in one batch."""
     kinds: dict[tuple[object, ...], list[Adversarial]] = {}
     for a in found:
@@ -105,8 +121,10 @@ def _replay_special(model: DiffusersModel, found: Sequence[Adversarial]) -> Iter
     for part in kinds.values():
         embeddings = [a.embedding for a in part if a.embedding is not None]
         noise = [a.noise for a in part if a.noise is not None]
-        victim = cast("DiffusersModel", part[0].model) or model
-        images = victim.generate(
+        victim = cast("DiffusersModel", part[0].model) or erased.model
+        images = _draw(
+            erased,
+            victim,
             [a.prompt for a in part],
             embeddings=torch.stack(embeddings) if embeddings else None,
             noise=noise or None,

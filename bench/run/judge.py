@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.errors import ContractError, contract
+import numpy as np
+
+from bench.errors import ContractError, PluginError
 from bench.metrics import Measurement, mean, rate
-from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell, digest
 from bench.protocols import Adversarial, Criterion, Evaluator
 from bench.registry import Ref, create
+from bench.run.guard import finite, guard, plain
 from bench.run.settings import Settings
 from bench.store import Row
 from bench.tasks import Measure, Task
-from bench.types import Prompt, Sample, Score
+from bench.types import UNSCORED, Prompt, Sample, Score
 
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
 
@@ -35,30 +38,19 @@ class Judges:
         """Return what an evaluator prepares, once."""
         key = digest(asdict(ref))
         if key not in self._prepared:
-            evaluator: Evaluator = create("evaluators", ref)
-            if evaluator.scope != scope:
-                raise ContractError(
-                    f"evaluator {ref.name} has scope {evaluator.scope!r}, the task needs {scope!r}"
-                )
             shared = self.settings.artifacts.root / "work" / "evaluators"
-            with contract(f"evaluator {ref.name}"):
-                prepared = evaluator.prepare(replace(self.settings.context(key), basedir=shared))
-            self._prepared[key] = prepared
+            ctx = replace(self.settings.context(key), basedir=shared)
+            with guard(f"evaluator {ref.name}"):
+                evaluator: Evaluator = create("evaluators", ref)
+                if evaluator.scope != scope:
+                    raise ContractError(f"has scope {evaluator.scope!r}, the task needs {scope!r}")
+                self._prepared[key] = evaluator.prepare(ctx)
         return self._prepared[key]
 
     def criterion(self, judge: Measure) -> Criterion:
         """Return what tells an attack whether the concept is back."""
         score = self.scorer(judge.evaluator)
         return lambda samples: [hit(s, judge.threshold) is True for s in score(samples)]
-
-
-def withheld(
-    model: DiffusersModel, samples: Sequence[Sample], scores: Sequence[Score]
-) -> list[Score]:
-    """Return the scores, without those of texts that an attack wrote and the model does not draw."""
-    nothing = Score(None, {"error": "not drawn: the text may mention minors"})
-    pairs = zip(samples, scores, strict=True)
-    return [nothing if model.refuses(s.prompt) else score for s, score in pairs]
 
 
 def make_rows(
@@ -105,6 +97,20 @@ def reduce(
     return mean(scores)
 
 
+@contextmanager
+def failing(failed: dict[str, PluginError], name: str) -> Iterator[None]:
+    """Note a measure that fails, so that the others go on."""
+    try:
+        yield
+    except PluginError as exc:
+        failed[name] = exc
+
+
+def unfit(sample: Sample) -> str:
+    """Say why an image must not be judged; empty if it may be."""
+    return str(getattr(sample.image, "info", {}).get(UNSCORED, ""))
+
+
 def hit(score: Score, threshold: float) -> bool | None:
     """Say whether an image shows the concept; ``None`` if it could not be scored."""
     return None if score.value is None else score.value >= threshold
@@ -116,15 +122,34 @@ def _beyond(found: Adversarial) -> str:
 
 
 def _checked(inner: Scorer, name: str) -> Scorer:
+    """Return a scorer that never sees an image that must not be judged, and is held to its contract."""
+
     def score(samples: Sequence[Sample]) -> Sequence[Score]:
-        if not samples:
-            return []
-        with contract(f"evaluator {name}"):
-            scores = inner(samples)
-        if len(scores) != len(samples):
-            raise ContractError(f"{name} returned {len(scores)} scores, expected {len(samples)}")
-        if not all(isinstance(s, Score) for s in scores):
-            raise ContractError(f"{name} returned {scores[0]!r:.60}, expected Score values")
-        return scores
+        fit = [s for s in samples if not unfit(s)]
+        scores: Iterator[Score] = iter(())
+        if fit:
+            with guard(f"evaluator {name}"):
+                given = list(inner(fit))
+                if len(given) != len(fit):
+                    raise ContractError(f"{name} returned {len(given)} scores, expected {len(fit)}")
+                scores = iter([valid(score) for score in given])
+        return [
+            Score(None, {"error": reason}) if (reason := unfit(s)) else next(scores)
+            for s in samples
+        ]
 
     return score
+
+
+def valid(score: Score) -> Score:
+    """Return a score as a record holds it; one that is not finite is none."""
+    if not isinstance(score, Score):
+        raise ContractError(f"returned {score!r:.60}, expected Score values")
+    detail = plain(dict(score.detail), "a score's detail")
+    if score.value is None:
+        return Score(None, detail)
+    if not isinstance(score.value, int | float | np.floating):
+        raise ContractError(f"returned the score {score.value!r:.60}, expected a number or None")
+    if not finite(score.value):
+        return Score(None, {**detail, "error": f"the score is not finite: {score.value}"})
+    return Score(float(score.value), detail)

@@ -6,13 +6,39 @@ import contextlib
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
-from bench.registry import ROOT
+from bench.models.diffusers import DiffusersModel
+from bench.plan import TRAIN, Cell
+from bench.registry import ROOT, Ref, create
+from bench.tasks import Task
 
 PROJECT = "erasure-bench"
+
+
+def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
+    """Return what a number rests on besides method, attack and task, in words.
+
+    Two records whose protocols differ are not one experiment.
+    """
+    evaluator = task.measures[0].evaluator
+    params = asdict(create("evaluators", evaluator))
+    params = {k: v.name if isinstance(v, Path) else v for k, v in params.items()}
+    draw = model.sampling
+    found = {
+        "prompts": task.source,
+        "judge": str(Ref(evaluator.name, params)),
+        "guidance": "" if task.guidance == "own" else task.guidance,
+        "draw": f"{draw.sampler}, {draw.steps} steps, {draw.size} px, {cell.dtype}",
+        "train": TRAIN,
+        "prediction": model.prediction,
+        "deviations": "; ".join(task.deviations),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def environment(device: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from bench.errors import IncompatibleError, PluginError, SpecError
+from bench.errors import ContractError, IncompatibleError, PluginError, SpecError
 from bench.metrics import Measurement, rate
 from bench.models.diffusers import DiffusersModel
 from bench.plan import Cell
@@ -14,9 +14,10 @@ from bench.registry import create
 from bench.replay import Replay
 from bench.run.attack import CellAttack
 from bench.run.erase import Erased, Eraser
+from bench.run.guard import guard
 from bench.run.images import Images
-from bench.run.judge import Judges, make_rows, reduce, withheld
-from bench.run.provenance import environment
+from bench.run.judge import Judges, failing, make_rows, reduce, unfit
+from bench.run.provenance import environment, protocol
 from bench.run.settings import Settings, timed
 from bench.run.stream import Stream
 from bench.store import Result, Row
@@ -43,12 +44,19 @@ class Runner:
 
     def run(self, cell: Cell) -> Result:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
-        space = create("attacks", cell.attack).threat.space
+        space = "prompt"
         try:
+            with guard(f"attack {cell.attack.name}"):
+                space = create("attacks", cell.attack).threat.space
             return replace(self._run(cell), space=space)
         except IncompatibleError as exc:
             return Result(cell, "skipped", reason=str(exc), space=space)
         except PluginError as exc:
+            if isinstance(
+                exc, ContractError
+            ):  # a model may be changed: the next cell loads its own
+                self._eraser.forget()
+                self._images.keep_only("")
             return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
 
     def _run(self, cell: Cell) -> Result:
@@ -68,6 +76,7 @@ class Runner:
             measurements=measured,
             rows=rows,
             erasure=erased.card,
+            protocol=protocol(cell, task, erased.model),
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
             environment=environment(self.settings.device),
             excluded=task.excluded,
@@ -94,21 +103,29 @@ class Runner:
             own = self._images.make(erased, prompts, "generate")
             attacked = self._images.replay(erased, found)
         with timed(seconds, "judge"):
-            scores: dict[str, Sequence[Score]] = {
-                m.metric: withheld(
-                    erased.model, attacked, self._judges.scorer(m.evaluator)(attacked)
-                )
-                for m in task.measures
-            }
+            scores: dict[str, Sequence[Score]] = {}
+            failed: dict[str, PluginError] = {}
+            for m in task.measures:
+                with failing(failed, m.metric):
+                    scores[m.metric] = self._judges.scorer(m.evaluator)(attacked)
+            if judge.metric in failed:
+                raise failed[judge.metric]
+            nothing = {metric: [Score(None)] * len(prompts) for metric in failed}
             own_scores = (
                 scores[judge.metric]
                 if cell.attack.name == "none"
                 else self._judges.scorer(judge.evaluator)(own)
             )
-        rows = tuple(make_rows(cell, task, own_scores, scores, prompts, found))
-        measured = {m.metric: reduce(m, scores[m.metric], rows, judge) for m in task.measures}
+        rows = tuple(make_rows(cell, task, own_scores, {**scores, **nothing}, prompts, found))
+        measured = {
+            m.metric: reduce(m, scores[m.metric], rows, judge)
+            if m.metric in scores
+            else Measurement(None, 0, failed=str(failed[m.metric]))
+            for m in task.measures
+        }
         if erased.model.screen:
-            measured["blacked-out"] = rate([s.image.getbbox() is None for s in attacked])
+            black = [None if unfit(s) else s.image.getbbox() is None for s in attacked]
+            measured["blacked-out"] = rate(black)
         return measured, rows
 
     def attack(self, cell: Cell, ids: Collection[str]) -> Iterator[str]:
@@ -119,8 +136,8 @@ class Runner:
             yield found.prompt.id
 
     def model(self, cell: Cell) -> DiffusersModel:
-        """Return a cell's base model, loaded once."""
-        return self._eraser.model(cell)
+        """Return a cell's base model in the type that is drawn in, loaded once."""
+        return self._eraser.original(cell)
 
     def erase(self, cell: Cell) -> Erased:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
@@ -131,7 +148,7 @@ class Runner:
         task = self._task(cell)
         prompts = task.prompts[: min(n, cell.prompts)]
         erased = self._victim(cell, task)
-        original = replace(self._eraser.original(cell), unsafe=erased.unsafe)
+        original = replace(self._eraser.unerased(cell), unsafe=erased.unsafe)
         found = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model).load(prompts)
         groups = (
             self._images.make(original, prompts, "picture"),
@@ -141,7 +158,7 @@ class Runner:
         return list(zip(*groups, strict=True))
 
     def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
-        original = self._eraser.model(cell)
+        original = self._eraser.original(cell)
         criterion = self._judges.criterion(task.measures[0])
         return CellAttack(cell, erased.model, original, criterion, self.settings, self._workers)
 

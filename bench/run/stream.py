@@ -12,14 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench.errors import ContractError, StoreError, contract
+from bench.errors import ContractError, PluginError, StoreError
 from bench.metrics import Measurement, rate
 from bench.plan import Cell, digest
 from bench.protocols import Evaluator, SetScorer
 from bench.registry import create
 from bench.run.erase import Erased
+from bench.run.guard import guard
 from bench.run.images import Images
-from bench.run.judge import Judges, reduce
+from bench.run.judge import Judges, failing, reduce, unfit, valid
 from bench.run.settings import Settings, timed
 from bench.store import write
 from bench.tasks import Measure, Task
@@ -46,31 +47,49 @@ class Stream:
 
         A shard that is there is not made again; measures with the same features share them.
         """
-        measures = {m.metric: self._extract(cell, m) for m in task.measures}
+        failed: dict[str, PluginError] = {}  # by metric, or by key of the features
+        measures: dict[str, tuple[str, Extract]] = {}
+        for measure in task.measures:
+            with failing(failed, measure.metric):
+                measures[measure.metric] = self._extract(cell, measure)
         if erased.model.screen:
             measures["blacked-out"] = ("blacked-out", _blacked_out)
         model = [erased.key, asdict(erased.model.sampling)]
         files: dict[str, list[Path]] = {metric: [] for metric in measures}
         for start in range(0, len(prompts), self.settings.shard):
             shard = prompts[start : start + self.settings.shard]
-            missing = {}
+            missing: dict[Path, tuple[str, Extract]] = {}
             for metric, (key, extract) in measures.items():
                 name = digest([*model, [asdict(p) for p in shard], key])
                 path = self.settings.artifacts.features(name)
                 files[metric].append(path)
-                if not path.exists():
-                    missing[path] = extract
+                if not path.exists() and key not in failed:
+                    missing[path] = (key, extract)
             if missing:
                 with timed(seconds, "generate"):
                     samples = self.images.make(erased, shard, "generate", (start, len(prompts)))
                 with timed(seconds, "judge"):
-                    for path, extract in missing.items():
-                        write(path, save({"features": extract(samples).cpu().contiguous()}))
-        with timed(seconds, "judge"):
-            measured = {m.metric: self._measure(m, task, files[m.metric]) for m in task.measures}
+                    for path, (key, extract) in missing.items():
+                        with failing(failed, key):
+                            write(path, save({"features": extract(samples).cpu().contiguous()}))
+        measured: dict[str, Measurement] = {}
+        for measure in task.measures:
+            metric = measure.metric
+            if metric in measures and (reason := failed.get(measures[metric][0])):
+                failed[metric] = reason
+            if metric not in failed:
+                with timed(seconds, "judge"), failing(failed, metric):
+                    measured[metric] = self._measure(measure, task, files[metric])
+        if not measured:
+            raise next(iter(failed.values()))
+        measured |= {
+            m.metric: Measurement(None, 0, failed=str(failed[m.metric]))
+            for m in task.measures
+            if m.metric in failed
+        }
         if "blacked-out" in files:
-            black = torch.cat([_features(path) for path in files["blacked-out"]])
-            measured["blacked-out"] = rate([bool(b) for b in black])
+            black = torch.cat([_features(path) for path in files["blacked-out"]]).flatten()
+            measured["blacked-out"] = rate([None if b.isnan() else bool(b) for b in black])
         return measured
 
     def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
@@ -80,14 +99,19 @@ class Stream:
             whole: SetScorer = self.judges.prepared(ref, "set")
 
             def features(samples: Sequence[Sample]) -> Tensor:
-                with contract(f"evaluator {ref.name}"):
-                    found = whole.features(samples)
-                if found.ndim != 2 or len(found) != len(samples):
-                    expected = f"({len(samples)}, width)"
-                    raise ContractError(
-                        f"{ref.name} returned features {tuple(found.shape)}, expected {expected}"
-                    )
-                return found
+                fit = [i for i, sample in enumerate(samples) if not unfit(sample)]
+                if not fit:
+                    return torch.full((len(samples), 1), torch.nan)
+                with guard(f"evaluator {ref.name}"):
+                    found = whole.features([samples[i] for i in fit])
+                    if found.ndim != 2 or len(found) != len(fit):
+                        expected = f"({len(fit)}, width)"
+                        raise ContractError(
+                            f"returned features {tuple(found.shape)}, expected {expected}"
+                        )
+                every = torch.full((len(samples), found.shape[1]), torch.nan)
+                every[fit] = found.float().cpu()
+                return every
 
             return whole.key, features
         score = self.judges.scorer(ref)
@@ -116,17 +140,19 @@ class Stream:
                 features = _features(path)
                 readable = features[features.isfinite().all(1)]
                 n, unscored = n + len(readable), unscored + len(features) - len(readable)
-                yield readable
+                if len(readable):
+                    yield readable
 
-        with contract(f"evaluator {measure.evaluator.name}"):
-            score = whole.score(shards(), task.prompts)
+        with guard(f"evaluator {measure.evaluator.name}"):
+            score = valid(whole.score(shards(), task.prompts))
         if score.value is None:
             n, unscored = 0, n + unscored
         return Measurement(score.value, n, unscored, detail=score.detail)
 
 
 def _blacked_out(samples: Sequence[Sample]) -> Tensor:
-    return torch.tensor([[s.image.getbbox() is None] for s in samples])
+    black = [torch.nan if unfit(s) else float(s.image.getbbox() is None) for s in samples]
+    return torch.tensor(black).view(-1, 1)
 
 
 def _features(path: Path) -> Tensor:

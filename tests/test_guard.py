@@ -1,0 +1,287 @@
+"""Plug-ins that misbehave: each spoils its own cell, says so in words, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+
+import attacks
+import evaluators
+import methods
+from bench import Adversarial, Cost, Guidance, Score
+from bench.errors import PluginError
+from bench.models.delta import weights
+from bench.models.diffusers import DiffusersModel
+from bench.plan import Cell, plan
+from bench.registry import Ref
+from bench.run import Runner, Settings
+from bench.run.guard import _digest, guard
+from bench.spec import Spec
+from bench.store import Artifacts, Result
+
+FAMILIES = {"method": methods, "attack": attacks, "judge": evaluators}
+
+
+def cell_of(**plugins: str) -> Cell:
+    method, attack = (Ref(plugins.get(k, "none")) for k in ("method", "attack"))
+    spec = Spec("tiny-random", (method,), (attack,), ("church",), limit=2)
+    return next(iter(plan(replace(spec, judge=plugins.get("judge", "")))))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(batch_size=8, artifacts=Artifacts(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch) -> Callable[..., Result]:
+    """Run a cell whose method, attack or judge does something; the runner is kept."""
+
+    def call(family: str, what: Callable[..., Any], cls: type = fakes.Does) -> Result:
+        monkeypatch.setitem(FAMILIES[family].PLUGINS, "fake", f"fakes:{cls.__name__}")
+        monkeypatch.setattr(fakes.Does, "what", staticmethod(what), raising=False)
+        judge = "fake" if family == "judge" else ""
+        call.runner = Runner(replace(settings, judge=judge))
+        return call.runner.run(cell_of(**{family: "fake"}))
+
+    return call
+
+
+def stop(*_: object) -> None:
+    raise SystemExit(7)
+
+
+def notes(value: object) -> Callable[[DiffusersModel], None]:
+    return lambda model: model.notes.update(found=value)
+
+
+def nan(model: DiffusersModel) -> None:
+    model.pipe.unet.conv_in.weight.data[0] = float("nan")
+
+
+def each(**change: object) -> Callable[..., list[Adversarial]]:
+    return lambda target, prompts: [replace(Adversarial(p), **change) for p in prompts]
+
+
+WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "exit in a method": ("method", stop, "method fake raised SystemExit: 7"),
+    "exit in an attack": ("attack", stop, "attack fake raised SystemExit: 7"),
+    "exit in a judge": ("judge", stop, "evaluator fake raised SystemExit: 7"),
+    "a tensor in notes": ("method", notes(torch.ones(2)), "method fake, notes: expected plain"),
+    "weights that are not finite": ("method", nan, "not finite (nan or inf): unet.conv_in.weight"),
+    "no guidance": ("method", lambda m: setattr(m, "guidance", 3), "method fake set guidance 3"),
+    "a hook": (
+        "method",
+        lambda m: m.pipe.unet.register_forward_hook(lambda *_: None) and None,
+        "method fake: unet has a hook",
+    ),
+    "a screen that raises": (
+        "method", lambda m: setattr(m, "screen", lambda images: 1 / 0), "method fake raised Zero",
+    ),
+    "no generator": ("attack", lambda *_: 5, "attack fake raised TypeError: 'int' object is not"),
+    "no adversarial": ("attack", lambda *_: ["x"], "attack fake returned 'x', expected an Adver"),
+    "twice": ("attack", lambda _, ps: [Adversarial(ps[0])] * 2, "is returned twice"),
+    "not asked for": (
+        "attack", lambda _, ps: [Adversarial(replace(ps[0], id="z"))], "'z': it was not asked for",
+    ),
+    "one too few": ("attack", lambda _, ps: [Adversarial(ps[0])], "returned nothing for 1 prompts"),
+    "no text": (
+        "attack", lambda _, ps: [Adversarial(replace(p, text=None)) for p in ps], "expected a text",
+    ),
+    "no seed": (
+        "attack", lambda _, ps: [Adversarial(replace(p, seed=2**63)) for p in ps], "2**63 - 1, got",
+    ),
+    "no guidance scale": (
+        "attack",
+        lambda _, ps: [Adversarial(replace(p, guidance=float("nan"))) for p in ps],
+        "expected a finite guidance, got nan",
+    ),
+    "wrong embedding": ("attack", each(embedding=torch.ones(3, 4)), "of shape (32, 32), got (3, 4)"),
+    "no embedding": ("attack", each(embedding="x"), "of shape (32, 32), got ()"),
+    "no model": ("attack", each(model="x"), "expected a copy of the victim, got 'x'"),
+    "no noise": ("attack", each(noise=1.0), "expected SamplerNoise, got 1.0"),
+    "no cost": ("attack", each(cost=Cost(seconds=float("nan"))), "expected a Cost of finite"),
+    "a tensor in a trace": ("attack", each(trace={"x": torch.ones(2)}), "trace: expected plain"),
+    "a text as score": ("judge", lambda s: [Score("1")] * len(s), "returned the score '1', exp"),
+    "a tensor as score": ("judge", lambda s: [Score(torch.ones(()))] * len(s), "returned the score"),
+    "no scores": ("judge", lambda s: [1.0] * len(s), "returned 1.0, expected Score values"),
+    "a tensor in details": (
+        "judge", lambda s: [Score(1.0, {"x": torch.ones(2)})] * len(s), "detail: expected plain",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_plugin_does_wrong_is_said_and_its_cell_fails(run, name: str) -> None:
+    family, what, reason = WRONG[name]
+    result = run(family, what)
+    assert (result.status, result.measurements) == ("failed", {})
+    assert reason in result.reason
+    assert "fake" in result.reason
+    if family != "judge":
+        assert call_again(run).status == "ok"
+
+
+def call_again(run: Any) -> Result:
+    return run.runner.run(cell_of())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_interrupt_stops_the_run(run, family: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(family, interrupt)
+
+
+def zero(model: DiffusersModel) -> None:
+    model.pipe.unet.conv_out.weight.data.mul_(2)
+
+
+def swap(model: DiffusersModel) -> None:
+    weight = model.pipe.unet.conv_in.weight
+    weight.data.copy_(weight.data.flip(0))
+
+
+def blur(model: DiffusersModel) -> None:
+    model.pipe.vae.decoder.conv_out.weight.data.mul_(0.5)
+
+
+def guide(model: DiffusersModel) -> None:
+    model.guidance = Guidance(("church",))
+
+
+def hook(model: DiffusersModel) -> None:
+    model.pipe.unet.register_forward_hook(lambda m, i, out: None)
+
+
+def words(model: DiffusersModel) -> None:
+    model.pipe.tokenizer.add_tokens(["zzzz"])
+
+
+def victim(target: Any, _: object) -> DiffusersModel:
+    return target.victim
+
+
+def original(target: Any, _: object) -> DiffusersModel:
+    return target.original
+
+
+def behind(target: Any, _: object) -> DiffusersModel:
+    """A black box's model: nothing hides from somebody who digs."""
+    return target.victim._QueryOnly__generate.__self__
+
+
+POISON = [(victim, c) for c in (zero, swap, blur, guide, hook, words)]
+POISON += [(original, zero), (behind, zero)]
+
+
+@pytest.mark.parametrize(("of", "change"), POISON)
+def test_an_attack_that_changes_a_model_poisons_nothing(run, settings, change, of) -> None:
+    clean = Runner(replace(settings, artifacts=Artifacts(settings.artifacts.root / "x")))
+    expected = clean.run(cell_of())
+    attacked: list[object] = []
+
+    def poison(target: Any, prompts: Any) -> Any:
+        def attack() -> Any:
+            for prompt in prompts:
+                if not attacked:
+                    change(of(target, prompts))
+                attacked.append(prompt)
+                yield Adversarial(prompt)
+
+        return attack()
+
+    result = run("attack", poison, fakes.DoesInTheDark if of is behind else fakes.Does)
+    which = "the original model" if of is original else "the erased model"
+    assert result.status == "failed"
+    assert f"attack fake changed {which}, which it must leave as it is" in result.reason
+    assert not list(settings.artifacts.root.glob("attacks/*/*"))
+    again = call_again(run)
+    assert [(r.own, r.detail) for r in again.rows] == [(r.own, r.detail) for r in expected.rows]
+    for path in settings.artifacts.root.glob("images/*/*.png"):
+        twin = settings.artifacts.root / "x" / path.relative_to(settings.artifacts.root)
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_a_method_gets_a_copy_of_everything(run, settings) -> None:
+    def spoil(model: DiffusersModel) -> None:
+        for change in (zero, blur, words):
+            change(model)
+
+    before = Runner(settings).model(cell_of())
+    result = run("method", spoil)
+    assert "the tokenizer is not the base's" in result.reason
+    after = run.runner.model(cell_of())
+    assert all(torch.equal(t, weights(before)[n]) for n, t in weights(after).items())
+    assert len(after.pipe.tokenizer) == len(before.pipe.tokenizer)
+
+
+def test_what_a_plugin_leaves_behind_is_put_back(tmp_path: Path) -> None:
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    threads, folder, stopped = torch.get_num_threads(), Path.cwd(), signal.getsignal(signal.SIGINT)
+    filters = list(warnings.filters)
+    with pytest.raises(PluginError, match="fake raised ValueError: late"), guard("fake"):
+        torch.rand(3), np.random.rand(3), random.random()
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(threads + 1)
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("medium")
+        torch.autograd.set_detect_anomaly(True)
+        torch.backends.cudnn.benchmark = True
+        warnings.simplefilter("error")
+        os.chdir(tmp_path.parent)
+        os.environ["FAKE"] = "1"
+        del os.environ["BENCH_CACHE"]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise ValueError("late")
+    assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == expected
+    assert torch.ones(1).dtype == torch.float32
+    assert (torch.ones(1).device.type, torch.get_default_device().type) == ("cpu", "cpu")
+    assert torch.is_grad_enabled()
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.is_anomaly_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert list(warnings.filters) == filters
+    assert Path.cwd() == folder
+    assert ("FAKE" in os.environ, "BENCH_CACHE" in os.environ) == (False, True)
+    assert signal.getsignal(signal.SIGINT) is stopped
+
+
+def test_gradients_that_an_attack_leaves_on_are_off_again(tiny) -> None:
+    with guard("fake", victim=tiny):
+        tiny.pipe.unet.train().requires_grad_(True)
+        tiny.pipe.unet.conv_in.weight.grad = torch.ones_like(tiny.pipe.unet.conv_in.weight)
+    assert not tiny.pipe.unet.training
+    assert not any(p.requires_grad or p.grad is not None for p in tiny.pipe.unet.parameters())
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (64, 64), (300, 700), (8, 4, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_digest_tells_any_change(shape, dtype) -> None:
+    x = torch.randn(shape).mul(100).to(dtype)
+    assert _digest(x) == _digest(x.clone())
+    for i in range(x.numel())[:: max(1, x.numel() // 7)]:
+        other = x.clone()
+        other.view(-1)[i] += 1
+        assert _digest(other) != _digest(x)
+    if len(shape) > 1:
+        assert len({_digest(y) for y in (x, x.flip(0), x.flip(1), x.roll(1, 0))}) == 4
