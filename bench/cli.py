@@ -312,31 +312,44 @@ def assets(
 @app.command()
 def erase(
     method: Annotated[str, typer.Option(help="name or name:key=value,...")],
-    concept: Annotated[str, typer.Option(help="A task's concept, or your own with --kind.")],
+    concept: Annotated[
+        list[str],
+        typer.Option(help="A task's concept, or your own with --kind. Several: give it again."),
+    ],
     out_: Annotated[
         Path, typer.Option("--out", help="Folder for delta.safetensors and card.json.")
     ],
     model: Model = "emoji-sd",
-    kind: Annotated[str, typer.Option(help="nsfw, style or object, for your own concept.")] = "",
-    anchor: Annotated[str, typer.Option(help="What the concept is mapped to.")] = "",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="nsfw, style or object, for your own concept; once for all, or once each."
+        ),
+    ] = None,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(help="What the concept is mapped to; once for all, or once each."),
+    ] = None,
     export: Annotated[Path | None, typer.Option(help="Also write a diffusers folder.")] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Dtype = "fp32",
     world: World = None,
 ) -> None:
-    """Erase a concept without attacking: write what changed, and a card.
+    """Erase one or more concepts without attacking: write what changed, and a card.
 
     Example: bench erase --method uce --concept church --out church-uce --export church-model
+
+    Example: bench erase --method uce --concept castle --concept pizza --kind object --out both
     """
     from bench.catalog import settle
     from bench.plan import erasure_cell
     from bench.registry import Ref
-    from bench.tasks import find_concept
+    from bench.tasks import find_concepts
 
     home = _world(model, world)
     settle(model)
-    known = find_concept(concept, home, kind, anchor)
+    known = find_concepts(concept, home, kind or (), anchor or ())
     cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype, world=home)
 
     import torch

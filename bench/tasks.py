@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from bench.types import Concept, Prompt, World
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 ASSET = "asset:"
+KINDS = ("nsfw", "style", "object")
 
 ProtocolName = Literal["default", "paper"]
 """Whose prompts, judge and guidance a task takes: what is shipped, or what its paper took."""
@@ -214,22 +217,76 @@ def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
 
 
 def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> Concept:
-    """Return a task's concept by name, or a new one if its kind is given.
+    """Return a task's concept by name, or a new one if none has it and its kind is given.
 
     Raises:
         UnknownNameError: No task has it and no kind is given.
-        SpecError: The kind is none of nsfw, style, object.
+        SpecError: The kind is none of nsfw, style, object, or the name is a list.
     """
-    if kind:
-        if kind not in {"nsfw", "style", "object"}:
-            raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
-        return Concept(name, kind, anchor)  # type: ignore[arg-type]
+    if kind and kind not in KINDS:
+        raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
+    if "," in name or ";" in name:
+        parts = [part.strip() for part in re.split("[,;]", name) if part.strip()]
+        again = " ".join(f"--concept {shlex.quote(part)}" for part in parts)
+        raise SpecError(f"--concept: expected one concept, got the list {name!r}: give {again}")
     rows = _table(world, PROMPTS).values()
     known = {row["concept"]["name"]: _concept(row["concept"]) for row in rows if "concept" in row}
-    if name not in known:
+    if name not in known and not kind:
         raise UnknownNameError("concept", name, known, "; give --kind for your own")
-    found = known[name]
+    own = Concept(name, kind or "object")  # type: ignore[arg-type]
+    found = known.get(name, own)
+    found = own if kind and kind != found.kind else found
     return replace(found, anchor=anchor) if anchor else found
+
+
+def find_concepts(
+    names: Sequence[str], world: World, kinds: Sequence[str] = (), anchors: Sequence[str] = ()
+) -> Concept:
+    """Return one concept, or several as the terms of one, each with its own anchor.
+
+    Args:
+        names: Names of tasks' concepts, or of new ones.
+        world: Whose tasks.
+        kinds: Of new concepts: none, one for all, or one each.
+        anchors: What they are mapped to instead of the tasks' anchors: none, one for all, or one each.
+
+    Raises:
+        UnknownNameError: No task has a concept of that name, and no kind is given.
+        SpecError: They are of more than one kind, or not as many as kinds or anchors.
+    """
+    each = [
+        find_concept(name, world, kind, anchor)
+        for name, kind, anchor in zip(
+            names, _each("--kind", kinds, names), _each("--anchor", anchors, names), strict=True
+        )
+    ]
+    one, *others = dict.fromkeys(each)
+    if not others:
+        return one
+    if other := next((c for c in others if c.kind != one.kind), None):
+        raise SpecError(
+            f"several concepts: expected one kind, got {one.name!r} ({one.kind}) and {other.name!r} "
+            f"({other.kind}): erase one, and the other from the model that --export writes"
+        )
+    return Concept(
+        ", ".join(concept.name for concept in (one, *others)),
+        one.kind,
+        _joined([anchor for concept in (one, *others) for anchor in concept.anchors]),
+        tuple(phrase for concept in (one, *others) for phrase in concept.phrases),
+    )
+
+
+def _each(option: str, values: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    if len(values) not in {0, 1, len(names)}:
+        raise SpecError(
+            f"{option}: expected it once for all concepts or once for each of the {len(names)}, "
+            f"got it {len(values)} times"
+        )
+    return values if len(values) == len(names) else [*values, ""][:1] * len(names)
+
+
+def _joined(anchors: Sequence[str]) -> str:
+    return anchors[0] if len(set(anchors)) == 1 else "; ".join(anchors)
 
 
 def _table(world: World, root: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from bench import Prompt
 from bench.errors import ContractError, StoreError
 from bench.models import delta, load_model
+from bench.tasks import find_concept, find_concepts
 
 ERASE = ("erase", "--model", "tiny-random", "--concept", "church")
 
@@ -192,6 +193,64 @@ def test_a_concept_of_ones_own(cli, tmp_path) -> None:
     card = json.loads((tmp_path / "e/card.json").read_text())
     assert card["concept"] == {"name": "castle", "kind": "object", "anchor": "", "terms": []}
     assert card["zeroed"] == card["notes"]["pruned"] > 0
+
+
+SEVERAL = ("--concept", "church", "--concept", "pizza", "--concept", "tench", "--kind", "object")
+
+
+def test_several_concepts_are_the_terms_of_one(cli, tmp_path) -> None:
+    said = cli("erase", "--model", "tiny-random", "--method", "uce", *SEVERAL, "--out", "e")
+    assert said.code == 0, said.err
+    card = json.loads((tmp_path / "e/card.json").read_text())
+    assert card["concept"] == {
+        "name": "church, pizza, tench", "kind": "object", "anchor": "house; ; penguin",
+        "terms": ["church", "pizza", "tench"],
+    }  # fmt: skip
+    mapped = find_concepts(["castle", "pizza"], "emoji", ["object"], ["house", "apple"])
+    assert (mapped.phrases, mapped.anchors) == (("castle", "pizza"), ("house", "apple"))
+    same = find_concepts(["castle", "pizza"], "emoji", ["object", "object"], ["house"])
+    assert (same.anchor, same.anchors) == ("house", ("house", "house"))
+    assert find_concepts(["church", "church"], "emoji") == find_concept("church", "emoji")
+    assert find_concept("nudity", "emoji", "nsfw").terms[:2] == ("nudity", "a foot")
+    assert find_concept("nudity", "emoji", "object").terms == ()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "none", "esd:steps=1,sampling_steps=2", "p-esd:steps=1,sampling_steps=2", "uce", "negative-prompt",
+        "ac:steps=1,images=2", "p-ac:steps=1,images=2", "fmn:steps=1", "concept-prune:calls=1,steps=2",
+        "np-esd:steps=1,sampling_steps=2,images=2", "pre-prune:steps=1,sampling_steps=2",
+        "post-prune:steps=1,sampling_steps=2", "sld",
+    ],
+)  # fmt: skip
+def test_every_method_takes_several_concepts(cli, method: str) -> None:
+    concepts = ("--concept", "church", "--concept", "pizza", "--kind", "object", "--anchor", "car")
+    said = cli("erase", "--model", "tiny-random", "--method", method, *concepts, "--out", "e")
+    assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--concept", "castle, pizza", "--kind", "object"),
+         "error: --concept: expected one concept, got the list 'castle, pizza': "
+         "give --concept castle --concept pizza"),
+        (("--concept", "hot dog;pizza", "--kind", "object"),
+         "error: --concept: expected one concept, got the list 'hot dog;pizza': "
+         "give --concept 'hot dog' --concept pizza"),
+        (("--concept", "church", "--concept", "van gogh"),
+         "error: several concepts: expected one kind, got 'church' (object) and 'van gogh' (style)"),
+        (("--concept", "castle", "--concept", "pizza"), "error: unknown concept 'castle'"),
+        (("--concept", "a", "--concept", "b", "--concept", "c", "--kind", "object", "--kind", "style"),
+         "error: --kind: expected it once for all concepts or once for each of the 3, got it 2 times"),
+        (("--concept", "a", "--kind", "object", "--anchor", "x", "--anchor", "y"),
+         "error: --anchor: expected it once for all concepts or once for each of the 1, got it 2 times"),
+    ],
+)  # fmt: skip
+def test_lists_of_concepts_that_are_refused(cli, args, message: str) -> None:
+    said = cli("erase", "--model", "tiny-random", "--method", "uce", *args, "--out", "e")
+    assert (said.code, said.err.startswith(message)) == (2, True), said.err
 
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(cli, tmp_path) -> None:
