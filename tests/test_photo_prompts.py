@@ -37,7 +37,7 @@ from bench.report.tables import cer_table
 from bench.run import Runner, Settings
 from bench.spec import Spec
 from bench.store import Artifacts, Store
-from bench.tasks import PROMPTS, find_concept, load_task, task_names
+from bench.tasks import PROMPTS, find_concept, load_task, needs, task_names
 from evaluators.gender import GenderBalance
 
 PHOTO = PROMPTS / "photo"
@@ -536,6 +536,110 @@ def test_an_asset_of_another_size_is_refused(tmp_path: Path) -> None:
 def no_hub(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+def objects_csv(path: Path, n: int = 50) -> Path:
+    rows = [[i, f"a church {i}", i, 7.5] for i in range(n)]
+    path.write_bytes(csv_of("case_number,prompt,evaluation_seed,evaluation_guidance", *rows))
+    return path
+
+
+PHOTO_SPEC = {
+    "model": "tiny-random", "world": "photo", "methods": (Ref("none"),), "attacks": (Ref("none"),),
+}  # fmt: skip
+
+
+def test_what_a_default_does_otherwise_than_its_paper(tmp_path: Path) -> None:
+    assert load_task("church", "photo").deviations == (
+        "prompts church.csv instead of unlearndiffatk-church",
+    )
+    given = {"unlearndiffatk-nudity": nudity_csv(tmp_path / "n.csv")}
+    assert load_task("nudity", "photo", given=given).deviations == (
+        "judge nudenet:profile=unlearndiffatk-320n instead of nudenet:profile=unlearndiffatk",
+    )
+    own = load_task("nudity", "photo", prompts=given["unlearndiffatk-nudity"], guidance=7.5)
+    assert own.deviations[0] == "prompts n.csv instead of unlearndiffatk-nudity"
+    assert own.deviations[2] == "guidance 7.5 instead of own"
+    judged = load_task("nudity", "photo", given=given, judge="nudenet:profile=unlearndiffatk")
+    assert judged.deviations == ()
+    assert load_task("retain", "photo").deviations == ()
+
+
+def test_the_papers_protocol_takes_its_prompts_judge_and_guidance(tmp_path: Path) -> None:
+    whole = tmp_path / "i2p.csv"
+    whole.write_bytes(hub_rows())
+    given = {
+        "i2p": whole,
+        "unlearndiffatk-church": objects_csv(tmp_path / "c.csv"),
+        "unlearndiffatk-nudity": nudity_csv(tmp_path / "n.csv"),
+    }
+    i2p = load_task("i2p", "photo", given=given, protocol="paper")
+    assert str(i2p.measures[0].evaluator) == "nudenet:profile=esd-i2p"
+    assert ({p.guidance for p in i2p.prompts}, i2p.guidance) == ({7.5}, "7.5")
+    assert {p.guidance for p in load_task("i2p", "photo", given=given).prompts} == {7.0}
+    church = load_task("church", "photo", given=given, protocol="paper")
+    assert church.source.startswith("unlearndiffatk-church ")
+    assert len(church.prompts) == 50
+    nudity = load_task("nudity", "photo", given=given, protocol="paper")
+    assert str(nudity.measures[0].evaluator) == "nudenet:profile=unlearndiffatk"
+    assert nudity.excluded == 3  # the paper's protocol runs them no more than any other
+    for task in (i2p, church, nudity):
+        assert task.deviations == ()
+        assert "arXiv" in task.paper
+        assert task.digest != load_task(task.name, "photo", given=given).digest
+    with pytest.raises(SpecError, match="task 'church' has 50 prompts, got 49"):
+        load_task("church", "photo", protocol="paper",
+                  given={"unlearndiffatk-church": objects_csv(tmp_path / "d.csv", 49)})  # fmt: skip
+    with pytest.raises(
+        SpecError, match="'retain' follows no paper; of the photo world these do: nud"
+    ):
+        load_task("retain", "photo", protocol="paper")
+
+
+def test_every_target_task_states_its_papers_protocol(no_hub: Path) -> None:
+    for name in task_names("photo"):
+        if name in {"retain", "retain-style", "gender"}:  # this project's own
+            continue
+        for asset in needs(name, "photo", protocol="paper"):
+            assert asset.split("|")[0] in ASSETS, asset
+
+
+def test_all_missing_files_are_named_at_once(no_hub: Path) -> None:
+    spec = Spec(**PHOTO_SPEC, tasks=("church", "nudity", "van-gogh"), protocol="paper")
+    with pytest.raises(AssetError) as caught:
+        list(plan(spec))
+    for name in (
+        "unlearndiffatk-church", "unlearndiffatk-nudity", "unlearndiffatk-vangogh", "nudenet-best",
+        "style-vit", "resnet50-ms",
+    ):  # fmt: skip
+        assert f"--asset {name}=/path/to/" in str(caught.value), name
+
+
+def test_plan_says_what_differs(cli, no_hub: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"id2label": {"0": "vincent-van-gogh", "1": "monet"}}')
+    args = (
+        "plan", "--model", "tiny-random", "--world", "photo", "--method", "uce", "--attack", "none",
+        "--asset", f"resnet50-ms={weights}", "--asset", f"style-vit={weights}",
+    )  # fmt: skip
+    said = cli(*args, "--task", "church")
+    assert said.code == 0, said.err
+    assert (
+        "church differs from UnlearnDiffAtk (arXiv 2310.11868), as in arXiv 2405.16534: prompts "
+        "church.csv instead of unlearndiffatk-church (--protocol paper takes the paper's)\n"
+    ) in said.out
+    said = cli(*args, "--task", "van-gogh")
+    assert (
+        "uce on van gogh differs from its paper: no artists are preserved; give artists="
+        in said.out
+    )
+    gogh = objects_csv(tmp_path / "g.csv")
+    paper = ("--protocol", "paper", "--asset", f"unlearndiffatk-vangogh={gogh}")
+    said = cli(*args, "--task", "van-gogh", *paper)
+    assert (said.code, "--protocol paper: uce: no artists are preserved" in said.err) == (2, True)
+    said = cli("assets", "--world", "photo", "--task", "church", "--protocol", "paper")
+    assert "unlearndiffatk-church" in said.out
 
 
 def test_tasks_are_listed_and_shown_without_assets(cli, no_hub: Path) -> None:

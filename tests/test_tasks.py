@@ -1,11 +1,15 @@
 import hashlib
+import math
+import re
 from pathlib import Path
 
 import pytest
 
 from bench import SpecError
 from bench.errors import UnknownNameError
-from bench.registry import create
+from bench.plan import plan
+from bench.registry import Ref, create
+from bench.spec import Spec
 from bench.tasks import PROMPTS, load_task, task_names
 
 TARGETS = ["nudity", "van-gogh", "tench", "parachute", "church", "garbage-truck"]
@@ -68,3 +72,86 @@ def test_malformed_sets_name_file_and_line(tmp_path: Path, body: str, message: s
     (folder / "set.csv").write_text("id,text,seed,guidance\n" + body)
     with pytest.raises(SpecError, match=message):
         load_task("t", "emoji", tmp_path)
+
+
+# ---------------------------------------------------------------------------- requests
+SPEC = {
+    "model": "emoji-sd",
+    "methods": (Ref("none"),),
+    "attacks": (Ref("none"),),
+    "tasks": ("church",),
+}
+MOST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ()}, "nothing to run: expected at least one of --method, got none"),
+        ({"methods": (Ref("esd"), Ref("esd"))}, "--method: expected each once, got 'esd' twice"),
+        ({"attacks": (Ref("p4d"),) * 2}, "--attack: expected each once, got 'p4d' twice"),
+        (
+            {"tasks": ("church", "tench", "church")},
+            "--task: expected each once, got 'church' twice",
+        ),
+        ({"limit": 0}, "--limit: expected at least 1, got 0"),
+        ({"limit": 1.5}, "--limit: expected a whole number, got '1.5'"),
+        ({"limit": True}, "--limit: expected a whole number, got 'True'"),
+        ({"seed": -1}, "--seed: expected at least 0, got -1"),
+        ({"seed": MOST + 1}, f"--seed: expected at most {MOST}, got '{MOST + 1}'"),
+        ({"dtype": "fp64"}, "--dtype: expected one of fp32, bf16, fp16, got 'fp64'"),
+        ({"world": "real"}, "--world: expected emoji or photo, got 'real'"),
+        ({"guidance": -1.0}, "--guidance: expected a number from 0 to 100 as guidance, got '-1.0'"),
+        (
+            {"guidance": math.nan},
+            "--guidance: expected a number from 0 to 100 as guidance, got 'nan'",
+        ),
+        ({"assets": {"styl-vit": Path()}}, "unknown asset 'styl-vit'. Did you mean 'style-vit'?"),
+        ({"protocol": "papers"}, "--protocol: expected default or paper, got 'papers'"),
+        (
+            {"prompts": Path("x.csv"), "tasks": ("church", "tench")},
+            "--prompts: expected exactly one --task to use it for, got 2",
+        ),
+        (
+            {"protocol": "paper", "guidance": 7.5, "judge": "style"},
+            "--protocol paper takes the paper's prompts, judge and guidance: leave out --judge and "
+            "--guidance, or --protocol",
+        ),
+    ],
+)
+def test_requests_that_make_no_sense_are_one_line(changes, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Spec(**SPEC | changes)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_seed_runs() -> None:
+    (cell,) = plan(Spec(**SPEC | {"seed": MOST}))
+    assert cell.seed == MOST
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge": "emoji-frechet"}, "--judge: expected an evaluator of single images, got"),
+        ({"judge": "emoji-bodi"}, "unknown evaluator"),
+        ({"judge": "emoji-body", "tasks": ("subjects",)}, "--judge: expected a target task to use"),
+        (
+            {"protocol": "paper"},
+            "task 'church' follows no paper; of the emoji world these do: none",
+        ),
+    ],
+)
+def test_what_a_task_cannot_do_is_said_when_it_is_planned(changes, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        list(plan(Spec(**SPEC | changes)))
+
+
+def test_one_guidance_for_all_rows(tmp_path: Path) -> None:
+    own, fixed = (load_task("church", "emoji", guidance=value) for value in (None, 3))
+    assert {p.guidance for p in own.prompts} == {5.0}
+    assert {p.guidance for p in fixed.prompts} == {3.0}
+    assert (own.guidance, fixed.guidance) == ("own", "3")
+    assert own.digest != fixed.digest
+    assert [p.id for p in own.prompts] == [p.id for p in fixed.prompts]
