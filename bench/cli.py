@@ -354,11 +354,14 @@ def erase(
 
     import torch
 
+    from bench.erasures import check_export
     from bench.executors.local import erase_cell
     from bench.run import Settings
     from bench.store import write
 
     _check_device(device, torch)
+    if export:
+        check_export(export)
     erased, delta_path = erase_cell(cell, Settings(device), err)
     write(out_ / "delta.safetensors", delta_path.read_bytes())
     write(out_ / "card.json", delta_path.with_name("card.json").read_bytes())
@@ -381,20 +384,21 @@ def apply(
     model: Model = "emoji-sd",
     undo: Annotated[bool, typer.Option("--undo", help="Take the delta back from --model.")] = False,
     base: Annotated[str, typer.Option(help="With --undo: the original model.")] = "emoji-sd",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if the card names another model, or is missing.")
+    ] = False,
 ) -> None:
     """Put an erasure on a model, or take it back, and write the result as a diffusers folder.
 
     Example: bench apply church-uce --export church-model
     """
-    from bench.errors import StoreError
-    from bench.models import delta, load_model
+    from bench import erasures
 
-    path = delta_ / "delta.safetensors" if delta_.is_dir() else delta_
-    if not path.is_file():
-        raise StoreError(f"there is no delta at {path}: give what `bench erase --out` wrote")
-    change, given = delta.from_file(path), load_model(model)
-    result = delta.revert(given, change, load_model(base)) if undo else delta.apply(given, change)
-    _export(result, export)
+    erasures.check_export(export)
+    if undo:
+        _export(erasures.reverted(delta_, model, base, force=force), export)
+    else:
+        _export(erasures.applied(delta_, model, force=force), export)
 
 
 @app.command()
@@ -561,7 +565,9 @@ def _with_external(
 
 
 def _export(model: Any, folder: Path) -> None:
-    model.pipe.save_pretrained(folder, safe_serialization=True)
+    from bench.erasures import export
+
+    export(model, folder)
     _say(f"{folder}: StableDiffusionPipeline.from_pretrained loads it")
 
 

@@ -1,14 +1,18 @@
 """``bench erase`` and ``bench apply``: an erasure as a file, on and off a model, bit by bit."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
 from torch import nn
 
 from bench import Prompt
+from bench.catalog import revision
 from bench.errors import ContractError, StoreError
 from bench.models import delta, load_model
 from bench.tasks import find_concept, find_concepts
@@ -174,16 +178,160 @@ def test_bad_erasures(cli, args, code: int, message: str) -> None:
     assert (said.code, said.err.lstrip().startswith(message)) == (code, True), said.err
 
 
+@pytest.fixture
+def erasure(tmp_path, tiny):
+    """Write an erasure of ``tiny-random`` as ``bench erase --out`` does; return its folder and delta."""
+    erased = tiny.copy()
+    erased.pipe.unet.conv_in.bias.data[:] = 0  # more than one of 32: bits
+    erased.pipe.unet.conv_in.weight.data.view(-1)[5] = 0  # one: indices
+    erased.pipe.unet.conv_out.bias.data.add_(1)
+    change = delta.diff(tiny, erased)
+    card = {
+        "method": {"name": "uce"},
+        "base": {"model": "tiny-random", "revision": revision("tiny-random"), "dtype": "fp32"},
+        "digest": delta.digest(change),
+        "sampler_time": False,
+    }
+    folder = tmp_path / "e"
+    folder.mkdir()
+    (folder / "delta.safetensors").write_bytes(delta.to_bytes(change))
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder, change, card
+
+
+APPLY = ("apply", "e", "--model", "tiny-random", "--export", "m")
+
+
+def test_a_delta_is_put_on_its_own_base_only(cli, tmp_path, erasure) -> None:
+    folder, _, card = erasure
+
+    def says(*args: str, **fields) -> tuple[int, str]:
+        (folder / "card.json").write_text(json.dumps(card | fields))
+        said = cli(*APPLY, *args)
+        assert (tmp_path / "m").exists() == (said.code == 0)
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        return said.code, said.err.strip()
+
+    assert says() == (0, "")
+    moved = {"model": "tiny-random", "revision": revision("tiny-random") + "@photo"}
+    assert says(base=moved) == (0, "")  # another world, the same weights
+    other = {"model": "sd14", "revision": "133a"}
+    assert says(base=other) == (2, (
+        "error: e/delta.safetensors was made for sd14 at 133a, tiny-random is at random-0: "
+        "give --model sd14, or --force to use it all the same"
+    ))  # fmt: skip
+    assert says("--force", base=other) == (0, "")
+    undo = ("--undo", "--base", "tiny-random")
+    assert "give --base sd14, or --force" in says(*undo, base=other)[1]
+    for force in ((), ("--force",)):
+        code, text = says(*force, digest="00")
+        assert (code, text.startswith("error: e/delta.safetensors is not what its card")) == (
+            5,
+            True,
+        )
+        assert says(*force, sampler_time=True, method={"name": "sld"}) == (2, (
+            "error: e/delta.safetensors: sld changes how images are sampled, no weights: "
+            "nothing to apply"
+        ))  # fmt: skip
+    (folder / "delta.safetensors").write_bytes(delta.to_bytes({}))
+    code, text = says("--force", digest=delta.digest({}))
+    assert (code, "is empty: it changes no weight, so there is nothing to apply" in text) == (
+        2,
+        True,
+    )
+
+
+def test_a_delta_without_a_card_needs_force(cli, tmp_path, tiny, erasure) -> None:
+    folder, change, _ = erasure
+    (folder / "card.json").unlink()
+    said = cli(*APPLY)
+    assert (said.code, said.err.strip()) == (2, (
+        "error: e/delta.safetensors has no card.json beside it, which says for which model it is: "
+        "give --force to use it on tiny-random"
+    ))  # fmt: skip
+    assert cli(*APPLY, "--force").code == 0
+    assert equal(load_model("m"), delta.apply(tiny, change))
+    shutil.rmtree(tmp_path / "m")
+    for text in ("{", "[]", "{}", '{"base": 1}', '{"base": {"model": 1}}'):
+        (folder / "card.json").write_text(text)
+        said = cli(*APPLY, "--force")
+        assert said.err.strip().startswith("error: e/card.json is no card of an erasure: expected")
+        assert said.code == 5
+
+
+def _without_last(t):
+    return t[:-1].clone()
+
+
+MALFORMED = {
+    "an unknown kind": lambda d: {"unet.conv_in.bias|halves": torch.ones(8)},
+    "no kind": lambda d: {"unet.conv_in.bias": torch.ones(8)},
+    "an unknown tensor": lambda d: {**d, "unet.nowhere|value": torch.ones(1)},
+    "an unknown part": lambda d: {**d, "safety_checker.w|value": torch.ones(1)},
+    "a tensor twice": lambda d: {**d, "unet.conv_in.bias|zeros": torch.zeros(1, dtype=torch.int32)},
+    "another shape": lambda d: {**d, "unet.conv_out.bias|value": torch.ones(1)},
+    "whole numbers": lambda d: {**d, "unet.conv_out.bias|value": d["unet.conv_out.bias|value"].int()},
+    "nan": lambda d: {**d, "unet.conv_out.bias|value": d["unet.conv_out.bias|value"] * float("nan")},
+    "an index too high": lambda d: {**d, "unet.conv_in.weight|zeros": torch.tensor([10**6]).int()},
+    "an index below 0": lambda d: {**d, "unet.conv_in.weight|zeros": torch.tensor([-1]).int()},
+    "an index twice": lambda d: {**d, "unet.conv_in.weight|zeros": torch.tensor([5, 5]).int()},
+    "indices of floats": lambda d: {**d, "unet.conv_in.weight|zeros": torch.tensor([5.0])},
+    "no index": lambda d: {**d, "unet.conv_in.weight|zeros": torch.zeros(0).int()},
+    "too few bits": lambda d: {**d, "unet.conv_in.bias|bits": _without_last(d["unet.conv_in.bias|bits"])},
+    "bits of int32": lambda d: {**d, "unet.conv_in.bias|bits": d["unet.conv_in.bias|bits"].int()},
+    "bits beyond the end": lambda d: {"unet.conv_out.bias|bits": torch.tensor([255]).byte()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_deltas_are_refused(cli, tmp_path, erasure, name: str) -> None:
+    folder, change, card = erasure
+    assert {key.rpartition("|")[2] for key in change} == {"value", "zeros", "bits"}
+    wrong = MALFORMED[name](dict(change))
+    (folder / "delta.safetensors").write_bytes(delta.to_bytes(wrong))
+    (folder / "card.json").write_text(json.dumps(card | {"digest": delta.digest(wrong)}))
+    said = cli(*APPLY)
+    assert said.code == 5
+    assert re.fullmatch(
+        r"error: the delta (does not fit this model|is damaged).*\n", said.err.lstrip()
+    )
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_is_exported_onto(cli, tmp_path, erasure) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    erase = (*ERASE, "--method", "uce", "--out", "out")
+    for command in (erase, APPLY[:-2]):
+        for target, what in (("file", "is a file"), ("full", "holds files")):
+            said = cli(*command, "--export", target)
+            message = f"error: --export {target} {what}: expected a new or an empty folder\n"
+            assert (said.code, said.err) == (2, message)
+        assert not (tmp_path / "out").exists()  # said before anything was computed
+    said = cli(*APPLY[:-2], "--export", "file/m")
+    assert (said.code, said.err.strip().count("\n")) == (5, 0)
+    assert cli(*APPLY[:-2], "--export", "empty").code == 0
+    assert StableDiffusionPipeline.from_pretrained("empty", safety_checker=None).unet is not None
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
 def test_bad_deltas(cli, tmp_path) -> None:
     said = cli("apply", "nowhere", "--model", "tiny-random", "--export", "m")
     assert said.err == "error: there is no delta at nowhere: give what `bench erase --out` wrote\n"
     assert said.code == 5
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
-    said = cli("apply", "bad.safetensors", "--model", "tiny-random", "--export", "m")
-    assert (
-        said.code,
-        said.err.lstrip().startswith("error: bad.safetensors is not a readable"),
-    ) == (5, True)
+    save_file({"a": torch.zeros(9)}, tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    for content in (b"no", b"", whole[:12], whole[:-3], b"\xff" * 99):
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        said = cli("apply", "bad.safetensors", "--model", "tiny-random", "--export", "m")
+        assert said.code == 5
+        assert said.err.lstrip().startswith("error: bad.safetensors is not a readable safetensors")
+        assert said.err.strip().count("\n") == 0
+    (tmp_path / "loop").symlink_to("loop")
+    said = cli("apply", "loop", "--model", "tiny-random", "--export", "m")
+    assert (said.code, said.err.startswith("error: there is no delta at loop")) == (5, True)
 
 
 def test_a_concept_of_ones_own(cli, tmp_path) -> None:

@@ -169,18 +169,17 @@ def _facts(part: Any) -> Any:
 
 
 def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
-    """Return a copy of the base model with a delta applied.
+    """Return a copy of the base model with a delta applied, cast to the model's type.
 
     Raises:
-        StoreError: The delta was made for a model with other tensors.
+        StoreError: The delta was made for a model with other tensors, or is damaged.
     """
     erased = private(model) if _changes_vae(delta) else model.copy()
     tensors = weights(erased)
+    _check_delta(delta, tensors)
     for key, value in delta.items():
         name, _, kind = key.rpartition("|")
-        target = tensors.get(name)
-        if target is None or (kind == "value" and target.shape != value.shape):
-            raise StoreError(f"the delta does not fit this model: {name} is not there or differs")
+        target = tensors[name]
         if kind == "value":
             target.copy_(value)
         elif kind == "zeros":
@@ -189,6 +188,46 @@ def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
             bits = np.unpackbits(value.numpy(), count=target.numel()).astype(bool)
             target.view(-1)[torch.from_numpy(bits).to(target.device)] = 0
     return erased
+
+
+def _check_delta(delta: Delta, tensors: Delta) -> None:
+    """Refuse a delta of which anything would be left out or misread."""
+    seen: set[str] = set()
+    for key, value in delta.items():
+        name, _, kind = key.rpartition("|")
+        target = tensors.get(name)
+        if target is None:
+            raise StoreError(f"the delta does not fit this model, which has no {name or key}")
+        if name in seen:
+            raise StoreError(f"the delta is damaged: it changes {name} twice")
+        seen.add(name)
+        if wrong := _misfit(kind, value, target):
+            raise StoreError(f"the delta does not fit this model or is damaged: {key}: {wrong}")
+
+
+def _misfit(kind: str, value: Tensor, target: Tensor) -> str:
+    """Return what is wrong with one tensor of a delta; nothing if it is right."""
+    size, got = target.numel(), _form(value)
+    wrong = ""
+    match kind:
+        case "value":
+            if target.shape != value.shape or not value.is_floating_point():
+                wrong = f"expected {_form(target)}, got {got}"
+            elif not bool(torch.isfinite(value).all()):
+                wrong = "it is not finite"
+        case "zeros":
+            if value.dtype != torch.int32 or value.ndim != 1 or not len(value):
+                wrong = f"expected indices, int32, got {got}"
+            elif bool((value.diff() <= 0).any()) or not 0 <= int(value[0]) <= int(value[-1]) < size:
+                wrong = f"expected rising indices from 0 to {size - 1}"
+        case "bits":
+            if value.dtype != torch.uint8 or value.shape != ((size + 7) // 8,):
+                wrong = f"expected {size} bits in {(size + 7) // 8} bytes, got {got}"
+            elif np.unpackbits(value.numpy())[size:].any():
+                wrong = f"it has bits beyond {size}"
+        case _:
+            wrong = f"expected value, zeros or bits, got {kind!r}"
+    return wrong
 
 
 def revert(erased: DiffusersModel, delta: Delta, base: DiffusersModel) -> DiffusersModel:
@@ -229,8 +268,8 @@ def from_file(path: Path) -> Delta:
     """
     try:
         return load(path.read_bytes())
-    except (OSError, SafetensorError) as exc:
-        raise StoreError(f"{path} is not a readable safetensors file ({exc}): delete it") from exc
+    except (OSError, SafetensorError, ValueError, KeyError) as exc:
+        raise StoreError(f"{path} is not a readable safetensors file ({exc})") from exc
 
 
 def digest(delta: Delta) -> str:
