@@ -209,6 +209,9 @@ def read_table(
             f"{path}:1: expected {expected}, got {_listed(names)}; say which column holds the prompts "
             "with FILE:COLUMN, or call a file .txt that has a prompt a line and no header"
         )
+    for n, line in enumerate(_split(content)[:20], 1):
+        if any(wanted & set(map(_plain, _cells(line, separator))) for separator in ",\t;"):
+            raise SpecError(f"{path}:{n}: looks like the header: take away the lines above it")
     return _without_header(path, content)
 
 
@@ -292,8 +295,12 @@ def _is_list(path: Path, first: Sequence[str]) -> bool:
 
 
 def _first(content: str, separator: str) -> list[str]:
-    """Return the cells of the first line that is not empty; of a broken one its text."""
-    line = next(filter(None, _split(content)), "")
+    """Return the cells of the first line that is not empty."""
+    return _cells(next(filter(None, _split(content)), ""), separator)
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """Return the cells of a line; of a broken one its text."""
     try:
         return next(csv.reader([line], delimiter=separator, strict=True), [])
     except csv.Error:

@@ -120,7 +120,7 @@ def load_task(
     """
     row, paper = _row(name, world, root, protocol)
     if guidance is not None:
-        row["guidance"] = guidance
+        row["guidance"] = float(guidance)
     concept = concept_of(name, world, root)
     path, column = split_column(prompts) if prompts else (_own(row, root / world, given), "")
     own = ":".join(filter(None, (path.name, column))) if prompts else ""

@@ -173,6 +173,8 @@ BAD = {
     "a church\nthe old church\n": "set.csv:1: expected a column text or prompt, got 'a church'; say "
         "which column holds the prompts with FILE:COLUMN, or call a file .txt that has a prompt a line "
         "and no header",
+    "# prompts of my own here\nid,prompt\na,x\n":
+        "set.csv:2: looks like the header: take away the lines above it",
     "": "set.csv:1: expected a column text or prompt, got nothing; say which column holds the prompts "
         "with FILE:COLUMN, or call a file .txt that has a prompt a line and no header",
 }  # fmt: skip
