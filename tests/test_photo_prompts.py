@@ -10,6 +10,7 @@ import tomllib
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 import bench.cli
 from bench import AssetError, Context, Prompt, Sample, Score, SpecError
 from bench.assets import ASSETS, Asset, locate
+from bench.catalog import PHOTO as PHOTO_SAMPLING
 from bench.exclusion import (
     BY_NUMBER,
     BY_WORDING,
@@ -30,11 +32,12 @@ from bench.exclusion import (
     means,
 )
 from bench.hub import HubSource, hub_source
-from bench.plan import plan
+from bench.plan import erasure_cell, plan
 from bench.promptsets import read_prompts
 from bench.registry import Ref, create
 from bench.report.tables import cer_table
 from bench.run import Runner, Settings
+from bench.run.provenance import protocol
 from bench.spec import Spec
 from bench.store import Artifacts, Store
 from bench.tasks import PROMPTS, find_concept, load_task, needs, task_names
@@ -642,6 +645,18 @@ def test_plan_says_what_differs(cli, no_hub: Path, tmp_path: Path) -> None:
     assert (said.code, "--protocol paper: uce: no artists are preserved" in said.err) == (2, True)
     said = cli("assets", "--world", "photo", "--task", "church", "--protocol", "paper")
     assert "unlearndiffatk-church" in said.out
+
+
+def test_a_record_says_what_differs() -> None:
+    task = load_task("van-gogh", "photo", guidance=5)
+    cell = erasure_cell("tiny-random", Ref("uce"), task.concept, world="photo")
+    found = protocol(cell, task, SimpleNamespace(sampling=PHOTO_SAMPLING, prediction="epsilon"))
+    assert found["prompts"].startswith("van-gogh.csv ")
+    assert found["guidance"] == "5"
+    prompts, scale, method = found["deviations"].split("; ", 2)
+    assert prompts == "prompts van-gogh.csv instead of unlearndiffatk-vangogh"
+    assert scale == "guidance 5 instead of own"
+    assert method.startswith("uce: no artists are preserved; give artists=FILE")
 
 
 def test_tasks_are_listed_and_shown_without_assets(cli, no_hub: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench.models.diffusers import DiffusersModel
-from bench.plan import TRAIN, Cell
+from bench.plan import TRAIN, Cell, method_deviations
 from bench.registry import ROOT, Ref, create
 from bench.tasks import Task
 
@@ -29,6 +29,8 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
     params = asdict(create("evaluators", evaluator))
     params = {k: v.name if isinstance(v, Path) else v for k, v in params.items()}
     draw = model.sampling
+    lacking = method_deviations(cell.method, cell.concept, cell.world)
+    of_method = [f"{cell.method.name}: {line}" for line in lacking]
     found = {
         "prompts": task.source,
         "judge": str(Ref(evaluator.name, params)),
@@ -36,7 +38,7 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
         "draw": f"{draw.sampler}, {draw.steps} steps, {draw.size} px, {cell.dtype}",
         "train": TRAIN,
         "prediction": model.prediction,
-        "deviations": "; ".join(task.deviations),
+        "deviations": "; ".join((*task.deviations, *of_method)),
     }
     return {name: value for name, value in found.items() if value}
 
