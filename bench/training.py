@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import PluginError
+from bench.errors import IncompatibleError, PluginError
 from bench.types import Context
 
 if TYPE_CHECKING:
@@ -60,8 +60,16 @@ def fit(
 
 @contextmanager
 def trainable(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Turn on the gradients of parameters; afterwards they are off again and forgotten."""
+    """Turn on the gradients of parameters; afterwards they are off again and forgotten.
+
+    Raises:
+        IncompatibleError: They are of half precision, in which small steps are lost.
+    """
     chosen = list(parameters)
+    if coarse := {p.dtype for p in chosen if p.dtype.itemsize < 4}:
+        raise IncompatibleError(
+            f"training needs float32 weights, got {coarse.pop()}: cast the model"
+        )
     for parameter in chosen:
         parameter.requires_grad_(True)
     try:

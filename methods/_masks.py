@@ -67,7 +67,7 @@ class SoftMasks:
     mask's by hand, ``dL/dm = dL/dw_eff * w * gamma * s * (1 - s)``, so no graph of sigmoids is kept.
 
     Args:
-        parameters: What may be pruned, by name; edited in place.
+        parameters: What may be pruned, by name; edited in place. Their gradients must be on.
         gamma: Slope of the sigmoid.
         m0: Initial value of every mask logit; 1 is close to the identity for gamma 10.
         lr: AdamW's learning rate on the logits.
@@ -94,8 +94,6 @@ class SoftMasks:
         self.optimizer = torch.optim.AdamW(
             self.logits.values(), lr, eps=eps, weight_decay=weight_decay, foreach=True
         )
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
         self.apply()
 
     @property
@@ -126,14 +124,13 @@ class SoftMasks:
         self.apply()
 
     def harden(self, threshold: float = 0.5) -> MaskReport:
-        """Set pruned weights to zero and all others back to their values; gradients go off."""
+        """Set pruned weights to zero and all others back to their values."""
         pruned, bins = 0, torch.zeros(10, dtype=torch.long)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 soft = torch.sigmoid(self.gamma * self.logits[name])
                 keep = soft >= threshold
                 parameter.copy_(torch.where(keep, self.weights[name], 0))
-                parameter.requires_grad_(False)
                 pruned += int((~keep).sum())
                 bins += torch.histc(soft.cpu(), 10, 0, 1).long()
         in_scope = sum(w.numel() for w in self.weights.values())

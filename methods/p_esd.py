@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, ParameterGroup, fit
+from bench import Card, Concept, Context, Model, ParameterGroup, fit, trainable
 from methods.esd import EsdSettings
 
 if TYPE_CHECKING:
@@ -49,15 +49,17 @@ class MaskSettings:
 
         from methods._masks import SoftMasks, prunable  # slow; not needed to plan a run
 
-        masks = SoftMasks(
-            prunable(model, group),
-            gamma=self.gamma,
-            m0=self.m0,
-            lr=self.lr,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
-        losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
+        chosen = prunable(model, group)
+        with trainable(chosen.values()):
+            masks = SoftMasks(
+                chosen,
+                gamma=self.gamma,
+                m0=self.m0,
+                lr=self.lr,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+            )
+            losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
         report = masks.harden(self.threshold)
         with torch.no_grad():
             hard = objective.error(model)
