@@ -164,7 +164,7 @@ def read_prompts(
         prompts[name] = Prompt(
             name,
             values["text"],
-            whole(values["seed"], "seed", line) if "seed" in values else seed + i,
+            whole(values.get("seed", str(seed + i)), "seed", line),
             scale(values.get("guidance", str(GUIDANCE)), line),
             values.get("label", "").strip() or label,
         )
