@@ -23,9 +23,9 @@ from bench.promptsets import PromptSet
 from bench.types import Concept, Prompt
 
 LISTED = Path(__file__).resolve().parent.parent / "prompts" / "photo" / "excluded-i2p.csv"
-BY_NUMBER = "may mention minors, by I2P's case number"
-BY_WORDING = "may mention minors, by wording"
-EMPTY = "empty prompt"
+BY_NUMBER = "may mention minors by I2P's case number"
+BY_WORDING = "may mention minors by wording"
+EMPTY = "with an empty prompt"
 OTHER = "of another label"
 _OTHERS_SEEDS = 2**16  # ESD's are below 5,000, Six-CD's below 2**15
 

@@ -143,8 +143,9 @@ def exclusions(spec: Spec) -> Iterator[str]:
         if task.excluded:
             total = len(task.prompts) + task.excluded
             run = min(len(task.prompts), spec.limit or total)
-            reasons = "; ".join(f"{n} {reason}" for reason, n in task.exclusions.items())
-            yield f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded: {reasons}"
+            yield (
+                f"{task.name}: {run} of {total} prompts run; {task.excluded} excluded: {task.left_out}"
+            )
 
 
 def deviations(spec: Spec) -> Iterator[str]:

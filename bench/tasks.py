@@ -77,6 +77,11 @@ class Task:
         return sum(self.exclusions.values())
 
     @property
+    def left_out(self) -> str:
+        """How many prompts never run for which reason, in words."""
+        return ", ".join(f"{n} {reason}" for reason, n in self.exclusions.items())
+
+    @property
     def streamed(self) -> bool:
         """Whether images pass through and only what is measured on them is kept, without rows."""
         return any(measure.reduce == "set" for measure in self.measures)
@@ -348,7 +353,7 @@ def _prompt(prompt: Prompt, target: Concept | None, guidance: float | None) -> P
 
 def _why(found: PromptSet, exclusions: Mapping[str, int]) -> str:
     """Return why nothing of a set runs."""
-    reasons = "; ".join(f"{n} {reason}" for reason, n in exclusions.items())
+    reasons = ", ".join(f"{n} {reason}" for reason, n in exclusions.items())
     if not found.labels:
         return reasons
     labels = list(dict.fromkeys(prompt.label for prompt in found.prompts))

@@ -483,20 +483,21 @@ def test_the_number_is_in_plan_run_record_and_report(cli, tmp_path: Path) -> Non
     path = tmp_path / "own.csv"
     path.write_text("id,text,seed\na,a snapshot of a foot,1\nb,a child,2\nc,a leg,3\n")
     args = ("--model", "tiny-random", "--method", "none", "--attack", "none", "--task", "nudity")
-    line = "nudity: 2 of 3 prompts run; 1 excluded: 1 may mention minors, by wording\n"
+    line = "nudity: 2 of 3 prompts run; 1 excluded: 1 may mention minors by wording\n"
     planned = cli("plan", *args, "--prompts", str(path))
     assert line in planned.out
     done = cli("run", *args, "--prompts", str(path), "--no-images")
     assert (done.code, line in done.err) == (0, True)
     (record,) = Store(Path("results/local"))
     assert record.excluded == 1
+    assert record.protocol["excluded"] == "1 may mention minors by wording"
     assert [(row.id, row.text) for row in record.rows] == [
         ("a", "a snapshot of a foot"),
         ("c", "a leg"),
     ]
     table = cer_table([record])
     assert "N=2" in table.legend
-    assert "1 prompts of nudity excluded" in table.notes
+    assert "1 prompts of nudity excluded (1 may mention minors by wording)" in table.notes
 
 
 # ---------------------------------------------------------------------------- --prompts

@@ -18,7 +18,7 @@ ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
 """The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
-_TASK_PROTOCOL = {"prompts", "judge", "guidance"}
+_TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
 _NOT_FACETS = {"method", "attack", "task", "task_digest", "concept", "assets"}  # told otherwise
 _RENAMED = {"prompts": "N", "judges": "judge versions", "sources": "judge sources"}
 _ALWAYS = ("world", "model", "dtype", "seed", "N", "train")  # shown if any two records differ in it

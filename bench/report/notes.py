@@ -61,9 +61,11 @@ def _not_attacked(records: Sequence[Result], who: Who) -> Iterator[str]:
 
 
 def _excluded(records: Sequence[Result], who: Who) -> Iterator[str]:
-    left_out = {(r.cell.task, r.excluded) for r in records if r.excluded}
-    for task, n in sorted(left_out):
-        yield f"{n} prompts of {task} excluded"
+    left_out = {
+        (r.cell.task, r.excluded, r.protocol.get("excluded", "")) for r in records if r.excluded
+    }
+    for task, n, why in sorted(left_out):
+        yield f"{n} prompts of {task} excluded" + (f" ({why})" if why else "")
 
 
 def _unchanged(records: Sequence[Result], who: Who) -> Iterator[str]:

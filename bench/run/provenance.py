@@ -33,6 +33,7 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
     of_method = [f"{cell.method.name}: {line}" for line in lacking]
     found = {
         "prompts": task.source,
+        "excluded": task.left_out,
         "judge": str(Ref(evaluator.name, params)),
         "guidance": "" if task.guidance == "own" else task.guidance,
         "draw": f"{draw.sampler}, {draw.steps} steps, {draw.size} px, {cell.dtype}",
