@@ -4,6 +4,7 @@ Importing it loads neither torch nor diffusers.
 """
 
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
+from bench.exclusion import may_mention_minors
 from bench.phrases import sentences
 from bench.promptsets import read_table
 from bench.protocols import (
@@ -65,6 +66,7 @@ __all__ = [
     "by_kind",
     "fill",
     "fit",
+    "may_mention_minors",
     "read_table",
     "sentences",
     "trainable",

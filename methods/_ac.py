@@ -17,7 +17,17 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench import Concept, Context, Guidance, IncompatibleError, Model, PluginError, Prompt
+from bench import (
+    Concept,
+    Context,
+    Guidance,
+    IncompatibleError,
+    Model,
+    PluginError,
+    Prompt,
+    SpecError,
+    may_mention_minors,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -101,7 +111,35 @@ def with_concept(text: str, anchor: str, phrase: str, kind: str, rng: Random) ->
     return (f"{phrase}, {text}", f"in {phrase} style, {text}", f"{text}, {phrase}")[r]
 
 
-def anchor_examples(model: Model, concept: Concept, ctx: Context, *, images: int) -> list[Example]:
+def given_prompts(path: Path, anchor: str, kind: str) -> list[str]:
+    """Return the prompts of a text file that may be used for an anchor.
+
+    Raises:
+        SpecError: There are none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SpecError(
+            f"prompts={path}: expected a text file, one prompt per line: {exc}"
+        ) from exc
+    texts = [
+        text
+        for text in lines
+        if text
+        and (kind != "object" or anchor in text)
+        and not (kind == "nsfw" and may_mention_minors(text))
+    ]
+    if not texts:
+        raise SpecError(
+            f"prompts={path}: expected prompts for {anchor!r}, one per line, got none that may be used"
+        )
+    return texts
+
+
+def anchor_examples(
+    model: Model, concept: Concept, ctx: Context, *, images: int, prompts: Path | None = None
+) -> list[Example]:
     """Return pictures that the model makes of each anchor, drawn once for a base model and kept.
 
     As published: DPM-Solver with 25 steps, guidance 6; what is erased is the negative prompt for nsfw
@@ -109,16 +147,17 @@ def anchor_examples(model: Model, concept: Concept, ctx: Context, *, images: int
     """
     painter, found = model.resampled(SAMPLER, STEPS), list[Example]()
     for anchor, phrases in erased_phrases(concept).items():
-        texts = anchor_prompts(anchor, concept.kind)
-        prompts = [Prompt(str(i), texts[i % len(texts)], i, GUIDANCE) for i in range(images)]
+        own = given_prompts(prompts, anchor, concept.kind) if prompts else None
+        texts = own or anchor_prompts(anchor, concept.kind)
+        rows = [Prompt(str(i), texts[i % len(texts)], i, GUIDANCE) for i in range(images)]
         negative = ", ".join(phrases) if concept.kind == "nsfw" else ""
         painter.guidance = Guidance((negative,))
         key = json.dumps([texts, images, negative, GUIDANCE, SAMPLER, STEPS]).encode()
         name = f"anchors-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
-        pictures = _kept_pictures((ctx.basedir or ctx.workdir) / name, painter, prompts, ctx)
+        pictures = _kept_pictures((ctx.basedir or ctx.workdir) / name, painter, rows, ctx)
         found += [
             Example(image, prompt.text, anchor, phrases[i % len(phrases)])
-            for i, (image, prompt) in enumerate(zip(pictures, prompts, strict=True))
+            for i, (image, prompt) in enumerate(zip(pictures, rows, strict=True))
         ]
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from bench import Card, Concept, Context, Model, ParameterGroup, by_kind, fit, t
 if TYPE_CHECKING:
     from methods._ac import AcObjective
 
+_PROMPTS = "https://github.com/nupurkmr9/concept-ablation/tree/main/assets/finetune_prompts"
+_PUBLISHED = ("painting", "people", "cat", "dog", "fish", "robot")
+
 
 @dataclass(frozen=True)
 class AcSettings:
@@ -20,6 +24,9 @@ class AcSettings:
     Args:
         params: Weights that may change.
         images: Anchor images that the original model makes.
+        prompts: A text file of prompts for the anchor, one per line, as the authors publish for some; by
+            default this project's. Lines that may mention minors are left out for nudity, for objects those
+            without the anchor's name.
         batch: Images in a step.
         target: "model" asks for the anchor's prediction, "noise" for the noise that was added.
         teacher: Whose prediction of the anchor: the "student" 's own without gradient, or "frozen".
@@ -31,6 +38,7 @@ class AcSettings:
 
     params: ParameterGroup = by_kind(nsfw="attn", style="esd-x-strict", object="esd-x-strict")
     images: Annotated[int, Field(ge=1)] = 1000
+    prompts: Path | None = None
     batch: Annotated[int, Field(ge=1)] = 8
     target: Literal["model", "noise"] = "model"
     teacher: Literal["student", "frozen"] = "student"
@@ -39,6 +47,17 @@ class AcSettings:
     augment: bool = by_kind(nsfw=False, style=False, object=True)
     prior: Annotated[float, Field(ge=0)] = by_kind(nsfw=1.0, style=0.0, object=0.0)
 
+    def deviations(self, concept: Concept) -> tuple[str, ...]:
+        """Say which published prompts of an anchor are not used."""
+        if self.prompts:
+            return ()
+        return tuple(
+            f"prompts for the anchor {anchor!r} are this project's; give prompts=FILE, the authors' "
+            f"{anchor}.txt of {_PROMPTS}"
+            for anchor in dict.fromkeys(concept.anchors)
+            if anchor in _PUBLISHED
+        )
+
     def objective(self, model: Model, concept: Concept, ctx: Context, seed: int) -> AcObjective:
         """Make the anchor images and return AC's objective."""
         from methods._ac import AcObjective, anchor_examples  # slow; not needed to plan a run
@@ -46,7 +65,7 @@ class AcSettings:
         return AcObjective(
             model,
             concept.kind,
-            anchor_examples(model, concept, ctx, images=self.images),
+            anchor_examples(model, concept, ctx, images=self.images, prompts=self.prompts),
             batch=self.batch,
             target=self.target,
             teacher=self.teacher,
@@ -69,7 +88,8 @@ class AC(AcSettings):
     preservation (which the rate is doubled for; give an object prior=1 where its name holds the anchor's,
     as "grumpy cat", and double ``lr``). Nudity is erased as "nudity, nsfw", which is also the negative
     prompt of the anchor images. Prompts are rewritten and images mirrored at each visit. What deviates:
-    the anchor prompts are this project's, and latents are the autoencoder's means, not draws.
+    the anchor prompts are this project's, unless ``prompts`` gives the authors', and latents are the
+    autoencoder's means, not draws.
 
     Args:
         steps: Optimiser steps.

@@ -9,7 +9,7 @@ import torch
 from fakes import finished
 from PIL import Image
 
-from bench import Concept, Guidance, IncompatibleError, PluginError, Prompt
+from bench import Concept, Guidance, IncompatibleError, PluginError, Prompt, SpecError
 from bench.models.diffusers import DiffusersModel
 from bench.registry import Ref, resolved
 from methods._ac import (
@@ -19,6 +19,7 @@ from methods._ac import (
     anchor_prompts,
     detached_start,
     erased_phrases,
+    given_prompts,
     with_concept,
 )
 from methods.fmn import (
@@ -290,6 +291,34 @@ def test_phrases_take_turns_and_each_anchor_has_its_images(tiny, ctx) -> None:
     assert [e.phrase for e in anchor_examples(tiny, BODY, ctx, images=3)] == [
         "nudity", "a foot", "nudity",
     ]  # fmt: skip
+
+
+def test_anchor_prompts_of_a_file(tiny, ctx, tmp_path) -> None:
+    path = tmp_path / "people.txt"
+    path.write_text("a man, a woman\n\nchildren in a park\nthe crowd at a concert\na house\n")
+    nudity = Concept("nudity", "nsfw", "people")
+    found = anchor_examples(tiny, nudity, ctx, images=4, prompts=path)
+    lines = ["a man, a woman", "the crowd at a concert", "a house"]
+    assert [e.text for e in found] == [*lines, lines[0]]
+    assert given_prompts(path, "house", "object") == ["a house"]
+    assert len(given_prompts(path, "painting", "style")) == 4
+    with pytest.raises(SpecError, match="people.txt: expected prompts for 'car', one per line"):
+        given_prompts(path, "car", "object")
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(SpecError, match="people.txt: expected a text file"):
+        given_prompts(path, "car", "object")
+
+
+def test_what_deviates_for_want_of_published_prompts(tmp_path) -> None:
+    def said(anchor, **params):
+        concept = Concept("tench", "object", anchor)
+        return finished("methods", "ac", concept, "photo", **params).deviations(concept)
+
+    (line,) = said("fish")
+    assert line.startswith("prompts for the anchor 'fish' are this project's; give prompts=FILE")
+    assert said("house") == ()
+    (tmp_path / "fish.txt").write_text("a fish\n")
+    assert said("fish", prompts=tmp_path / "fish.txt") == ()
 
 
 def test_the_published_commands_are_the_defaults_on_photographs() -> None:
