@@ -226,9 +226,8 @@ def plan_(
 
     Example: bench plan --method esd --method p-esd --attack unlearndiff --task church
     """
-    from rich.table import Table
-
     from bench.plan import deviations, exclusions, plan
+    from bench.report.tables import plan_table
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
@@ -237,12 +236,8 @@ def plan_(
         guidance, protocol,
     )  # fmt: skip
     store = Store(results)
-    table = Table("cell", "task", "concept", "method", "attack", "prompts", "state")
-    for cell in plan(spec):
-        state = "done" if cell in store else "to do"
-        names = (cell.id, cell.task, cell.concept.name, cell.method.name, cell.attack.name)
-        table.add_row(*map(plain, names), str(cell.prompts), state)
-    out.print(table)
+    table = plan_table([(cell, cell in store) for cell in plan(spec)])
+    _print_table(table, Format.terminal)
     for line in (*exclusions(spec), *deviations(spec)):
         _say(line)
 
@@ -405,7 +400,14 @@ def apply(
 def report(
     results: Results = RESULTS,
     task: Tasks = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.terminal,
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="How to print. CSV has a line for each figure; text that a spreadsheet would take "
+            "for a formula begins with an apostrophe there.",
+        ),
+    ] = Format.terminal,
     transfer: Annotated[
         bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
     ] = False,
@@ -423,7 +425,7 @@ def report(
     from bench.report.tables import (
         cer_tables,
         cost_table,
-        judged,
+        of_tasks,
         transfer_table,
     )
     from bench.store import Store
@@ -434,9 +436,7 @@ def report(
     for line in passed_over:
         _say(f"warning: {line}", err)
     if task:
-        concepts = {r.cell.concept.name for r in records if r.cell.task in task}
-        records = [r for r in records if r.cell.task in task or r.cell.concept.name in concepts]
-        records = [r for r in records if r.cell.task in task or not judged(r)]
+        records = of_tasks(records, task)
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     chosen = [

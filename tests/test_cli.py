@@ -47,6 +47,26 @@ def test_plan_computes_nothing(cli, tmp_path: Path) -> None:
     assert "done" in cli("plan", *ONE[1:]).out
 
 
+def test_plan_tells_variants_apart(cli) -> None:
+    cells = cli(
+        "plan", "--method", "esd", "--method", "esd:steps=5", "--attack", "unlearndiff",
+        "--task", "garbage-truck",
+    )  # fmt: skip
+    assert "esd steps=5 " in cells.out
+
+
+def test_report_of_a_task_shows_what_stands_beside_it(cli) -> None:
+    both = ("run", *TINY, "--method", "none", "--attack", "none", "--no-images")
+    assert cli(*both, "--task", "church", "--task", "retain").code == 0
+    assert cli(*both, "--task", "tench").code == 0
+    church = cli("report", "--task", "church").out
+    assert "retain accuracy" in church
+    assert "tench" not in church
+    retain = cli("report", "--task", "retain").out
+    assert "Retained and benign tasks" in retain
+    assert "CER" not in retain
+
+
 def test_report_formats(cli) -> None:
     cli(*ONE)
     markdown = cli("report", "--format", "markdown")
@@ -272,12 +292,15 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
 
 
 def test_lists_fit_into_80_columns() -> None:
-    for args in (["list", "methods"], ["show", "methods", "esd"], ["list", "tasks"]):
+    plan = ["plan", "--method", "esd", "--method", "esd:steps=5", "--attack", "unlearndiff",
+            "--task", "garbage-truck"]  # fmt: skip
+    for args in (["list", "methods"], ["show", "methods", "esd"], ["list", "tasks"], plan):
         done = subprocess.run(
             [sys.executable, "-m", "bench", *args], env={**os.environ, "COLUMNS": "80"},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert max(map(len, done.stdout.splitlines())) <= 80
+        assert "…" not in done.stdout
 
 
 def test_show_says_which_values_will_be_used_and_where_they_are_from(cli) -> None:

@@ -434,6 +434,7 @@ def test_a_wide_table_is_put_into_blocks_and_nothing_is_cut() -> None:
     text = "\n".join(printed)
     assert all(text.count(f"0.{n:02d} [.00-1.00]") == 2 for n in range(12))
     assert text.count("garbage-truck") == text.count("method")  # each block has its heading
+    assert terminal(Table("T", ("a", "b"), ("c",), ()))[2] == " a  b  c"
     one = terminal(Table("T", ("t",), ("x" * 100,), (Line(("a",), (Figure(1),)),)), 80)
     assert any("x" * 100 in line for line in one)
 

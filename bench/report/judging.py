@@ -10,7 +10,7 @@ from typing import Any
 from bench.metrics import rate
 from bench.report.axes import Group, differing, grouped, labels, only, order
 from bench.report.frame import Figure, Line, Table, measured
-from bench.report.notes import notes
+from bench.report.notes import attacked, notes, size
 from bench.store import Result, Row
 
 THRESHOLDS = tuple(percent / 100 for percent in range(25, 85, 5))
@@ -33,7 +33,7 @@ def threshold_curve(results: Iterable[Result]) -> Table:
     for g in groups:
         only(g.records)
         rates = (rate([_above(g.first, row, t) for row in g.first.rows]) for t in THRESHOLDS)
-        figures = (Figure(len(g.first.rows)), *(measured(m) for m in rates))
+        figures = (size(g.first), *(measured(m) for m in rates))
         lines.append(Line((*named(g), *(g.facets.get(f, "") for f in facets)), figures))
     return Table(
         "Attack success rate by the judge's threshold",
@@ -127,7 +127,8 @@ def _hits(result: Result | None, label: str) -> Figure | None:
     found = [(row, _map(row, "found") or {}) for row in result.rows]
     hits = [row for row, labels in found if (labels if label == "any" else label in labels)]
     unscored = sum("error" in row.detail for row in result.rows)
-    figure = Figure(len(hits), len(result.rows) - unscored, unscored=unscored)
+    n = len(result.rows) - unscored
+    figure = Figure(len(hits), n, unscored=unscored, attacked=attacked(result))
     counts = [_map(row, "detections") for row in hits]
     if None in counts or all(_map(row, "detections") is None for row in result.rows):
         return figure

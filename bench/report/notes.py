@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.report.axes import labels
-from bench.report.frame import measured
+from bench.report.frame import Figure, measured
 from bench.store import Result
 
 Who = Callable[[Result], str]
@@ -22,6 +22,21 @@ def notes(results: Iterable[Result]) -> tuple[str, ...]:
 
     kinds = (_not_run, _failed, _unscored, _not_attacked, _excluded, _unchanged, _deviations)
     return tuple(line for kind in kinds for line in kind(records, who))
+
+
+def attacked(r: Result) -> int | None:
+    """Return how many of a record's prompts were attacked; ``None`` where none was to be."""
+    if r.cell.attack.name == "none" or not r.rows:
+        return None
+    return sum("too_long" not in row.trace for row in r.rows)
+
+
+def size(r: Result) -> Figure:
+    """Return the number of a record's prompts, marked where not all of them were attacked."""
+    some = attacked(r)
+    return Figure(len(r.rows), attacked=some).flagged(
+        "not all attacked", some is not None and some < len(r.rows)
+    )
 
 
 def _not_run(records: Sequence[Result], who: Who) -> Iterator[str]:
@@ -54,8 +69,8 @@ def _unscored(records: Sequence[Result], who: Who) -> Iterator[str]:
 def _not_attacked(records: Sequence[Result], who: Who) -> Iterator[str]:
     few = []
     for r in records:
-        if long := sum("too_long" in row.trace for row in r.rows):
-            few.append(f"{who(r)}: {len(r.rows) - long} of {len(r.rows)} attacked")
+        if "not all attacked" in size(r).flags:
+            few.append(f"{who(r)}: {attacked(r)} of {len(r.rows)} attacked")
     if few:
         yield "~ prompts too long to attack were not attacked and count in N: " + "; ".join(few)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from textwrap import wrap
 
 from rich.cells import cell_len
@@ -76,7 +78,8 @@ def figure(f: Figure | None, *, compact: bool = False) -> str:
         return f"{f.value:.2f}".removeprefix("0") + marks
     if f.low is not None and f.high is not None:
         return _interval(f.value, f.low, f.high) + marks
-    return _bare(f.value, f.digits) + (f" ({f.detections})" if f.detections is not None else "")
+    second = f" ({f.detections})" if f.detections is not None else ""
+    return _bare(f.value, f.digits) + second + marks
 
 
 def _interval(value: float, low: float, high: float) -> str:
@@ -101,76 +104,89 @@ def _records(table: Table, line: Line) -> Iterable[list[object]]:
             yield [*names, text.csv_cell(column), *exact, f.word or "ok", ";".join(f.flags)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How wide a block is: the gap between columns, headings above lines, headers in two lines."""
+
+    gap: int
+    headings: bool
+    stacked: bool
+
+
+_WIDEST_FIRST = (
+    _Layout(2, headings=False, stacked=False),
+    _Layout(2, headings=False, stacked=True),
+    _Layout(1, headings=False, stacked=True),
+    _Layout(2, headings=True, stacked=True),
+    _Layout(1, headings=True, stacked=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
     """Text in columns: names on the left, figures on the right."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        figures: Sequence[Sequence[str]],
-    ) -> None:
-        self.names, self.columns, self.rows, self.figures = names, columns, rows, figures
+    names: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Sequence[Sequence[str]]
 
     def fitted(self, width: int) -> list[str]:
         """Return the lines in the first layout that fits."""
-        every = range(len(self.columns))
-        headings = len(self.names) > 1
-        for under, gap in ((False, 2), (False, 1), (True, 2), (True, 1)):
-            lines = self._lines(gap, headings=under and headings, columns=every)
+        layouts = [each for each in _WIDEST_FIRST if len(self.names) > 1 or not each.headings]
+        for layout in layouts:
+            lines = self._lines(layout, range(len(self.columns)))
             if _widest(lines) <= width:
                 return lines
-        return self._blocks(width, headings)
+        return self._blocks(width, replace(layouts[-1], gap=2))
 
-    def _blocks(self, width: int, headings: bool) -> list[str]:
+    def _blocks(self, width: int, layout: _Layout) -> list[str]:
         """Return as many columns beside each other as fit, the rest below, likewise."""
-        blocks: list[list[str]] = []
+        lines: list[str] = []
         start = 0
-        while start < len(self.columns) or not blocks:
+        while start < len(self.columns):
             for end in range(len(self.columns), start, -1):
-                block = self._lines(2, headings=headings, columns=range(start, end))
-                if _widest(block) <= width or end == start + 1:
+                block = self._lines(layout, range(start, end))
+                if _widest(block) <= width:
                     break
-            else:
-                block, end = self._lines(2, headings=headings, columns=range(0)), start + 1
-            blocks.append(block)
+            lines += [*([""] if lines else []), *block]
             start = end
-        return [line for n, block in enumerate(blocks) for line in ([""] if n else []) + block]
+        return lines
 
-    def _lines(self, gap: int, *, headings: bool, columns: range) -> list[str]:
-        names = list(self.names[headings:])
-        cells = [[*row[headings:], *(f[c] for c in columns)] for row, f in self._pairs()]
+    def _lines(self, layout: _Layout, columns: range) -> list[str]:
+        names = list(self.names[layout.headings :])
         header = [*names, *(self.columns[c] for c in columns)]
-        least = [max([0, *(cell_len(cells[r][c]) for r in range(len(cells)))])
-                 for c in range(len(header))]  # fmt: skip
-        stacked = [_stacked(title, size) for title, size in zip(header, least, strict=True)]
-        widths = [max([size, *map(cell_len, title)])
-                  for title, size in zip(stacked, least, strict=True)]  # fmt: skip
+        cells = [
+            [*row[layout.headings :], *(figures[c] for c in columns)]
+            for row, figures in zip(self.rows, self.figures, strict=True)
+        ]
+        content = [max((cell_len(row[c]) for row in cells), default=0) for c in range(len(header))]
+        least = [0 if layout.stacked else cell_len(title) for title in header]
+        titles = [
+            _stacked(title, max(sizes))
+            for title, *sizes in zip(header, least, content, strict=True)
+        ]
+        widths = [
+            max(size, *map(cell_len, title)) for title, size in zip(titles, content, strict=True)
+        ]
 
         def joined(row: Sequence[str]) -> str:
             padded = (
                 _left(cell, size) if c < len(names) else _right(cell, size)
                 for c, (cell, size) in enumerate(zip(row, widths, strict=True))
             )
-            return (" " + (" " * gap).join(padded)).rstrip()
+            return (" " + (" " * layout.gap).join(padded)).rstrip()
 
-        rule = " " + "─" * (sum(widths) + gap * (len(widths) - 1))
-        top = [joined(level) for level in _levels(stacked)]
-        body = self._under_headings(cells, joined) if headings else [joined(row) for row in cells]
-        return [*top, rule, *body]
+        top = [joined(level) for level in _levels(titles)]
+        rule = " " + "─" * (sum(widths) + layout.gap * (len(widths) - 1))
+        body = map(joined, cells)
+        return [*top, rule, *(self._under_headings(body) if layout.headings else body)]
 
-    def _under_headings(
-        self, cells: Sequence[Sequence[str]], joined: Callable[[Sequence[str]], str]
-    ) -> list[str]:
-        pairs = [(row[0], row_cells) for row, row_cells in zip(self.rows, cells, strict=True)]
-        lines = []
-        for heading, members in groupby(pairs, key=lambda pair: pair[0]):
-            lines += [heading, *(joined(row) for _, row in members)]
-        return lines
-
-    def _pairs(self) -> Iterable[tuple[Sequence[str], Sequence[str]]]:
-        return zip(self.rows, self.figures, strict=True)
+    def _under_headings(self, body: Iterable[str]) -> Iterable[str]:
+        pairs = zip((row[0] for row in self.rows), body, strict=True)
+        for heading, members in groupby(pairs, key=itemgetter(0)):
+            yield heading
+            yield from (line for _, line in members)
 
 
 def _stacked(title: str, size: int) -> list[str]:

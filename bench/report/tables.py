@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from bench.errors import UnknownNameError
 from bench.metrics import Measurement, complement, mcnemar
+from bench.plan import Cell
 from bench.report.axes import (
     ATTACK,
     MODEL,
@@ -21,7 +22,7 @@ from bench.report.axes import (
     order,
 )
 from bench.report.frame import Figure, Line, Table, measured
-from bench.report.notes import notes
+from bench.report.notes import notes, size
 from bench.store import Result
 from bench.tasks import role
 from bench.types import Cost
@@ -91,6 +92,33 @@ def kept_table(results: Iterable[Result]) -> Table:
     )
 
 
+def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
+    """Lay out the cells of a request, in their order, and which of them are done."""
+    states = {cell.id: done for cell, done in cells}
+    planned = [Result(cell, "ok") for cell, _ in cells]
+    method_of, attack_of = labels(planned, "method"), labels(planned, "attack")
+    lines = [
+        Line(
+            (r.cell.concept.name, r.cell.task, method_of(r), attack_of(r), r.cell.id),
+            (Figure(r.cell.prompts), Figure(word="done" if states[r.cell.id] else "to do")),
+        )
+        for r in planned
+    ]
+    names = ("concept", "task", "method", "attack", "cell")
+    return Table("Cells", names, ("prompts", "state"), tuple(lines))
+
+
+def of_tasks(results: Iterable[Result], tasks: Collection[str]) -> list[Result]:
+    """Return the records of some tasks, and of what stands beside those of target tasks."""
+    records = list(results)
+    concepts = {r.cell.concept for r in records if r.cell.task in tasks and _is_target(r)}
+    return [
+        r
+        for r in records
+        if r.cell.task in tasks or (r.cell.concept in concepts and not _is_target(r))
+    ]
+
+
 def transfer_table(results: Iterable[Result]) -> Table:
     """Lay out transfer: a line for each origin (method and attack), a column for each victim.
 
@@ -143,9 +171,10 @@ def cost_table(results: Iterable[Result]) -> Table:
     for g in groups:
         only(g.records)
         total = sum((row.cost for row in g.first.rows), Cost())
-        counts = (len(g.first.rows), total.images, total.forward, total.backward,
+        counts = (total.images, total.forward, total.backward,
                   total.text_forward, total.text_backward)  # fmt: skip
-        figures = (*(Figure(count) for count in counts), Figure(total.seconds, digits=0))
+        spent = (*(Figure(count) for count in counts), Figure(total.seconds, digits=0))
+        figures = (size(g.first), *spent)
         lines.append(Line((*named(g), *(g.facets.get(f, "") for f in facets)), figures))
     return Table(
         "Cost of attacks",
@@ -285,10 +314,8 @@ def _cer(result: Result | None, plain: Result | None) -> Figure | None:
         return Figure(word=result.status)
     asr = result.measurements.get(judged(result) or "")
     figure = measured(complement(asr)) if asr else Figure(word="n/a")
-    if result.rows and result.cell.attack.name != "none":
-        long = sum("too_long" in row.trace for row in result.rows)
-        figure = replace(figure, attacked=len(result.rows) - long)
-        figure = figure.flagged("not all attacked", long > 0)
+    whole = size(result)
+    figure = replace(figure, attacked=whole.attacked, flags=(*figure.flags, *whole.flags))
     if plain is None or plain is result or plain.status != "ok":
         return figure
     p = _paired(plain, result)
