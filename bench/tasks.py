@@ -358,7 +358,10 @@ def _why(found: PromptSet, exclusions: Mapping[str, int]) -> str:
         return reasons
     labels = list(dict.fromkeys(prompt.label for prompt in found.prompts))
     few = ", ".join(map(shown, labels[:8])) + (", ..." if len(labels) > 8 else "")
-    return f"{reasons}; its column {shown(found.labels)} says {few}"
+    return (
+        f"{reasons}; its column {shown(found.labels)} says {few}; without that column all rows count "
+        "as the task's concept"
+    )
 
 
 def _deviations(
