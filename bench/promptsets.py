@@ -105,6 +105,16 @@ class Table:
         """Return what is known of a row, by the keys of :data:`COLUMNS`."""
         return {key: self.rows[row][i] for key, i in self.columns.items()}
 
+    def seed(self, row: int, column: int | None = None) -> int | None:
+        """Return a row's seed, if the file has one; of a column, if it is not the known one."""
+        place = self.columns.get("seed") if column is None else column
+        return None if place is None else whole(self.rows[row][place], "seed", self.where(row))
+
+    def guidance(self, row: int) -> float | None:
+        """Return a row's scale of guidance, if the file has one."""
+        place = self.columns.get("guidance")
+        return None if place is None else scale(self.rows[row][place], self.where(row))
+
     def named(self, name: str) -> int | None:
         """Return the place of a column."""
         return next(
@@ -161,11 +171,12 @@ def read_prompts(
             raise SpecError(f"{line}: expected an id, got none")
         if name in prompts:
             raise SpecError(f"{line}: the id {shown(name)} is there twice")
+        own, guidance = table.seed(i), table.guidance(i)
         prompts[name] = Prompt(
             name,
             values["text"],
-            whole(values.get("seed", str(seed + i)), "seed", line),
-            scale(values.get("guidance", str(GUIDANCE)), line),
+            whole(str(seed + i), "seed", line) if own is None else own,
+            GUIDANCE if guidance is None else guidance,
             values.get("label", "").strip() or label,
         )
         if case is not None:
@@ -204,10 +215,14 @@ def read_table(
             return _with_header(path, content, separator, column, texts)
     names = [name for name in _first(content, ",") if name]
     if column or not _is_list(path, names):
-        expected = f"a column {shown(column)}" if column else "a column text or prompt"
+        known = [shown(column)] if column else texts or ["text", "prompt"]
+        advice = (
+            "; say which column holds the prompts with FILE:COLUMN, or call a file .txt that has a "
+            "prompt a line and no header"
+        )
         raise SpecError(
-            f"{path}:1: expected {expected}, got {_listed(names)}; say which column holds the prompts "
-            "with FILE:COLUMN, or call a file .txt that has a prompt a line and no header"
+            f"{path}:1: expected a column {' or '.join(known)}, got {_listed(names)}"
+            + (advice if not (column or texts) else "")
         )
     for n, line in enumerate(_split(content)[:20], 1):
         if any(wanted & set(map(_plain, _cells(line, separator))) for separator in ",\t;"):
