@@ -617,7 +617,7 @@ def _line(record: Any) -> str:
 
 def _check_device(device: str, torch: Any) -> None:
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()  # "meta" holds no data
     except (RuntimeError, AssertionError) as exc:
         reason = str(exc).splitlines()[0]
         raise SpecError(f"--device {device} cannot be used: {reason}; try --device cpu") from exc

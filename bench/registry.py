@@ -32,9 +32,14 @@ from bench.errors import (
     UnknownNameError,
 )
 from bench.fingerprint import edited
-from bench.types import ByKind, Concept, World
+from bench.types import ByKind, Card, Concept, Threat, World
 
 Kind = Literal["methods", "attacks", "evaluators"]
+_ATTRIBUTES: dict[Kind, dict[str, type]] = {
+    "methods": {"card": Card},
+    "attacks": {"card": Card, "threat": Threat},
+    "evaluators": {"card": Card, "scope": str},
+}
 KINDS: tuple[Kind, ...] = ("methods", "attacks", "evaluators")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +69,9 @@ class Ref:
         pairs = [item.partition("=") for item in rest.split(",") if item]
         if any(not eq for _, eq, _ in pairs):
             raise ParamError(f"expected name:key=value,..., got {text!r}")
+        keys = [key for key, _, _ in pairs]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ParamError(f"{name}: {', '.join(twice)} is given twice; give it once")
         return cls(name, {key: value for key, _, value in pairs})
 
     @property
@@ -114,8 +122,16 @@ def load(kind: Kind, name: str) -> type[Any]:
             f"cannot load {kind.removesuffix('s')} {name!r} from {table[name]}: "
             f"{type(exc).__name__}: {exc}"
         ) from exc
+    who = f"{kind.removesuffix('s')} {name!r} from {table[name]}"
     if not (isinstance(cls, type) and is_dataclass(cls)):
-        raise PluginLoadError(f"{table[name]} must be a frozen dataclass, got {cls!r}")
+        raise PluginLoadError(f"{who}: expected a frozen dataclass, got {cls!r}")
+    for attribute, expected in _ATTRIBUTES[kind].items():
+        value = getattr(cls, attribute, None)
+        if not isinstance(value, expected):
+            raise PluginLoadError(
+                f"{who}: expected a class variable {attribute} of type {expected.__name__}, "
+                f"got {value!r}"
+            )
     return cls
 
 

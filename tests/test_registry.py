@@ -30,7 +30,8 @@ def test_every_plugin_has_a_card_and_a_docstring(kind) -> None:
         cls = load(kind, name)
         assert cls.card.title
         assert cls.__doc__
-        assert create(kind, Ref(name)) == cls()
+        if name != "external":  # it has nothing to do without a file
+            assert create(kind, Ref(name)) == cls()
 
 
 def test_unknown_names_and_parameters() -> None:
@@ -42,6 +43,8 @@ def test_unknown_names_and_parameters() -> None:
         create("methods", Ref.parse("esd:steps=many"))
     with pytest.raises(ParamError, match="expected name:key=value,..., got 'esd:steps'"):
         Ref.parse("esd:steps")
+    with pytest.raises(ParamError, match="esd: steps is given twice"):
+        Ref.parse("esd:steps=1,lr=1,steps=2")
 
 
 def test_defaults_are_resolved_by_world_and_kind() -> None:
@@ -86,7 +89,7 @@ def test_broken_plugin_says_why(monkeypatch) -> None:
     with pytest.raises(PluginLoadError, match="cannot load method 'broken' .* No module named"):
         create("methods", Ref("broken"))
     monkeypatch.setitem(methods.PLUGINS, "function", "bench.metrics:rate")
-    with pytest.raises(PluginLoadError, match="must be a frozen dataclass"):
+    with pytest.raises(PluginLoadError, match="expected a frozen dataclass"):
         create("methods", Ref("function"))
 
 
