@@ -8,7 +8,7 @@ fetched unless ``bench assets --fetch`` says so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from bench.errors import AssetError, SpecError, UnknownNameError
-from bench.hub import cached, hub_source
+from bench.hub import cached, hub_source, lacks
+
+NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors|pytorch_model*.bin")
+"""What a folder holds that transformers loads as a network that looks at images."""
+CLIP = (*NETWORK, "vocab.json|tokenizer.json", "merges.txt|tokenizer.json")
+OPTIONAL = ("tokenizer*.json", "special_tokens_map.json")
+"""What is fetched of a repository beside the files that are needed, if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Asset:
         size: In MB, about; 0 where it is not known.
         licence: As its source states it; empty where it does not.
         form: What ``--asset`` expects.
+        files: Of a folder, the files that are needed; of "a|b" one.
         installed: File inside an installed package, ``package/path``.
         listed: A folder too big to read each time: its digest is of file names and sizes.
     """
@@ -38,6 +45,7 @@ class Asset:
     size: int
     licence: str
     form: Literal["file", "folder"]
+    files: tuple[str, ...] = ()
     installed: str = ""
     listed: bool = False
 
@@ -49,6 +57,7 @@ ASSETS: dict[str, Asset] = {
         3944,
         "MIT",
         "folder",
+        CLIP,
     ),
     "inception": Asset(
         about="Inception v3 of 2015 as TorchScript (inception-2015-12-05.pt), for FID and KID",
@@ -87,6 +96,7 @@ ASSETS: dict[str, Asset] = {
         size=605,
         licence="",
         form="folder",
+        files=CLIP,
     ),
     "clip-vit-l14": Asset(
         about="CLIP ViT-L/14",
@@ -94,6 +104,7 @@ ASSETS: dict[str, Asset] = {
         size=1710,
         licence="",
         form="folder",
+        files=CLIP,
     ),
     "nudenet-320n": Asset(
         "NudeNet 3.4 detector, 320 pixels",
@@ -132,9 +143,15 @@ ASSETS: dict[str, Asset] = {
         0,
         "",
         "folder",
+        NETWORK,
     ),
     "resnet50-ms": Asset(
-        "ResNet-50 of UnlearnDiffAtk", "hub:microsoft/resnet-50", 0, "Apache-2.0", "folder"
+        "ResNet-50 of UnlearnDiffAtk",
+        "hub:microsoft/resnet-50",
+        103,
+        "Apache-2.0",
+        "folder",
+        NETWORK,
     ),
     "resnet50-tv2": Asset(
         "torchvision's ResNet-50 IMAGENET1K_V2, .safetensors or .pth",
@@ -142,6 +159,14 @@ ASSETS: dict[str, Asset] = {
         0,
         "BSD-3-Clause",
         "file",
+    ),
+    "safety-checker": Asset(
+        "Stable Diffusion's own filter, for the method safety-checker",
+        "hub:CompVis/stable-diffusion-safety-checker@cb41f3a270d63d454d385fc2e4f571c487c253c5",
+        1216,
+        "",
+        "folder",
+        NETWORK,
     ),
     # Prompt sets that are not this project's are read as they are published, never shipped.
     "unlearndiffatk-nudity": Asset(
@@ -229,26 +254,49 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
         raise UnknownNameError("asset", name, ASSETS)
     asset = ASSETS[name]
     if given and name in given:
-        path = Path(given[name])
-        if not (path.is_dir() if asset.form == "folder" else path.is_file()):
-            raise SpecError(f"--asset {name}={path}: expected a {asset.form}, there is none")
-        return path
-    if found := here(asset):
+        return _checked(name, asset, Path(given[name]))
+    found, gone = _found(asset)
+    if found and not gone:
         return found
     size = f", {asset.size} MB" if asset.size else ""
+    part = f" in whole: {found} lacks {_listed(gone)}" if found else ""
     raise AssetError(
-        f"{name} is not here ({asset.about}{size}, from {asset.source}): "
+        f"{name} is not here{part} ({asset.about}{size}, from {asset.source}): "
         f"give --asset {name}=/path/to/{asset.form}"
         + (f", or `bench assets --fetch {name}`" if hub_source(asset.source) else "")
     )
 
 
 def here(asset: Asset) -> Path | None:
-    """Return where an asset is without the user's help: installed, or in the hub's cache."""
+    """Return where an asset is, whole, without the user's help: installed, or in the hub's cache."""
+    found, gone = _found(asset)
+    return None if gone else found
+
+
+def _found(asset: Asset) -> tuple[Path | None, list[str]]:
+    """Return where an asset is without the user's help, and the files that it lacks there."""
     if found := _installed(asset):
-        return found
+        return found, []
     source = hub_source(asset.source)
-    return cached(source) if source else None
+    found = cached(source) if source else None
+    return found, lacks(found, asset.files) if found else []
+
+
+def _checked(name: str, asset: Asset, path: Path) -> Path:
+    """Return the user's path of an asset if it is what was expected."""
+    try:
+        if not (path.is_dir() if asset.form == "folder" else path.is_file()):
+            raise SpecError(f"--asset {name}={path}: expected a {asset.form}, there is none")
+        gone = asset.files and lacks(path, ["config.json"])  # the rest its reader checks
+    except OSError as exc:
+        raise SpecError(f"--asset {name}={path} cannot be read: {exc.strerror}") from exc
+    if gone:
+        raise SpecError(f"--asset {name}={path}: expected a folder with config.json")
+    return path
+
+
+def _listed(files: Sequence[str]) -> str:
+    return ", ".join(names.replace("|", " or ") for names in files)
 
 
 def finder(given: Mapping[str, Path]) -> Callable[[str], Path]:
@@ -256,21 +304,33 @@ def finder(given: Mapping[str, Path]) -> Callable[[str], Path]:
     return lambda name: locate(name, given)
 
 
-@cache
 def digest(path: Path, *, listed: bool = False) -> str:
     """Return a short sha256 of a file, or of a folder's files and their names.
 
     ``listed`` takes a folder's files by their names and sizes, unread.
+
+    Raises:
+        AssetError: A file cannot be read.
     """
+    try:
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        stats = [(file, file.stat()) for file in files]
+        return _digest(path, tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats), listed)
+    except OSError as exc:
+        raise AssetError(f"{exc.filename or path} cannot be read: {exc.strerror or exc}") from exc
+
+
+@cache
+def _digest(path: Path, files: tuple[tuple[Path, int, int], ...], listed: bool) -> str:
+    """Return :func:`digest`, read again only when a file's size or time has changed."""
     total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
+    for file, size, _ in files:
         if listed:
-            total.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
+            total.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
             continue
         with file.open("rb") as stream:
             one = hashlib.file_digest(stream, "sha256").hexdigest()
-        if path.is_file():
+        if file == path:
             return one[:16]
         total.update(f"{file.relative_to(path).as_posix()} {one}\n".encode())
     return total.hexdigest()[:16]

@@ -192,6 +192,19 @@ def local(name: str) -> Path:
     raise AssetError(f"{source.repo} has no safetensors weights of all of {parts} {advice}")
 
 
+def absent(name: str) -> list[str]:
+    """Return in words that a model of the hub is not here, if it is not."""
+    info = model_info(name)
+    source = hub.hub_source(info.source)
+    if not source or snapshot(source):
+        return []
+    size = f", {info.size} MB" if info.size else ""
+    return [
+        f"{name} is not here ({info.about}{size}, from {info.source}): it will be fetched, or give "
+        "--model /path/to/diffusers-folder"
+    ]
+
+
 def snapshot(source: hub.HubSource) -> Path | None:
     """Return the folder of a hub model in the client's cache if its weights are all there."""
     found = hub.cached(source, "model_index.json")

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench.errors import BenchError, SpecError, StoreError
+from bench.errors import BenchError, SpecError, StoreError, UnknownNameError
 from bench.report.text import plain
 
 app = typer.Typer(
@@ -292,6 +292,8 @@ def assets(
     """
     from bench import inventory
 
+    for name in fetch or ():
+        inventory.fetchable(name)  # before the first is fetched
     for name in fetch or ():
         _say(f"{name}: {inventory.fetch(name)}")
     if fetch:
@@ -603,6 +605,11 @@ def _given(asset: list[str] | None) -> dict[str, Path]:
     pairs = [text.partition("=") for text in asset or ()]
     if bad := [name for name, _, path in pairs if not path]:
         raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
+    from bench.assets import ASSETS
+
+    for name, _, _ in pairs:
+        if name not in ASSETS:
+            raise UnknownNameError("asset", name, ASSETS)
     return {name: Path(path) for name, _, path in pairs}
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.assets import ASSETS, Asset, here, locate
+from bench.assets import ASSETS, OPTIONAL, Asset, here, locate
 from bench.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snapshot
 from bench.errors import AssetError, UnknownNameError
+from bench.hub import HubSource, hub_source
 from bench.hub import fetch as fetch_hub
-from bench.hub import hub_source
 from bench.tasks import ProtocolName, needs
 from bench.types import World
 
@@ -75,18 +75,30 @@ def fetch(name: str) -> Path:
         UnknownNameError: There is neither a model nor an asset of this name.
         AssetError: It is not on the hub, or the hub cannot be reached.
     """
+    asset, source = fetchable(name)
+    if name in MODELS:
+        return fetch_hub(source, HUB_FILES)
+    return fetch_hub(source, OPTIONAL if asset.files else (), needed=asset.files)
+
+
+def fetchable(name: str) -> tuple[Asset, HubSource]:
+    """Return what a model or an asset is, and where it is on the hub.
+
+    Raises:
+        UnknownNameError: There is neither a model nor an asset of this name.
+        AssetError: It is not on the hub.
+    """
     item = _model(name) if name in MODELS else None
     if item is None and name not in ASSETS:
         known = [*ASSETS, *(known for known in MODELS if _model(known))]
         raise UnknownNameError("asset", name, known)
     asset = item.asset if item else ASSETS[name]
-    source = hub_source(asset.source)
-    if source is None:
-        raise AssetError(
-            f"{name} is not on the hub: get it from {asset.source} ({asset.about}), "
-            f"then give --asset {name}=/path/to/{asset.form}"
-        )
-    return fetch_hub(source, HUB_FILES if item else ())
+    if source := hub_source(asset.source):
+        return asset, source
+    raise AssetError(
+        f"{name} is not on the hub: get it from {asset.source} ({asset.about}), "
+        f"then give --asset {name}=/path/to/{asset.form}"
+    )
 
 
 def _model(name: str) -> Item | None:

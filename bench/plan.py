@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench import assets
-from bench.catalog import check_dtype, check_model, model_info, revision
+from bench.catalog import ModelInfo, absent, check_dtype, check_model, model_info, revision
 from bench.errors import AssetError, SpecError, contract
 from bench.fingerprint import edited
 from bench.registry import Ref, create, load, resolved
@@ -100,7 +100,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:
-            full = resolved("methods", method, concept, info.world, info.defaults)
+            full = _method(method, concept, info, spec.assets)
             for task, attack in _attacks_for(tasks, spec):
                 if task.role == "target" and task.concept != concept:
                     continue
@@ -195,9 +195,26 @@ def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple
     """
     plugins = [create("evaluators", measure.evaluator) for measure in task.measures]
     for plugin in (*plugins, create("attacks", attack)):
-        for name in plugin.assets() if hasattr(plugin, "assets") else ():
+        for name in _assets_of(plugin):
             found = assets.choose(name, given)
             yield found, assets.locate(found, given)
+
+
+def _assets_of(plugin: Any) -> tuple[str, ...]:
+    return tuple(plugin.assets()) if hasattr(plugin, "assets") else ()
+
+
+def _method(method: Ref, concept: Concept, info: ModelInfo, given: Mapping[str, Path]) -> Ref:
+    """Return a method with every default filled in, and the digests of its assets.
+
+    What is not shipped is of the photo world: elsewhere a method may refuse the model, but not for want
+    of files.
+    """
+    full = resolved("methods", method, concept, info.world, info.defaults)
+    names = _assets_of(create("methods", full)) if info.world == "photo" else ()
+    chosen = [assets.choose(name, given) for name in names]
+    files = {name: assets.digest(assets.locate(name, given)) for name in chosen}
+    return replace(full, files={**full.files, **files})
 
 
 def erasure_cell(
@@ -213,7 +230,7 @@ def erasure_cell(
     info = model_info(model, world)
     check_dtype(dtype)
     check_model(model)
-    full = resolved("methods", method, concept, info.world, info.defaults)
+    full = _method(method, concept, info, {})
     identity = (info.world, model, revision(model, info.world), dtype)
     return Cell(*identity, full, concept, "", "", 0, Ref("none"), seed)
 
@@ -281,15 +298,18 @@ def _tasks(spec: Spec, world: World) -> list[Task]:
 def _check_assets(spec: Spec, world: World) -> None:
     """Name all files that are not here at once."""
     names: list[str] = []
-    defaults = model_info(spec.model, spec.world).defaults
+    info = model_info(spec.model, spec.world)
     for task in spec.tasks:
         names += needs(task, world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol)
         concept = concept_of(task, world)
+        if concept is None:
+            continue
         for attack in spec.attacks:
-            if concept is None:
-                continue
-            plugin = create("attacks", resolved("attacks", attack, concept, world, defaults))
-            names += plugin.assets() if hasattr(plugin, "assets") else ()
+            ref = resolved("attacks", attack, concept, world, info.defaults)
+            names += _assets_of(create("attacks", ref))
+        for method in spec.methods if world == "photo" else ():
+            ref = resolved("methods", method, concept, world, info.defaults)
+            names += _assets_of(create("methods", ref))
     missing = []
     for name in dict.fromkeys(names):
         try:
@@ -297,7 +317,7 @@ def _check_assets(spec: Spec, world: World) -> None:
         except AssetError as exc:
             missing.append(str(exc))
     if missing:
-        raise AssetError("; ".join(missing))
+        raise AssetError("; ".join([*missing, *absent(spec.model)]))
 
 
 def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:

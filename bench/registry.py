@@ -52,7 +52,7 @@ class Ref:
         name: The plug-in's.
         params: Values of its fields; in a record all of them, and of a file its path.
         version: Of its card.
-        files: Digests of the files and folders among the parameters, by field.
+        files: Digests of the files and folders among the parameters, by field, and of a method's assets.
         source: Digest of its source, if it is not a released one.
     """
 
@@ -152,6 +152,8 @@ def create(kind: Kind, ref: Ref) -> Any:
         raise ParamError(f"{ref.name} has no parameter {', '.join(unknown)}. It takes: {takes}")
     plugin = _validated(cls, ref.name, ref.params)
     for name, expected in ref.files.items():
+        if name not in known:  # an asset, whose path is not a parameter
+            continue
         if (got := digest(getattr(plugin, name))) != expected:
             raise AssetError(
                 f"{ref.name}: {name}={getattr(plugin, name)} has changed: "

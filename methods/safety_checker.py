@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bench import AssetError, Card, Concept, Context, IncompatibleError, Model
+from bench import Card, Concept, Context, IncompatibleError, Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,14 +19,18 @@ class SafetyChecker:
     A black image counts as erased; the record gives their number apart as "blacked-out". Photo world only.
 
     Args:
-        weights: The checker, a hub id or a local folder.
+        weights: The checker, a folder; by default the asset "safety-checker".
     """
 
     card: ClassVar = Card(
         "Red-Teaming the Stable Diffusion Safety Filter", "https://arxiv.org/abs/2210.04610"
     )
 
-    weights: str = "CompVis/stable-diffusion-safety-checker"
+    weights: Path | None = None
+
+    def assets(self) -> tuple[str, ...]:
+        """Return the assets this method needs."""
+        return () if self.weights else ("safety-checker",)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Screen every image that the model makes."""
@@ -39,10 +44,10 @@ class SafetyChecker:
 
         from bench.models import load_vision
 
-        try:
-            checker, pixels = load_vision(StableDiffusionSafetyChecker, self.weights, model.device)
-        except AssetError as exc:
-            raise AssetError(f"{exc} Give a local folder with safety-checker:weights=PATH") from exc
+        folder = self.weights or ctx.asset("safety-checker")
+        checker, pixels = load_vision(
+            StableDiffusionSafetyChecker, folder, model.device, asset="safety-checker"
+        )
 
         def screen(images: list[Image]) -> list[Image]:
             with torch.no_grad():

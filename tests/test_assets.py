@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from bench import AssetError, Card, SpecError
+from bench import assets as assets_module
 from bench import cli as cli_module
-from bench.assets import ASSETS, Asset, here, locate
+from bench import tasks as tasks_module
+from bench.assets import ASSETS, NETWORK, Asset, digest, here, locate
 from bench.errors import UnknownNameError
 from bench.hub import hub_source
 from bench.inventory import fetch, inventory
+from bench.plan import Cell, plan
+from bench.registry import Ref, create
+from bench.spec import Spec
 from bench.tasks import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REAL, TABLE = dict(ASSETS), tasks_module._table
 ENTRIES = {
     "judge": Asset("A judge's weights", "hub:a/judge@v1", 12, "MIT", "folder"),
     "one-file": Asset("One file of a repository", "hub:a/b/model.onnx", 0, "", "file"),
     "captions": Asset("Captions", "hub-dataset:a/captions/c.csv", 3, "CC-BY-4.0", "file"),
+    "network": Asset("A network", "hub:a/network", 5, "MIT", "folder", NETWORK),
     "paper": Asset("A paper's list", "https://example.org/list.csv", 0, "", "file"),
     "inside": Asset("In a package", "the package bench", 1, "", "file", installed="bench/py.typed"),
 }
+
+
+LISTED = [".gitattributes", "README.md", "config.json", "flax_model.msgpack", "merges.txt", "vocab.json",
+          "preprocessor_config.json", "pytorch_model.bin", "special_tokens_map.json", "tf_model.h5",
+          "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"]  # fmt: skip
+"""The files of openai/clip-vit-base-patch32: its weights in three formats."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ def _cache(root: Path, repo: str, ref: str, *files: str) -> Path:
     (folder / "refs" / ref).write_text(COMMIT)
     for file in files:
         path = folder / "snapshots" / COMMIT / file
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     return folder / "snapshots" / COMMIT
 
@@ -85,6 +101,84 @@ def test_what_is_here(tmp_path: Path) -> None:
     assert locate("judge") == folder
     assert locate("captions") == data / "c.csv"
     assert here(ASSETS["one-file"]) is None
+
+
+def test_what_is_here_in_part_is_not_here(tmp_path: Path) -> None:
+    """A download that was stopped, or links of the cache to files that were deleted."""
+    folder = _cache(tmp_path, "models--a--network", "main", "config.json", "model.safetensors")
+    assert here(ASSETS["network"]) is None
+    message = rf"network is not here in whole: {folder} lacks preprocessor_config.json \(A network"
+    with pytest.raises(AssetError, match=message):
+        locate("network")
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert here(ASSETS["network"]) == locate("network") == folder
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(AssetError, match=r"lacks model\*.safetensors or pytorch_model\*.bin"):
+        locate("network")
+    (folder / "pytorch_model.bin").write_text("x")
+    assert locate("network") == folder
+
+
+def test_paths_of_ones_own_that_are_not_what_was_expected(cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    cases = {
+        "network=file": "--asset network=file: expected a folder, there is none",
+        "network=folder": "--asset network=folder: expected a folder with config.json",
+        "network=loop": "--asset network=loop: expected a folder, there is none",
+        "paper=folder": "--asset paper=folder: expected a file, there is none",
+        "paper=dangling": "--asset paper=dangling: expected a file, there is none",
+        "paper=nowhere": "--asset paper=nowhere: expected a file, there is none",
+        "papr=file": "unknown asset 'papr'. Did you mean 'paper'? Known: captions, inside, judge, "
+                     "network, one-file, paper",
+        "paper": "--asset: expected NAME=PATH, got 'paper'",
+        "paper=": "--asset: expected NAME=PATH, got 'paper'",
+    }  # fmt: skip
+    for given, message in cases.items():
+        said = cli("assets", "--asset", given)
+        assert (said.code, said.out, said.err) == (2, "", f"error: {message}\n")
+
+
+def test_files_that_may_not_be_read(cli, monkeypatch, tmp_path: Path) -> None:
+    """Tests may run as root, who may read everything: the system's refusal is put in."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").touch()
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", "mine/a")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refuse)
+        said = cli("assets", "--asset", "network=mine")
+    message = "error: --asset network=mine cannot be read: Permission denied\n"
+    assert (said.code, said.err) == (2, message)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(AssetError, match="mine/a cannot be read: Permission denied"):
+            digest(tmp_path / "mine")
+
+
+def test_a_digest_is_of_what_is_there_now(tmp_path: Path, monkeypatch) -> None:
+    file, folder = tmp_path / "a", tmp_path / "d"
+    file.write_text("one")
+    folder.mkdir()
+    (folder / "b").write_text("two")
+    before = digest(file), digest(folder)
+    assert before[0] == hashlib.sha256(b"one").hexdigest()[:16]
+    inner = hashlib.sha256(b"two").hexdigest()
+    assert before[1] == hashlib.sha256(f"b {inner}\n".encode()).hexdigest()[:16]
+    calls = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        assets_module.hashlib, "file_digest", lambda *a: calls.append(a) or real(*a)
+    )
+    assert (digest(file), digest(folder), calls) == (*before, [])  # not read again
+    file.write_text("other")
+    (folder / "c").symlink_to("c")  # a loop is no file
+    assert digest(file) != before[0] and digest(folder) == before[1]
 
 
 def test_everything_or_what_is_asked_for(tmp_path: Path) -> None:
@@ -139,6 +233,22 @@ def test_fetching(cli, monkeypatch, tmp_path: Path) -> None:
     assert said.out.splitlines() == [
         f"{n}: {tmp_path / 'got'}" for n in ("judge", "one-file", "captions")
     ]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: LISTED)
+    assert fetch("network") == tmp_path / "got"
+    _, network = asked.pop()
+    taken = {n for n in LISTED if any(fnmatch(n, p) for p in network["allow_patterns"])}
+    assert taken == {"config.json", "preprocessor_config.json", "pytorch_model.bin", "tokenizer.json",
+                     "tokenizer_config.json", "special_tokens_map.json"}  # fmt: skip
+    safe = [*LISTED, "model.safetensors"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: safe)
+    fetch("network")
+    _, network = asked.pop()
+    weights = [n for n in safe if any(fnmatch(n, p) for p in network["allow_patterns"])
+               and n.endswith((".bin", ".safetensors"))]  # fmt: skip
+    assert weights == ["model.safetensors"]  # once
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: ["README.md"])
+    with pytest.raises(AssetError, match="a/network on the hub has no config.json"):
+        fetch("network")
     assert fetch("sd14") == tmp_path / "got"
     where = {"repo_type": "model", "revision": None}
     assert asked[0] == ("snapshot", {
@@ -158,7 +268,7 @@ def test_fetching(cli, monkeypatch, tmp_path: Path) -> None:
     ("paper", 4, "paper is not on the hub: get it from https://example.org/list.csv "
                  "(A paper's list), then give --asset paper=/path/to/file"),
     ("papr", 2, "unknown asset 'papr'. Did you mean 'paper'? Known: captions, "
-                "inside, judge, one-file, paper, sd14, sd15, sd21, sd21-base"),
+                "inside, judge, network, one-file, paper, sd14, sd15, sd21, sd21-base"),
 ])  # fmt: skip
 def test_what_cannot_be_fetched(cli, name: str, code: int, message: str) -> None:
     said = cli("assets", "--fetch", name)
@@ -170,3 +280,82 @@ def test_fetching_without_network_is_one_line(cli) -> None:
     assert said.code == 4
     assert said.err.startswith("error: cannot fetch a/b from the hub: ")
     assert said.err.count("\n") == 1
+
+
+def _answer(kind: str, code: int):
+    """Return what the client raises for an answer of the hub."""
+    from huggingface_hub import errors
+
+    cls = getattr(errors, kind)
+    error = cls.__new__(cls)
+    Exception.__init__(error, f"{code} Client Error. (Request ID: Root=1-6-5)")
+    error.response = SimpleNamespace(status_code=code)
+    return error
+
+
+@pytest.mark.parametrize(("kind", "code", "message"), [
+    ("GatedRepoError", 403, "it is gated: accept its licence at https://huggingface.co/{repo}, log in "
+                            "with `hf auth login` or set HF_TOKEN, and fetch it again"),
+    ("RepositoryNotFoundError", 401, "there is no such repository, or it is private: see "
+                                     "https://huggingface.co/{repo}, or log in with `hf auth login`"),
+    ("RevisionNotFoundError", 404, "it has no revision v1: see https://huggingface.co/{repo}"),
+    ("HfHubHTTPError", 401, "access is refused: accept its licence at https://huggingface.co/{repo}"),
+    ("HfHubHTTPError", 500, "500 Client Error"),
+])  # fmt: skip
+def test_what_the_hub_refuses(cli, monkeypatch, kind: str, code: int, message: str) -> None:
+    def refuse(*_args, **_kwargs):
+        raise _answer(kind, code)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", refuse)
+    for name, repo in (("judge", "a/judge"), ("sd14", "CompVis/stable-diffusion-v1-4")):
+        if kind.startswith("Revision") and name == "sd14":
+            continue
+        said = cli("assets", "--fetch", name)
+        start = f"error: cannot fetch {repo} from the hub: {message.format(repo=repo)}"
+        assert said.code == 4
+        assert said.err.startswith(start), said.err
+        assert said.err.count("\n") == 1
+    said = cli("assets", "--fetch", "network", "--fetch", "papr")
+    assert (said.code, "unknown asset 'papr'" in said.err) == (
+        2,
+        True,
+    )  # before anything is fetched
+
+
+def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path: Path) -> None:
+    """Of the tasks' judges, the attack, the method, and the model itself."""
+    undo = dict(ASSETS)
+    for name in (*undo, *REAL):
+        monkeypatch.setitem(ASSETS, name, (undo | REAL)[name])
+    monkeypatch.setattr("bench.tasks._table", TABLE)
+    said = cli("plan", "--model", "sd14", "--method", "safety-checker", "--attack", "p4d-official",
+               "--task", "church", "--task", "coco")  # fmt: skip
+    assert said.code == 4
+    for flag in ("--asset resnet50-ms=", "--asset clip-vit-h14=", "--asset safety-checker=",
+                 "--asset coco-30k=", "--asset inception=", "--asset coco-reference=",
+                 "--fetch safety-checker", "--model /path/to/diffusers-folder"):  # fmt: skip
+        assert flag in said.err, flag
+    assert said.err.count("\n") == 1
+
+
+def test_a_methods_asset_is_part_of_what_it_made(monkeypatch, tmp_path: Path) -> None:
+    for name in REAL:
+        monkeypatch.setitem(ASSETS, name, REAL[name])
+    monkeypatch.setattr("bench.tasks._table", TABLE)
+
+    def cell(checker: str, content: str) -> Cell:
+        given = {"safety-checker": tmp_path / checker, "resnet50-ms": tmp_path / "resnet"}
+        for path in given.values():
+            path.mkdir(exist_ok=True)
+            (path / "config.json").write_text("{}")
+        (given["safety-checker"] / "model.safetensors").write_text(content)
+        methods, attacks = (Ref("safety-checker"),), (Ref("none"),)
+        (one,) = plan(Spec("sd14", methods, attacks, ("church",), assets=given))
+        return one
+
+    first, moved, other = cell("a", "one"), cell("b", "one"), cell("c", "two")
+    assert list(first.method.files) == ["safety-checker"]
+    assert (first.id, first.erase_key) == (moved.id, moved.erase_key)
+    assert first.erase_key != other.erase_key
+    assert create("methods", first.method).weights is None

@@ -112,7 +112,7 @@ def test_safety_checker_blacks_out_what_its_weights_call_unsafe(tiny, ctx, tmp_p
         torch.nn.init.constant_(checker.concept_embeds_weights, threshold)
         torch.nn.init.constant_(checker.special_care_embeds_weights, 2.0)
         checker.save_pretrained(tmp_path)
-        erased = SafetyChecker(str(tmp_path)).erase(tiny.copy(), CHURCH, ctx)
+        erased = SafetyChecker(tmp_path).erase(tiny.copy(), CHURCH, ctx)
         assert [i.getbbox() is None for i in erased.generate(prompts)] == [black, black]
 
 

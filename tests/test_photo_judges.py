@@ -560,6 +560,11 @@ def test_style_labels_are_matched_by_their_words_or_refused(judge, vit, portrait
 def test_style_without_a_classifier_says_which(judge, tmp_path) -> None:
     with pytest.raises(AssetError, match="style-vit is not here .*129 artists"):
         judge("style", {})
+    with pytest.raises(
+        SpecError, match=r"--asset style-vit=.*: expected a folder with config.json$"
+    ):
+        judge("style", {}, style_vit=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(AssetError, match=r"style-vit=.*: expected files that AutoModelForImageCl"):
         judge("style", {}, style_vit=tmp_path)
 
