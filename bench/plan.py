@@ -14,7 +14,7 @@ from bench.catalog import ModelInfo, absent, check_dtype, check_model, model_inf
 from bench.errors import AssetError, SpecError, contract
 from bench.fingerprint import edited
 from bench.registry import Ref, create, load, resolved
-from bench.spec import Spec
+from bench.spec import Spec, check_whole
 from bench.tasks import Task, concept_of, load_task, needs
 from bench.types import Concept, World
 
@@ -228,6 +228,7 @@ def erasure_cell(
 ) -> Cell:
     """Return the cell of an erasure that no task asks for."""
     info = model_info(model, world)
+    check_whole("--seed", seed, 0)
     check_dtype(dtype)
     check_model(model)
     full = _method(method, concept, info, {})

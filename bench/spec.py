@@ -54,13 +54,17 @@ class Spec:
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):
-            values = [str(value) for value in getattr(self, axis)]
+            kind = str if axis == "tasks" else Ref
+            given = getattr(self, axis)
+            if isinstance(given, str) or not all(isinstance(value, kind) for value in given):
+                raise SpecError(f"{axis}: expected several {kind.__name__}, got {given!r}")
+            values = [str(value) for value in given]
             if not values:
                 raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
             if twice := next((v for v in values if values.count(v) > 1), None):
                 raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
-        _check_whole("--limit", self.limit, 1)
-        _check_whole("--seed", self.seed, 0)
+        check_whole("--limit", self.limit, 1)
+        check_whole("--seed", self.seed, 0)
         check_dtype(self.dtype)
         if self.world not in (None, "emoji", "photo"):
             raise SpecError(f"--world: expected emoji or photo, got {self.world!r}")
@@ -87,7 +91,8 @@ class Spec:
             )
 
 
-def _check_whole(flag: str, value: int | None, least: int) -> None:
+def check_whole(flag: str, value: int | None, least: int) -> None:
+    """Refuse what is no whole number from ``least`` to :data:`LAST_SEED`; ``None`` is not given."""
     if value is None:
         return
     if type(value) is not int:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import SpecError
+from bench import Concept, SpecError
 from bench.errors import UnknownNameError
-from bench.plan import plan
+from bench.plan import erasure_cell, plan
 from bench.registry import Ref, create
 from bench.spec import Spec
 from bench.tasks import PROMPTS, load_task, task_names
@@ -94,6 +94,8 @@ MOST = 2**63 - 1
             {"tasks": ("church", "tench", "church")},
             "--task: expected each once, got 'church' twice",
         ),
+        ({"methods": ("esd",)}, "methods: expected several Ref, got ('esd',)"),
+        ({"tasks": "church"}, "tasks: expected several str, got 'church'"),
         ({"limit": 0}, "--limit: expected at least 1, got 0"),
         ({"limit": 1.5}, "--limit: expected a whole number, got '1.5'"),
         ({"limit": True}, "--limit: expected a whole number, got 'True'"),
@@ -124,6 +126,11 @@ def test_requests_that_make_no_sense_are_one_line(changes, message: str) -> None
         Spec(**SPEC | changes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_an_erasure_without_a_task_checks_its_seed() -> None:
+    with pytest.raises(SpecError, match="--seed: expected at least 0, got -1"):
+        erasure_cell("tiny-random", Ref("none"), Concept("church", "object"), seed=-1)
 
 
 def test_the_largest_seed_runs() -> None:
