@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bench import hub
+from bench import folders, hub
 from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.types import World
 
@@ -39,6 +40,8 @@ class ModelInfo:
         world: Whose prompts and judges fit it.
         sampling: How it draws.
         source: A folder, a checkpoint file, ``hub:owner/name``, with ``@commit`` or not, or "random".
+        prediction: What its denoiser predicts, if the user says so: "epsilon" or "v_prediction".
+        config: Whose configuration and tokenizer a checkpoint file takes, if the user says so.
         about: What it is.
         size: In MB, float32; 0 where it is not known.
         licence: As its source states it.
@@ -52,6 +55,8 @@ class ModelInfo:
     size: int = 0
     licence: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
+    prediction: str = ""
+    config: str = ""
 
 
 MODELS = {
@@ -102,7 +107,7 @@ MODELS = {
         "photo", PHOTO, "random", "Stable Diffusion v1.4's shapes, random weights; speed, memory"
     ),
 }
-PARTS = ("unet", "text_encoder", "vae")
+CONFIG_FILES = ("model_index.json", "*/config.json", "scheduler/*", "tokenizer/*")
 HUB_FILES = (
     "model_index.json",
     "*/config.json",
@@ -119,14 +124,19 @@ def model_info(name: str, world: World | None = None) -> ModelInfo:
     """Return what is known of a model.
 
     Args:
-        name: Its name, a diffusers folder, a checkpoint file, or ``owner/name`` on the hub.
+        name: Its name, a diffusers folder, a checkpoint file, or ``owner/name`` on the hub; one's own
+            with ``:prediction=epsilon`` or ``:prediction=v_prediction`` behind it, a file also with
+            ``config=MODEL``.
         world: The world to use it in, for a model that fits both: a random one, or the user's own.
 
     Raises:
         UnknownNameError: It is none of these.
         SpecError: It is a file or folder of another kind, or does not fit the world.
     """
+    name, options = split(name)
     info = MODELS.get(name) or _given(name)
+    if options:
+        info = replace(info, **_checked(name, info, options))
     if world in {None, info.world}:
         return info
     if world not in SAMPLING:
@@ -134,6 +144,34 @@ def model_info(name: str, world: World | None = None) -> ModelInfo:
     if name in MODELS and info.source != "random":
         raise SpecError(f"--world: {name} fits the {info.world} world only, got {world!r}")
     return replace(info, world=world, sampling=replace(SAMPLING[world], size=info.sampling.size))
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """Return a model's name and what is said of it behind a colon."""
+    match = re.fullmatch(r"(.+?):((?:prediction|config)=.*)", name)
+    if not match:
+        return name, {}
+    pairs = [text.partition("=") for text in match[2].split(",")]
+    return match[1], {key: value for key, _, value in pairs}
+
+
+def joined(name: str, **options: str) -> str:
+    """Return the name of a model of which more is said, as :func:`split` reads it."""
+    said = ",".join(f"{key}={value}" for key, value in options.items() if value)
+    return f"{name}:{said}" if said else name
+
+
+def _checked(name: str, info: ModelInfo, options: dict[str, str]) -> dict[str, Any]:
+    """Return options of a model that it can have."""
+    if unknown := options.keys() - {"prediction", "config"}:
+        raise SpecError(f"{name}: expected prediction or config, got {sorted(unknown)[0]!r}")
+    if (said := options.get("prediction")) not in {None, "epsilon", "v_prediction"}:
+        raise SpecError(f"--prediction: expected epsilon or v_prediction, got {said!r}")
+    if name in MODELS:
+        raise SpecError(f"--prediction and --config are for a model of one's own, {name} is known")
+    if "config" in options and not Path(info.source).is_file():
+        raise SpecError(f"--config is for a checkpoint file, {name} has its own configuration")
+    return options
 
 
 def _given(name: str) -> ModelInfo:
@@ -154,17 +192,7 @@ def _given(name: str) -> ModelInfo:
 
 def _folder(path: Path) -> ModelInfo:
     """Return what a diffusers folder says of itself."""
-    try:
-        kind = json.loads((path / "model_index.json").read_bytes())["_class_name"]
-        side = int(json.loads((path / "unet" / "config.json").read_bytes())["sample_size"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise SpecError(
-            f"{path} is no diffusers model: expected a folder with model_index.json "
-            "and unet/config.json"
-        ) from exc
-    if not str(kind).startswith("StableDiffusionPipeline"):
-        raise SpecError(f"{path} is a {kind}: expected a StableDiffusionPipeline (SD 1 or 2)")
-    world: World = "emoji" if side <= 16 else "photo"
+    world: World = "emoji" if folders.check(path) <= 16 else "photo"
     return ModelInfo(world, SAMPLING[world], str(path), "a diffusers folder")
 
 
@@ -173,23 +201,23 @@ def local(name: str) -> Path:
 
     Raises:
         AssetError: They are not here and cannot be fetched.
+        SpecError: It is no Stable Diffusion.
     """
     info = model_info(name)
     source = hub.hub_source(info.source)
     if not source:
         return Path(info.source)
-    if found := snapshot(source):
-        return found
-    size = f", {info.size} MB" if info.size else ""
-    advice = f"({info.about}{size}): give a local copy with --model /path/to/diffusers-folder"
-    try:
-        hub.fetch(source, HUB_FILES)
-    except AssetError as exc:
-        raise AssetError(f"{name} is not here, and {exc} {advice}") from exc
-    if found := snapshot(source):
-        return found
-    parts = ", ".join(PARTS)
-    raise AssetError(f"{source.repo} has no safetensors weights of all of {parts} {advice}")
+    if not (found := snapshot(source)):
+        size = f", {info.size} MB" if info.size else ""
+        advice = f"({info.about}{size}): give a local copy with --model /path/to/diffusers-folder"
+        try:
+            found = hub.fetch(source, HUB_FILES)
+        except AssetError as exc:
+            raise AssetError(f"{name} is not here, and {exc} {advice}") from exc
+        if (found / "model_index.json").is_file() and (gone := list(folders.missing(found))):
+            raise AssetError(f"{source.repo} has no {'; no '.join(gone)} {advice}")
+    folders.check(found)
+    return found
 
 
 def absent(name: str) -> list[str]:
@@ -206,11 +234,53 @@ def absent(name: str) -> list[str]:
 
 
 def snapshot(source: hub.HubSource) -> Path | None:
-    """Return the folder of a hub model in the client's cache if its weights are all there."""
+    """Return the folder of a hub model in the client's cache if all that drawing needs is there."""
     found = hub.cached(source, "model_index.json")
-    if found and all(any(found.parent.glob(f"{part}/*model.safetensors")) for part in PARTS):
+    return found.parent if found and not any(folders.missing(found.parent)) else None
+
+
+def configuration(info: ModelInfo, width: int) -> Path:
+    """Return a folder with the configuration and the tokenizer of a checkpoint file.
+
+    Args:
+        info: The file's, with what the user says of it.
+        width: Width of the text that its denoiser takes: 768 in SD 1, 1024 in SD 2.
+
+    Raises:
+        SpecError: The file does not say what it is, and the user did not, either.
+        AssetError: The configuration is not here and cannot be fetched.
+    """
+    name = info.config or {768: "sd15", 1024: ""}.get(width, "none")
+    if not name:
+        if not info.prediction:
+            raise SpecError(
+                f"{info.source} is a Stable Diffusion 2: nothing in it says whether it predicts "
+                "noise (2-base) or velocities (2); give --prediction epsilon or --prediction v_prediction"
+            )
+        name = "sd21-base" if info.prediction == "epsilon" else "sd21"
+    if name == "none":
+        raise SpecError(
+            f"{info.source} takes text of width {width}: expected Stable Diffusion 1 (768) or 2 (1024)"
+        )
+    if Path(name).is_dir():
+        return Path(name)
+    source = hub.hub_source(model_info(name).source)
+    if not source:
+        raise SpecError(
+            f"--config: expected a diffusers folder or a model of the hub, got {name!r}"
+        )
+    found = hub.cached(source, "model_index.json")
+    if found and not any(
+        not gone.endswith(".safetensors") for gone in folders.missing(found.parent)
+    ):
         return found.parent
-    return None
+    try:
+        return hub.fetch(source, CONFIG_FILES)
+    except AssetError as exc:
+        raise AssetError(
+            f"the configuration and tokenizer of {info.source} are not here, and {exc}: "
+            "give --config /path/to/diffusers-folder"
+        ) from exc
 
 
 def settle(name: str) -> None:
@@ -275,16 +345,31 @@ def revision(name: str, world: World | None = None) -> str:
 
 
 def _weights(info: ModelInfo) -> str:
+    said = [text for text in (info.prediction, info.config and _named(info.config)) if text]
+    return "+".join([_source(info), *said])
+
+
+def _named(config: str) -> str:
+    """Return what names the configuration of a checkpoint file: a digest, or the hub's name."""
+    folder = Path(config)
+    if not folder.is_dir():
+        return config
+    files = [p for p in sorted(folder.glob("*/*")) if p.suffix in {".json", ".txt"}]
+    return _digest(folder, [p for p in files if not p.name.endswith(".index.json")])
+
+
+def _source(info: ModelInfo) -> str:
     if info.source == "random":
         return "random-0"
     if source := hub.hub_source(info.source):
         found = snapshot(source)
         return source.revision or (found.name if found else source.repo)
     path = Path(info.source)
-    if path.is_file():
-        return file_digest(path)[:16]
+    return file_digest(path)[:16] if path.is_file() else _digest(path, folders.used(path))
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.suffix in {".safetensors", ".json", ".bin"}:
-            total.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
+    for file in files:
+        total.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
     return total.hexdigest()[:16]

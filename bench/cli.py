@@ -60,6 +60,22 @@ Judge = Annotated[
         show_default=False,
     ),
 ]
+Prediction = Annotated[
+    str,
+    typer.Option(
+        help="What the denoiser of your own --model predicts, where nothing in it says so: epsilon or "
+        "v_prediction. Elsewhere: --model NAME:prediction=epsilon.",
+        show_default=False,
+    ),
+]
+Config = Annotated[
+    str,
+    typer.Option(
+        help="A diffusers folder or hub model whose configuration and tokenizer a checkpoint file takes. "
+        "Elsewhere: --model FILE:config=FOLDER.",
+        show_default=False,
+    ),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(
@@ -123,6 +139,8 @@ def run(
     world: World = None,
     unet: Unet = None,
     text_encoder: TextEncoder = None,
+    prediction: Prediction = "",
+    config: Config = "",
     prompts: Prompts = None,
     judge: Judge = "",
     guidance: Guidance = "own",
@@ -159,6 +177,7 @@ def run(
     from bench.workers import Workers as Crew
 
     methods = _with_external(method, unet, text_encoder)
+    model = _model(model, prediction, config)
     spec = _spec(
         model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge,
         guidance, protocol,
@@ -216,6 +235,8 @@ def plan_(
     world: World = None,
     unet: Unet = None,
     text_encoder: TextEncoder = None,
+    prediction: Prediction = "",
+    config: Config = "",
     prompts: Prompts = None,
     judge: Judge = "",
     guidance: Guidance = "own",
@@ -231,6 +252,7 @@ def plan_(
     from bench.store import Store
 
     methods = _with_external(method, unet, text_encoder)
+    model = _model(model, prediction, config)
     spec = _spec(
         model, methods, attack, task, seed, limit, dtype, asset, world, prompts, judge,
         guidance, protocol,
@@ -564,6 +586,12 @@ def _with_external(
         *(Ref.parse(text) for text in method or ()),
         *([Ref("external", given)] if given else []),
     ]
+
+
+def _model(name: str, prediction: str, config: str) -> str:
+    from bench.catalog import joined
+
+    return joined(name, prediction=prediction, config=config)
 
 
 def _export(model: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.catalog import revision
 from bench.errors import SpecError, StoreError
-from bench.models import DiffusersModel, delta, load_model
+from bench.models import DiffusersModel, delta, load_model, save_folder
 
 
 def applied(path: Path, model: str, *, force: bool = False) -> DiffusersModel:
@@ -65,7 +65,7 @@ def export(model: DiffusersModel, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
             whole = Path(draft, "model")
-            model.pipe.save_pretrained(whole, safe_serialization=True)
+            save_folder(model, whole)
             whole.replace(folder)
     except OSError as exc:
         raise StoreError(f"cannot write {folder}: {exc.strerror or exc}") from exc

@@ -1,14 +1,18 @@
+import json
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, LMSDiscreteScheduler
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
+from tokenizers.models import BPE
 
 from bench import AssetError, Prompt, SpecError
 from bench.catalog import check_shipped, model_info
 from bench.emoji import WEIGHTS
 from bench.errors import StoreError, UnknownNameError
-from bench.models import delta, load_model
+from bench.models import delta, load_model, save_folder
 
 PROMPTS = [Prompt(str(i), f"a photo of a church {i}", 10 + i, 2.0 + i) for i in range(5)]
 
@@ -145,11 +149,33 @@ def test_models_by_name_and_folder(tmp_path, tiny) -> None:
     ):
         model_info(str(tmp_path))
     folder = tmp_path / "mine"
-    tiny.pipe.save_pretrained(folder)
+    save_folder(tiny, folder)
     mine = load_model(str(folder))
     assert mine.world == "emoji"
     prompt = PROMPTS[:1]
     assert mine.generate(prompt)[0].tobytes() == tiny.generate(prompt)[0].tobytes()
+
+
+def test_what_is_written_is_read_by_transformers_4_and_5(tmp_path, tiny) -> None:
+    """4 takes a text encoder's tensors by their old names only, and a tokenizer from two files."""
+    save_folder(tiny, tmp_path / "mine")
+    tokenizer = tiny.pipe.tokenizer
+    for folder in (tmp_path / "mine", WEIGHTS / "model"):
+        tensors = load_file(folder / "text_encoder" / "model.safetensors")
+        assert all(name.startswith("text_model.") for name in tensors)
+        files = (str(folder / "tokenizer" / name) for name in ("vocab.json", "merges.txt"))
+        bpe = BPE.from_file(*files, unk_token="<|endoftext|>", end_of_word_suffix="</w>")
+        words = ["church", "beach", "a", "paradeground"]
+        ids = [[token.id for token in bpe.tokenize(word)] for word in words]
+        assert ids == [list(i) for i in tokenizer(words, add_special_tokens=False).input_ids]
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
+    again = load_model(str(tmp_path / "mine"))
+    assert all(torch.equal(a, b) for a, b in _pairs(again, tiny))
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "mine", safety_checker=None)
+    ids = tokenizer(["a church"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(theirs.text_encoder(ids)[0], tiny.encode(["a church"]))
 
 
 def test_hub_model_without_network_says_what_to_do(monkeypatch) -> None:

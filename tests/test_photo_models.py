@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,11 +18,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bench import AssetError, Concept, IncompatibleError, Prompt, SpecError
 from bench.catalog import model_info, revision, settle
@@ -61,9 +61,193 @@ def test_what_is_no_model(tmp_path, tiny) -> None:
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
     with pytest.raises(SpecError, match="mine is a FluxPipeline: expected a StableDiffusion"):
         model_info("mine")
-    (tmp_path / "mine" / "unet" / "config.json").unlink()
-    with pytest.raises(SpecError, match="mine is no diffusers model: expected a folder with"):
+    index.unlink()
+    with pytest.raises(
+        SpecError, match="mine is no diffusers model: expected a folder with model_i"
+    ):
         model_info("mine")
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+ODD = {
+    "inpainting": (
+        lambda f: change(f / "unet" / "config.json", in_channels=9),
+        "the denoiser takes 9 channels, latents have 4: an inpainting model",
+    ),
+    "editing": (
+        lambda f: change(f / "unet" / "config.json", in_channels=8),
+        "the denoiser takes 8 channels, latents have 4: an image-editing model",
+    ),
+    "another text encoder": (
+        lambda f: change(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
+        "its text_encoder is T5EncoderModel, expected a CLIPTextModel",
+    ),
+    "no text encoder": (
+        lambda f: change(f / "model_index.json", text_encoder=[None, None]),
+        "its text_encoder is missing, expected a CLIPTextModel",
+    ),
+    "widths": (
+        lambda f: change(f / "unet" / "config.json", cross_attention_dim=48),
+        "takes text of width 48, the text encoder gives 32",
+    ),
+    "SDXL's conditions": (
+        lambda f: change(f / "unet" / "config.json", addition_embed_type="text_time"),
+        r"takes more than text \(text_time\): expected SD 1 or 2",
+    ),
+    "no size": (
+        lambda f: change(f / "unet" / "config.json", sample_size=None),
+        "expected a number as sample_size, got None",
+    ),
+    "no tokenizer": (
+        lambda f: shutil.rmtree(f / "tokenizer"),
+        "is no whole diffusers model: it has no tokenizer/vocab.json and merges.txt, or tokenizer.json",
+    ),
+    "no scheduler": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
+        "it has no scheduler/scheduler_config.json",
+    ),
+    "no weights": (
+        lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+        "it has no vae/diffusion_pytorch_model.safetensors",
+    ),
+    "a broken configuration": (
+        lambda f: (f / "unet" / "config.json").write_text("{"),
+        "expected a folder with unet/config.json",
+    ),
+    "a link to nothing": (
+        lambda f: (f / "text_encoder" / "model.safetensors").replace(f / "gone")
+        and (f / "text_encoder" / "model.safetensors").symlink_to(f / "nowhere"),
+        "it has no text_encoder/model.safetensors",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_folders_are_named_before_anything_is_loaded(tmp_path, tiny, cli, kind: str) -> None:
+    tiny.pipe.save_pretrained(tmp_path / "mine")
+    spoil, said = ODD[kind]
+    spoil(tmp_path / "mine")
+    with pytest.raises(SpecError, match=said):
+        model_info("mine")
+    ran = cli("plan", "--model", "mine", "--task", "church", "--method", "none", "--attack", "none")
+    assert ran.code == 2 and ran.err.startswith("error: mine") and ran.err.count("\n") == 1
+
+
+def without(name: str):
+    def spoil(folder: Path, file: str) -> None:
+        tensors = load_file(folder / file)
+        del tensors[next(n for n in tensors if n.endswith(name))]
+        save_file(tensors, folder / file)
+
+    return spoil
+
+
+UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        (UNET, without("conv_in.weight"), r"unet: 1 of \d+ weights are missing or .* shape.*conv_i"),
+        (VAE, without("conv_out.bias"), r"vae: 1 of \d+ weights are missing .* be random: .*conv_out"),
+        (TEXT, without("token_embedding.weight"), "text_encoder: 1 of 36 weights are missing"),
+        (UNET, lambda f, n: save_file(load_file(f / n) | {"lora.up": torch.zeros(1)}, f / n),
+         "unet: 1 weights are not in the model that its config.json describes: lora.up"),
+        ("unet/config.json", lambda f, n: change(f / n, block_out_channels=[16, 64]),
+         r"unet: \d+ of \d+ weights are missing or of another shape"),
+        ("unet/config.json", lambda f, n: change(f / n, down_block_types=["NoBlock", "DownBlock2D"]),
+         "cannot load mine: "),
+        ("scheduler/scheduler_config.json", lambda f, n: (f / n).write_text("["), "cannot load mine: "),
+        ("tokenizer/tokenizer.json", lambda f, n: (f / n).write_text("{}"), "cannot load mine: "),
+    ],
+)  # fmt: skip
+def test_weights_are_all_there_or_none(tmp_path, tiny, file, spoil, said) -> None:
+    tiny.pipe.save_pretrained(tmp_path / "mine")
+    for old in (*(tmp_path / "mine" / "tokenizer").glob("vocab.json"),):
+        old.unlink()
+    spoil(tmp_path / "mine", file)
+    with pytest.raises(AssetError, match=said):
+        load_model("mine")
+
+
+def shard(folder: Path, stem: str, variant: str = "") -> None:
+    whole = folder / f"{stem}.safetensors"
+    tensors, middle = load_file(whole), f".{variant}" if variant else ""
+    names = sorted(tensors)
+    files = [f"{stem}{middle}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, file in enumerate(files):
+        save_file({n: tensors[n] for n in names[i::2]}, folder / file)
+    listing = {n: files[i % 2] for i, n in enumerate(names)}
+    index = folder / f"{stem}.safetensors.index{middle}.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": listing}))
+    whole.unlink()
+
+
+def test_shards_variants_and_older_names(tmp_path, tiny) -> None:
+    """Weights in every form that the libraries write, and by the names that Stable Diffusion's hub has."""
+    tiny.pipe.save_pretrained(tmp_path / "plain")
+    expected = delta.weights(load_model("plain"))
+
+    def same(name: str) -> bool:
+        return all(torch.equal(expected[n], t) for n, t in delta.weights(load_model(name)).items())
+
+    sharded = shutil.copytree(tmp_path / "plain", tmp_path / "sharded")
+    shard(sharded / "unet", "diffusion_pytorch_model")
+    shard(sharded / "text_encoder", "model", "fp16")
+    assert same("sharded")
+    variant = shutil.copytree(tmp_path / "plain", tmp_path / "variant")
+    for file in (UNET, VAE, TEXT):
+        (variant / file).rename((variant / file).with_suffix(".fp16.safetensors"))
+    assert same("variant")
+    save_file(
+        {"a": torch.zeros(1)},
+        tmp_path / "plain" / "unet" / "diffusion_pytorch_model.non_ema.safetensors",
+    )
+    assert same("plain")  # the whole one is there
+    old = shutil.copytree(tmp_path / "plain", tmp_path / "old")
+    new = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    renamed = {
+        re.sub("|".join(map(re.escape, new)), lambda m: new[m[0]], name): tensor
+        for name, tensor in load_file(old / VAE).items()
+    }
+    assert renamed.keys() != load_file(old / VAE).keys()
+    save_file(renamed, old / VAE)
+    bare = {n.removeprefix("text_model."): t for n, t in load_file(old / TEXT).items()}
+    ids = {"text_model.embeddings.position_ids": torch.arange(32)[None]}
+    save_file({f"text_model.{n}": t for n, t in bare.items()} | ids, old / TEXT)
+    torch.save(load_file(old / UNET), old / "unet" / "diffusion_pytorch_model.bin")
+    (old / UNET).unlink()
+    assert same("old")
+    (old / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"a": Path("/")}))
+    with pytest.raises(SpecError, match="holds more than tensors: .* refused"):
+        load_model("old")
+    (sharded / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(SpecError, match="it has no unet/diffusion_pytorch_model.safetensors"):
+        load_model("sharded")
+
+
+def test_what_names_a_folder_is_what_is_drawn_with(tmp_path, tiny) -> None:
+    tiny.pipe.save_pretrained(tmp_path / "mine")
+    revision.cache_clear()
+    before = revision("mine")
+    (tmp_path / "mine" / "README.md").write_text("about")
+    save_file(
+        {"a": torch.zeros(1)},
+        tmp_path / "mine" / "unet" / "diffusion_pytorch_model.fp16.safetensors",
+    )
+    (tmp_path / "mine" / "safety_checker").mkdir()
+    (tmp_path / "mine" / "safety_checker" / "config.json").write_text("{}")
+    revision.cache_clear()
+    assert revision("mine") == before
+    change(
+        tmp_path / "mine" / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"
+    )
+    revision.cache_clear()
+    assert revision("mine") != before
 
 
 def test_world_of_a_model_that_fits_both() -> None:
@@ -107,20 +291,12 @@ def test_cli_takes_the_world(cli) -> None:
     assert "unknown photo task 'no-such-task'" in photo.err
 
 
-def test_a_folder_is_read_in_its_type(tmp_path, tiny, monkeypatch) -> None:
+def test_a_folder_is_read_in_its_type(tmp_path, tiny) -> None:
     tiny.pipe.save_pretrained(tmp_path / "mine")
-    real, read = StableDiffusionPipeline.from_pretrained, []
-
-    def spy(*args, **kwargs):
-        read.append(real(*args, **kwargs))
-        return read[-1]
-
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", spy)
-    monkeypatch.setattr(StableDiffusionPipeline, "to", lambda self, *_, **__: self)
     model = load_model("mine", dtype="bf16")
-    assert len(read) == 1 and read[0] is model.pipe
     parts = (model.pipe.unet, model.pipe.text_encoder, model.pipe.vae)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
+    assert not any(p.is_meta for part in parts for p in (*part.parameters(), *part.buffers()))
 
 
 @pytest.fixture
@@ -149,7 +325,9 @@ def test_a_hub_model_from_the_cache(hub, tiny) -> None:
 def test_a_hub_model_that_is_half_there(hub) -> None:
     (hub / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert revision("a/tiny") == "a/tiny"
-    with pytest.raises(AssetError, match=r"no safetensors weights of all of .*--model /path/to"):
+    with pytest.raises(
+        AssetError, match=r"a/tiny has no vae/diffusion_pytorch_model.saf.*--model /path"
+    ):
         load_model("a/tiny")
     with pytest.raises(AssetError, match=r"a/none is not here, and cannot fetch a/none.*--model"):
         settle("a/none")
@@ -186,32 +364,146 @@ def test_a_hub_model_is_fetched_without_pickles(hub, tiny, monkeypatch) -> None:
     assert not any(map(wanted, unwanted))
 
 
-def test_single_file_checkpoints(tmp_path, tiny, monkeypatch) -> None:
-    """Reading one needs SD's own shapes, so the library's reader is replaced: only the call is tested."""
-    asked = []
+def compvis_vae(state: dict[str, torch.Tensor], last: int) -> dict[str, torch.Tensor]:
+    """Return an autoencoder's tensors under the names of CompVis's code; ``last`` up block is its 0."""
+    rules = (
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample"),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        ("group_norm", "norm"), ("to_out.0", "proj_out"), (r"to_([qkv])", r"\1"),
+        ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
+    )  # fmt: skip
+    renamed = {}
+    for name, tensor in state.items():
+        inner, image = name, tensor
+        for old, new in rules:
+            inner = re.sub(old, new, inner)
+        if "attn_1" in inner and inner.endswith("weight") and image.dim() == 2:
+            image = image[:, :, None, None]  # linear layers were convolutions
+        renamed[f"first_stage_model.{inner}"] = image.clone()
+    return renamed
 
-    def reader(name, **kwargs):
-        asked.append((name, kwargs))
-        return tiny.pipe
 
-    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", reader)
-    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors")
-    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "m.ckpt")
-    for name in ("m.safetensors", "m.ckpt"):
-        assert load_model(name).world == "photo"
-        assert asked.pop() == (name, {"torch_dtype": torch.float32, "safety_checker": None})
+def checkpoint(pipe) -> dict[str, torch.Tensor]:
+    """Return a whole model in CompVis's layout, its noise schedule and an averaged weight beside it."""
+    text = {n.removeprefix("text_model."): t for n, t in pipe.text_encoder.state_dict().items()}
+    prefix = "cond_stage_model.transformer.text_model"
+    return {
+        **compvis(pipe.unet.state_dict()),
+        **compvis_vae(pipe.vae.state_dict(), 2),
+        **{f"{prefix}.{name}": tensor.clone() for name, tensor in text.items()},
+        f"{prefix}.embeddings.position_ids": torch.arange(32)[None],
+        "alphas_cumprod": torch.ones(1000),
+        "model_ema.decay": torch.ones(1),
+    }
+
+
+def test_single_file_checkpoints(tmp_path, tiny, cli) -> None:
+    tiny.pipe.save_pretrained(tmp_path / "config")
+    tensors = checkpoint(tiny.pipe)
+    save_file(tensors, tmp_path / "m.safetensors")
+    torch.save({"state_dict": tensors, "global_step": 3}, tmp_path / "m.ckpt")
+    expected = {
+        **delta.weights(tiny),
+        **{f"vae.{n}": t for n, t in tiny.pipe.vae.state_dict().items()},
+    }
+    for file in ("m.safetensors", "m.ckpt"):
+        model = load_model(f"{file}:config=config")
+        assert (model.world, model.prediction, model.sampling.size) == ("photo", "epsilon", 32)
+        got = {
+            **delta.weights(model),
+            **{f"vae.{n}": t for n, t in model.pipe.vae.state_dict().items()},
+        }
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert revision("m.safetensors:config=config") != revision("m.ckpt:config=config")
     (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"state_dict": Path("/")}))
     with pytest.raises(SpecError, match=r"bad.ckpt holds more than tensors: .* refused. Save its"):
         load_model("bad.ckpt")
-    assert not asked
-    assert revision("m.safetensors") != revision("m.ckpt")
+    odd = "first_stage_model.encoder.conv_in.weight"
+    save_file(tensors | {odd: torch.zeros(1, 2)}, tmp_path / "odd.safetensors")
+    with pytest.raises(AssetError, match=r"cannot load odd.safetensors by .* config.*vae: 1 of"):
+        load_model("odd.safetensors:config=config")
+    save_file({n: t for n, t in tensors.items() if n != odd}, tmp_path / "odd.safetensors")
+    with pytest.raises(AssetError, match="odd.safetensors"):
+        load_model("odd.safetensors:config=config")
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file(tensors | {first: torch.zeros(16, 9, 3, 3)}, tmp_path / "paint.safetensors")
+    with pytest.raises(
+        SpecError, match="paint.safetensors: the denoiser takes 9 channels: an inpai"
+    ):
+        load_model("paint.safetensors:config=config")
+    save_file({first: tensors[first]}, tmp_path / "unet.safetensors")
+    with pytest.raises(
+        SpecError, match="is no whole checkpoint of .* A denoiser alone goes with --u"
+    ):
+        load_model("unet.safetensors")
 
 
-def test_a_single_file_offline_says_what_is_missing(tmp_path, monkeypatch) -> None:
+def test_the_prediction_of_ones_own_model(tmp_path, tiny, cli) -> None:
+    """What a checkpoint predicts is the user's word, part of its revision, and in force."""
+    tiny.pipe.save_pretrained(tmp_path / "config")
+    save_file(checkpoint(tiny.pipe), tmp_path / "m.safetensors")
+    names = [f"m.safetensors:{said}config=config" for said in
+             ("", "prediction=epsilon,", "prediction=v_prediction,")]  # fmt: skip
+    assert len({revision(name) for name in names}) == 3
+    plain, noise, velocity = map(load_model, names)
+    assert [m.prediction for m in (plain, noise, velocity)] == [
+        "epsilon",
+        "epsilon",
+        "v_prediction",
+    ]
+    x, cond, t = plain.noise([1]), plain.encode(["a church"]), torch.tensor([500])
+    assert torch.equal(plain.predict_noise(x, t, cond), noise.predict_noise(x, t, cond))
+    assert not torch.equal(plain.predict_noise(x, t, cond), velocity.predict_noise(x, t, cond))
+    assert load_model("config:prediction=v_prediction").prediction == "v_prediction"
+    for name, said in {
+        "m.safetensors:prediction=sample": "--prediction: expected epsilon or v_prediction, got 'samp",
+        "sd14:prediction=epsilon": "are for a model of one's own, sd14 is known",
+        "config:config=config": "--config is for a checkpoint file, config has its own",
+        "m.safetensors:prediction=epsilon,steps=3": "expected prediction or config, got 'steps'",
+    }.items():
+        with pytest.raises(SpecError, match=said):
+            model_info(name)
+    said = cli("plan", "--model", "m.safetensors", "--prediction", "x", "--task", "church",
+               "--method", "none", "--attack", "none")  # fmt: skip
+    assert (said.code, said.err) == (
+        2, "error: --prediction: expected epsilon or v_prediction, got 'x'\n"
+    )  # fmt: skip
+
+
+def test_a_stable_diffusion_2_needs_a_word(tmp_path, tiny, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "m.safetensors")
-    with pytest.raises(AssetError, match=r"cannot load the checkpoint m.safetensors .*--model"):
+
+    def write(width: int) -> None:
+        tensors = checkpoint(tiny.pipe)
+        tensors |= {n: torch.zeros(32, width) for n in tensors if "attn2.to_k" in n}
+        save_file(tensors, tmp_path / "m.safetensors")
+
+    write(1024)
+    with pytest.raises(SpecError, match="is a Stable Diffusion 2: .* give --prediction epsilon or"):
+        load_model("m.safetensors")
+    for said, repo in {
+        "epsilon": "stable-diffusion-2-1-base",
+        "v_prediction": "stable-diffusion-2-1 ",
+    }.items():
+        with pytest.raises(
+            AssetError, match=rf"tokenizer of m.safetensors are not here.*{repo}.*--config"
+        ):
+            load_model(f"m.safetensors:prediction={said}")
+    write(768)
+    with pytest.raises(
+        AssetError, match=r"not here, and cannot fetch stable-diffusion-v1-5/.*--config"
+    ):
+        load_model("m.safetensors")
+    write(2048)
+    with pytest.raises(
+        SpecError, match=r"text of width 2048: expected Stable Diffusion 1 \(768\) or 2"
+    ):
         load_model("m.safetensors")
 
 

@@ -32,9 +32,12 @@ _ALLOWED = (
 
 
 def weights(model: DiffusersModel) -> Delta:
-    """Return every tensor of denoiser, text encoder and autoencoder by name, without copying it."""
+    """Return every tensor of denoiser, text encoder and autoencoder by name, without copying it.
+
+    Names are the same under every version of transformers; 4 puts ``text_model.`` before a text encoder's.
+    """
     return {
-        f"{part}.{name}": tensor
+        f"{part}.{name.removeprefix('text_model.')}": tensor
         for part in PARTS
         for name, tensor in getattr(model.pipe, part).state_dict().items()
     }

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +15,21 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bench.catalog import EMOJI_WEIGHTS, check_model, local, model_info
-from bench.errors import AssetError
+from bench.catalog import (
+    EMOJI_WEIGHTS,
+    check_model,
+    configuration,
+    local,
+    model_info,
+    split,
+)
+from bench.errors import SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DTYPES, DiffusersModel
+from bench.models.folders import load_file_model, load_folder, text_width
 from bench.types import World
 
 diffusers_logging.set_verbosity_error()
@@ -53,61 +58,26 @@ def load_model(
     Raises:
         UnknownNameError: No model has this name.
         SpecError: It is no Stable Diffusion, or reading it would need unpickling.
-        AssetError: Its weights are not here and cannot be fetched.
+        AssetError: Its weights are not here and cannot be fetched, or are not all of them.
     """
+    if torch.device(device).type == "meta":
+        raise SpecError("--device meta holds no numbers: expected cpu, cuda or mps")
     check_model(name)
     info = model_info(name, world)
     if info.source == "random":
-        pipe = _sd14_random() if name == "sd14-random" else _tiny_random()
-    elif Path(info.source).is_file():
-        pipe = _from_file(name, DTYPES[dtype])
+        pipe = _sd14_random() if split(name)[0] == "sd14-random" else _tiny_random()
+    elif (path := Path(info.source)).is_file():
+        tensors = read_tensors(path)
+        config = configuration(info, text_width(tensors, info.source))
+        pipe = load_file_model(path, tensors, config, DTYPES[dtype])
     else:
-        pipe = _from_folder(name, local(name), DTYPES[dtype])
+        pipe = load_folder(local(name), DTYPES[dtype])
+    if info.prediction:
+        pipe.scheduler.register_to_config(prediction_type=info.prediction)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device=torch.device(device), dtype=DTYPES[dtype])
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     return DiffusersModel(pipe, info.world, replace(info.sampling, size=side), batch_size)
-
-
-def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    try:
-        with _old_name():
-            return StableDiffusionPipeline.from_pretrained(
-                folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
-            )
-    except (OSError, ValueError) as exc:
-        raise AssetError(
-            f"cannot load {name} from {folder}: {_first_line(exc)} "
-            "Give a local copy with --model /path/to/diffusers-folder"
-        ) from exc
-
-
-def _from_file(name: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Read a single-file checkpoint; its configuration and tokenizer come from the hub's cache."""
-    if not name.endswith(".safetensors"):
-        read_tensors(Path(name))  # refuses what needs unpickling
-    try:
-        with _old_name():
-            return StableDiffusionPipeline.from_single_file(
-                name, torch_dtype=dtype, safety_checker=None
-            )
-    except (OSError, ValueError, KeyError) as exc:
-        raise AssetError(
-            f"cannot load the checkpoint {name} (its configuration and tokenizer are the hub's): "
-            f"{_first_line(exc)} Give a diffusers folder with --model /path/to/folder"
-        ) from exc
-
-
-@contextmanager
-def _old_name() -> Iterator[None]:
-    """Silence newer diffusers' advice against ``torch_dtype``, the only name that older ones know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-        yield
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0]
 
 
 def _sd14_random() -> StableDiffusionPipeline:
@@ -139,7 +109,7 @@ def _sd14_random() -> StableDiffusionPipeline:
     return _pipeline(text, unet, vae, _stand_in_tokenizer())
 
 
-def _stand_in_tokenizer() -> CLIPTokenizer:
+def _stand_in_tokenizer() -> CLIPTokenizerFast:
     """Return a tokenizer with the ids and lengths of Stable Diffusion's, for speed and memory only.
 
     CLIP's layout (bytes, bytes that end a word, merges, then start 49406 and end 49407; 77 positions)
@@ -155,12 +125,12 @@ def _stand_in_tokenizer() -> CLIPTokenizer:
         Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
         lines = ["#version: 0.2", *merges]
         Path(folder, "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+        return CLIPTokenizerFast.from_pretrained(folder, model_max_length=77)
 
 
 def _tiny_random() -> StableDiffusionPipeline:
     """Return a Stable Diffusion of 0.2 M random parameters with emoji-sd's tokenizer."""
-    tokenizer = CLIPTokenizer.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         text = CLIPTextModel(
@@ -201,7 +171,10 @@ def _tiny_random() -> StableDiffusionPipeline:
 
 
 def _pipeline(
-    text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+    text: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizerFast,
 ) -> StableDiffusionPipeline:
     """Return a pipeline of these parts with Stable Diffusion's noise schedule."""
     return StableDiffusionPipeline(

@@ -22,6 +22,7 @@ from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.train import autoencoder, judges, text, unet
 from bench.emoji.train.data import Scenes, render
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Scene, caption
+from bench.models.folders import save_pipeline
 
 app = typer.Typer(add_completion=False)
 
@@ -112,7 +113,7 @@ def train(
         steps.unet,
         lambda: preview(pipe, work / "samples.png"),
     )
-    pipe.to(torch.float16).save_pretrained(out / "model", safe_serialization=True)
+    save_pipeline(pipe.to(torch.float16), out / "model")
     # Half precision is for the files only: the text encoder's config decides what it is loaded as.
     encoder_config = out / "model" / "text_encoder" / "config.json"
     encoder_config.write_text(encoder_config.read_text().replace('"float16"', '"float32"'))

@@ -1,0 +1,217 @@
+"""Reads diffusers folders and single-file checkpoints of Stable Diffusion; no weight stays random."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
+
+from bench.errors import AssetError, SpecError
+from bench.folders import PARTS, weight_files
+from bench.models.checkpoints import read_tensors
+from bench.models.diffusers import DiffusersModel
+
+Tensors = dict[str, Tensor]
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_EXTRA = re.compile(r"position_ids$|^text_projection\.|^logit_scale$")  # of no part drawn with
+
+
+def load_folder(
+    folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensors] | None = None
+) -> Any:
+    """Return the pipeline of a diffusers folder; the safety checker and what else it has are left out.
+
+    Args:
+        folder: As :func:`bench.folders.check` approves it.
+        dtype: Type of the weights.
+        weights: Each part's tensors, in place of those in the folder.
+
+    Raises:
+        AssetError: A part's configuration cannot be read, or its weights are not those that it names:
+            a missing one would stay random.
+    """
+    try:
+        modules: dict[str, Any] = {part: _module(part, folder / part) for part in PARTS}
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder / "tokenizer")
+        index = json.loads((folder / "model_index.json").read_bytes())
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
+    except Exception as exc:  # the libraries raise anything on a configuration they do not know
+        raise AssetError(f"cannot load {folder}: {type(exc).__name__}: {first_line(exc)}") from exc
+    for part, module in modules.items():
+        given = weights[part] if weights else _read(folder / part)
+        _fill(module, given, dtype, f"{folder}/{part}")
+    config = modules["text_encoder"].config
+    if len(tokenizer) > config.vocab_size:
+        raise AssetError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, its text encoder {config.vocab_size}"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return StableDiffusionPipeline(
+        **modules,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _module(part: str, folder: Path) -> nn.Module:
+    """Return a part without its weights."""
+    if part == "text_encoder":  # it has buffers that no file holds
+        with torch.random.fork_rng(devices=[]):
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    with torch.device("meta"):
+        module: nn.Module = kind.from_config(kind.load_config(folder))
+    return module
+
+
+def _read(folder: Path) -> Tensors:
+    found: Tensors = {}
+    for file in weight_files(folder):
+        found |= read_tensors(file)
+    return found
+
+
+def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> None:
+    """Put tensors into a module, all of them and all of its own."""
+    mine = {_bare(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    found = {
+        _bare(name): tensor for name, tensor in given.items() if not _EXTRA.search(_bare(name))
+    }
+    unfit = [n for n, (_, t) in mine.items() if n not in found or found[n].shape != t.shape]
+    if unfit:
+        raise AssetError(
+            f"{where}: {len(unfit)} of {len(mine)} weights are missing or of another shape, and would be "
+            f"random: {', '.join(unfit[:3])}"
+        )
+    if more := [name for name in found if name not in mine]:
+        raise AssetError(
+            f"{where}: {len(more)} weights are not in the model that its config.json describes: "
+            f"{', '.join(more[:3])}"
+        )
+    new = {name: found[bare].to(dtype, copy=True) for bare, (name, _) in mine.items()}
+    module.load_state_dict(new, assign=True)
+    module.to(dtype)
+
+
+def _bare(name: str) -> str:
+    """Return a tensor's name without transformers 4's prefix, and with diffusers' names of today."""
+    name = name.removeprefix("text_model.")
+    head, _, last = name.rpartition(".")
+    block, _, layer = head.rpartition(".")
+    return f"{block}.{_OLD_ATTENTION[layer]}.{last}" if layer in _OLD_ATTENTION else name
+
+
+def first_line(exc: Exception) -> str:
+    """Return the first line of an exception's text."""
+    return str(exc).strip().partition("\n")[0]
+
+
+# ---------------------------------------------------------------------- single-file checkpoints
+_LDM = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
+
+
+def text_width(tensors: Tensors, path: str) -> int:
+    """Return how wide the text is that a checkpoint in CompVis's layout takes: SD 1's 768, SD 2's 1024.
+
+    Raises:
+        SpecError: It is no checkpoint of Stable Diffusion 1 or 2.
+    """
+    found = next(
+        (t for n, t in tensors.items() if n.startswith(_LDM["unet"]) and "attn2.to_k" in n), None
+    )
+    if found is None or not any(n.startswith(_LDM["text_encoder"]) for n in tensors):
+        if any(name.startswith("conditioner.") for name in tensors):
+            raise SpecError(f"{path} is a Stable Diffusion XL: expected Stable Diffusion 1 or 2")
+        raise SpecError(
+            f"{path} is no whole checkpoint of Stable Diffusion 1 or 2: expected tensors named "
+            f"{', '.join(f'{prefix}*' for prefix in _LDM.values())}, got "
+            f"{', '.join(list(tensors)[:3])}. A denoiser alone goes with --unet"
+        )
+    channels = tensors[f"{_LDM['unet']}input_blocks.0.0.weight"].shape[1]
+    if channels in {8, 9}:
+        kind = "an inpainting" if channels == 9 else "an image-editing"
+        raise SpecError(f"{path}: the denoiser takes {channels} channels: {kind} model?")
+    return int(found.shape[1])
+
+
+def load_file_model(path: Path, tensors: Tensors, config: Path, dtype: torch.dtype) -> Any:
+    """Return the pipeline of a checkpoint in CompVis's layout, by the configuration of a folder.
+
+    Raises:
+        AssetError: Its tensors are not those of the configuration.
+    """
+    from diffusers.loaders import single_file_utils as library
+
+    unet, vae = (
+        json.loads((config / part / "config.json").read_bytes()) for part in ("unet", "vae")
+    )
+    own = {p: {n: t for n, t in tensors.items() if n.startswith(_LDM[p])} for p in PARTS}
+    try:
+        weights = {
+            "unet": library.convert_ldm_unet_checkpoint(dict(own["unet"]), unet),
+            "vae": library.convert_ldm_vae_checkpoint(dict(own["vae"]), vae),
+            "text_encoder": _text(own["text_encoder"], config / "text_encoder"),
+        }
+    except (KeyError, ValueError, IndexError) as exc:
+        raise AssetError(
+            f"{path} is not of the shapes that {config} describes: {type(exc).__name__}: {exc}"
+        ) from exc
+    for part, found in weights.items():
+        if part != "text_encoder" and len(found) != len(own[part]):
+            raise AssetError(
+                f"{path}: {len(found)} of {len(own[part])} tensors of its {part} are known"
+            )
+    try:
+        return load_folder(config, dtype, weights)
+    except AssetError as exc:
+        raise AssetError(f"cannot load {path} by the configuration {exc}") from exc
+
+
+def _text(own: Tensors, config: Path) -> Tensors:
+    """Return the tensors of a text encoder: CLIP's, or OpenCLIP's of SD 2 under CLIP's names."""
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    prefix = f"{_LDM['text_encoder']}model."
+    if any(name.startswith(prefix) for name in own):
+        found: Tensors = convert_open_clip_checkpoint(
+            _module("text_encoder", config), dict(own), prefix
+        )
+        return found
+    return {name.removeprefix(f"{_LDM['text_encoder']}transformer."): t for name, t in own.items()}
+
+
+# ---------------------------------------------------------------------- writing
+def save_folder(model: DiffusersModel, folder: Path) -> None:
+    """Write a model as a diffusers folder that transformers 4 and 5 read alike."""
+    save_pipeline(model.pipe, folder)
+
+
+def save_pipeline(pipe: Any, folder: Path) -> None:
+    """Write a pipeline as :func:`save_folder` does.
+
+    Transformers 4 takes only those of a text encoder's tensors whose names begin with ``text_model.``
+    (5 takes both), and wants a tokenizer's vocabulary and merges as files of their own.
+    """
+    pipe.save_pretrained(folder, safe_serialization=True)
+    text = folder / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{_bare(name)}": tensor for name, tensor in load_file(text).items()}
+    save_file(tensors, text, {"format": "pt"})
+    pipe.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"CLIPTokenizerFast"', '"CLIPTokenizer"'))
