@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ CLASSES = {
 PARTS = ("unet", "text_encoder", "vae")
 _TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
 def check(folder: Path) -> int:
@@ -73,7 +73,7 @@ def missing(folder: Path) -> Iterator[str]:
         try:
             weight_files(folder / part)
         except SpecError:
-            stem = _STEMS[part == "text_encoder"]
+            stem = STEMS[part == "text_encoder"]
             yield f"{part}/{stem}.safetensors"
 
 
@@ -87,10 +87,10 @@ def used(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
     """Return the files of weights in a part's folder: the whole ones, else the only variant.
 
-    Either may be in shards; safetensors come before torch's files.
+    Either may be in shards; safetensors come before torch's files; ``stems`` are names without endings.
 
     Raises:
         SpecError: There are none, several variants, or a shard is missing.
@@ -101,18 +101,23 @@ def weight_files(folder: Path) -> list[Path]:
         raise SpecError(f"{folder} cannot be read: {exc.strerror}") from exc
     for variant in ("", r"\.[\w-]+"):
         for end in (r"\.safetensors", r"\.bin"):
-            form = rf"({'|'.join(_STEMS)})({variant}{end}|{end}\.index{variant}\.json)"
-            sets = [n for n in names if re.fullmatch(form, n) and not _SHARD.search(n)]
+            form = rf"({'|'.join(stems)})({variant}{end}|{end}\.index{variant}\.json)"
+            sets = [n for n in names if re.fullmatch(form, n) and not SHARD.search(n)]
+            if not variant:
+                sets.sort(key=lambda n: [n.startswith(f"{s}.") for s in stems].index(True))
+                sets = sets[:1]
             if len(sets) > 1:
-                raise SpecError(f"{folder} has several weights: {', '.join(sets)}; expected one")
+                raise SpecError(f"{folder} has several: {', '.join(sets)}. Give one file")
             if sets:
                 chosen = folder / sets[0]
-                return _shards(chosen) if chosen.suffix == ".json" else [chosen]
+                return shards(chosen) if chosen.suffix == ".json" else [chosen]
     there = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
-    raise SpecError(f"{folder} has no weights: expected {_STEMS[0]}.safetensors, there is {there}")
+    raise SpecError(
+        f"{folder} has no weights: expected {STEMS[0]}.safetensors or the like, there is {there}"
+    )
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
     """Return the files that an index of shards names."""
     try:
         listed = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))

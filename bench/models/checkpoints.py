@@ -8,7 +8,6 @@ its ending. A file is read as a whole or refused: what is not understood is name
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -22,18 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bench import folders
 from bench.errors import SpecError
 from bench.models import lora
 
 Part = Literal["unet", "text_encoder"]
-_STEMS = (
-    "diffusion_pytorch_model",
-    "model",
-    "pytorch_model",
-    "pytorch_lora_weights",
-    "adapter_model",
-)
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_STEMS = (*folders.STEMS, "pytorch_lora_weights", "adapter_model")
 # Whose tensors a whole checkpoint holds beside those of the denoiser and the text encoder.
 _ELSEWHERE = {
     "unet": {"vae", "first_stage_model", "cond_stage_model", "text_encoder", "model_ema"},
@@ -145,49 +138,13 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         SpecError: There are none, several sets of them, or a shard is missing.
     """
+    if path.is_dir():
+        return folders.weight_files(path, _STEMS)
     if path.name.endswith(".json"):
-        return _shards(path)
-    if not path.is_dir():
-        if _SHARD.search(path.name):
-            raise SpecError(f"{path} is one shard of several: give the folder with its index.json")
-        return [path]
-    try:
-        names = sorted(file.name for file in path.iterdir())
-    except OSError as exc:
-        raise SpecError(f"{path} cannot be read: {exc.strerror}") from exc
-    for end in (".safetensors", ".bin"):
-        whole = [f"{stem}{end}" for stem in _STEMS if f"{stem}{end}" in names]
-        if whole:
-            return [path / whole[0]]
-        indices = [n for n in names if re.search(rf"{re.escape(end)}\.index(\.\w+)?\.json$", n)]
-        variants = [
-            n for n in names if n.startswith(_STEMS) and n.endswith(end) and not _SHARD.search(n)
-        ]
-        if plain := [n for n in indices if n.partition(end)[0] in _STEMS and n.count(".") == 3]:
-            return _shards(path / plain[0])
-        if len(indices + variants) > 1:
-            raise SpecError(f"{path} has several: {', '.join(indices + variants)}. Give one file")
-        if indices:
-            return _shards(path / indices[0])
-        if variants:
-            return [path / variants[0]]
-    there = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    raise SpecError(
-        f"{path} has no weights: expected {_STEMS[0]}.safetensors or the like in it, "
-        f"there is {there or 'nothing'}"
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index of shards names."""
-    try:
-        listed = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        files = [index.parent / Path(name).name for name in listed]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise SpecError(f"{index} is no index of shards: expected a weight_map in JSON") from exc
-    if gone := [file.name for file in files if not file.is_file()]:
-        raise SpecError(f"{index} names shards that are not there: {', '.join(gone)}")
-    return files
+        return folders.shards(path)
+    if folders.SHARD.search(path.name):
+        raise SpecError(f"{path} is one shard of several: give the folder with its index.json")
+    return [path]
 
 
 def _read(path: Path) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from bench.errors import AssetError, SpecError
-from bench.folders import PARTS, weight_files
+from bench.folders import PARTS
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DiffusersModel
 
@@ -47,7 +47,7 @@ def load_folder(
     except Exception as exc:  # the libraries raise anything on a configuration they do not know
         raise AssetError(f"cannot load {folder}: {type(exc).__name__}: {first_line(exc)}") from exc
     for part, module in modules.items():
-        given = weights[part] if weights else _read(folder / part)
+        given = weights[part] if weights else read_tensors(folder / part)
         _fill(module, given, dtype, f"{folder}/{part}")
     config = modules["text_encoder"].config
     if len(tokenizer) > config.vocab_size:
@@ -74,13 +74,6 @@ def _module(part: str, folder: Path) -> nn.Module:
     with torch.device("meta"):
         module: nn.Module = kind.from_config(kind.load_config(folder))
     return module
-
-
-def _read(folder: Path) -> Tensors:
-    found: Tensors = {}
-    for file in weight_files(folder):
-        found |= read_tensors(file)
-    return found
 
 
 def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> None:

@@ -67,7 +67,7 @@ def load_model(
     if info.source == "random":
         pipe = _sd14_random() if split(name)[0] == "sd14-random" else _tiny_random()
     elif (path := Path(info.source)).is_file():
-        tensors = read_tensors(path)
+        tensors = {n.removeprefix("state_dict."): t for n, t in read_tensors(path).items()}
         config = configuration(info, text_width(tensors, info.source))
         pipe = load_file_model(path, tensors, config, DTYPES[dtype])
     else:
