@@ -434,6 +434,11 @@ def test_a_wide_table_is_put_into_blocks_and_nothing_is_cut() -> None:
     text = "\n".join(printed)
     assert all(text.count(f"0.{n:02d} [.00-1.00]") == 2 for n in range(12))
     assert text.count("garbage-truck") == text.count("method")  # each block has its heading
+    tall = Line(("garbage-truck", "esd", "own-prompts.csv 12345678 " * 3), figures)
+    printed = terminal(Table("T", ("task", "method", "prompts"), columns, (tall,)), 80)
+    assert max(map(cell_len, printed)) <= 80
+    assert "task garbage-truck, method esd, prompts own-prompts.csv 12345678" in " ".join(printed)
+    assert all(f"0.{n:02d} [.00-1.00]" in "\n".join(printed) for n in range(12))
     assert terminal(Table("T", ("a", "b"), ("c",), ()))[2] == " a  b  c"
     one = terminal(Table("T", ("t",), ("x" * 100,), (Line(("a",), (Figure(1),)),)), 80)
     assert any("x" * 100 in line for line in one)

@@ -138,7 +138,19 @@ class _Block:
             lines = self._lines(layout, range(len(self.columns)))
             if _widest(lines) <= width:
                 return lines
-        return self._blocks(width, replace(layouts[-1], gap=2))
+        blocks = self._blocks(width, replace(layouts[-1], gap=2))
+        return blocks if _widest(blocks) <= width else self._tall(width)
+
+    def _tall(self, width: int) -> list[str]:
+        """Return each line's names as a heading of their own, its figures below."""
+        headings = [
+            ", ".join(f"{name} {cell}" for name, cell in zip(self.names, row, strict=True))
+            for row in self.rows
+        ]
+        places = {str(n): _wrapped(heading, width) for n, heading in enumerate(headings)}
+        block = replace(self, names=("", ""), rows=[(place, "") for place in places])
+        lines = block._blocks(width, _WIDEST_FIRST[-1])
+        return [part for line in lines for part in places.get(line, [line])]
 
     def _blocks(self, width: int, layout: _Layout) -> list[str]:
         """Return as many columns beside each other as fit, the rest below, likewise."""
