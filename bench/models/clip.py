@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.errors import AssetError
+from bench.models.text import cleaned
 
 TOKENS = 77
 Pixels = Callable[[Sequence[Any]], Tensor]
@@ -86,7 +87,7 @@ def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
 
     def tokens(texts: Sequence[str]) -> Mapping[str, Tensor]:
         return tokenizer(
-            list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+            cleaned(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(device)
 
     return tokens

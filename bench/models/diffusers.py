@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from bench.catalog import Sampling
 from bench.errors import IncompatibleError, SpecError
 from bench.models.schedule import NoisySteps, Schedule
+from bench.models.text import cleaned
 from bench.protocols import Guidance, ParameterGroup
 from bench.types import UNSCORED, Prompt, SamplerNoise, World
 
@@ -142,14 +143,14 @@ class DiffusersModel:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids without start, end and padding."""
-        batch = self.pipe.tokenizer(list(texts), add_special_tokens=False)
+        batch = self.pipe.tokenizer(self._cleaned(texts), add_special_tokens=False)
         return [list(ids) for ids in batch.input_ids]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the last hidden states, ``(batch, tokens, width)``; long texts are cut."""
         tokenizer = self.pipe.tokenizer
         batch = tokenizer(
-            list(texts),
+            self._cleaned(texts),
             padding="max_length",
             truncation=True,
             max_length=tokenizer.model_max_length,
@@ -158,6 +159,10 @@ class DiffusersModel:
         with torch.no_grad():
             hidden: Tensor = self.pipe.text_encoder(batch.input_ids.to(self.device))[0]
         return hidden
+
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        """Return texts as the model's tokenizer was made for: emoji-sd's cleans nothing."""
+        return cleaned(texts) if self.world == "photo" else list(texts)
 
     def encode_embeddings(self, token_embeddings: Tensor) -> Tensor:
         """Run the text encoder on token embeddings, ``(batch, tokens, width)``, with gradients.
