@@ -264,6 +264,71 @@ def plan_(
         _say(line)
 
 
+@app.command("judge")
+def judge_(
+    folder: Annotated[Path, typer.Argument(help="Images, one for each prompt of the task.")],
+    task: Annotated[str, typer.Option(help="See `bench list tasks`.")],
+    world: Annotated[
+        str | None,
+        typer.Option(
+            help="emoji or photo. Default: the only one that has this task, or else emoji for images "
+            "of at most 64 pixels.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option(help="What to call these images in tables.", show_default=False)
+    ] = "",
+    judge: Judge = "",
+    prompts: Prompts = None,
+    asset: Assets = None,
+    protocol: Protocol = "default",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    results: Results = RESULTS,
+) -> None:
+    """Judge images that were made elsewhere, as a task's own; no model is needed.
+
+    A file is named by its prompt's id: church-001.png, 12.png, 12_0.png, or
+    COCO_val2014_000000000042.jpg. Otherwise there must be as many files as
+    prompts, and they are paired in order. A prompt whose image is missing or
+    cannot be read is unscored. The record is like that of a run, its method is
+    called "images". Images are neither copied nor shown.
+
+    Example: bench judge my-images --task church --world photo --label rival
+    """
+    from bench.report.tables import cer_tables
+    from bench.run import Settings, plan_folder
+    from bench.store import Store
+
+    given, store = _given(asset), Store(results)
+    cell, what, matched = plan_folder(
+        folder,
+        task,
+        cast("Any", world),
+        given=given,
+        prompts=prompts,
+        judge=judge,
+        protocol=cast("Any", protocol),
+        label=label,
+    )
+    store.check_writable()
+
+    import torch
+
+    from bench.executors.local import judge_cell
+
+    _check_device(device, torch)
+    settings = Settings(device, batch_size, assets=given)
+    _say(f"{what.world} world, {what.name}: {matched}", err)
+    record, known = judge_cell(cell, what, matched, store, settings, err)
+    for table in cer_tables([record]):
+        _print_table(table, Format.terminal)
+    _say(f"{'It was there already. ' if known else ''}Record: {store.path(cell)}")
+    if record.status == "failed":
+        raise typer.Exit(3)
+
+
 @app.command("list")
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],

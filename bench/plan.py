@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,7 @@ def _tasks(spec: Spec, world: World) -> list[Task]:
 
 
 def _check_assets(spec: Spec, world: World) -> None:
-    """Name all files that are not here at once."""
+    """Name all files that a request needs and that are not here."""
     names: list[str] = []
     info = model_info(spec.model, spec.world)
     for task in spec.tasks:
@@ -311,14 +311,19 @@ def _check_assets(spec: Spec, world: World) -> None:
         for method in spec.methods if world == "photo" else ():
             ref = resolved("methods", method, concept, world, info.defaults)
             names += _assets_of(create("methods", ref))
-    missing = []
+    if lines := missing(names, spec.assets):
+        raise AssetError("; ".join([*lines, *absent(spec.model)]))
+
+
+def missing(names: Iterable[str], given: Mapping[str, Path]) -> list[str]:
+    """Return a line for each of these assets that is not here."""
+    lines = []
     for name in dict.fromkeys(names):
         try:
-            assets.choose(name, spec.assets)
+            assets.choose(name, given)
         except AssetError as exc:
-            missing.append(str(exc))
-    if missing:
-        raise AssetError("; ".join([*missing, *absent(spec.model)]))
+            lines.append(str(exc))
+    return lines
 
 
 def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:

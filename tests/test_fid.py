@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -332,6 +333,9 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
     for module in ("bench.run.runner", "bench.plan"):
         monkeypatch.setattr(f"{module}.load_task", lambda name, world, **more: task)
+    wanted = [name for m in measures for name in create("evaluators", m.evaluator).assets()]
+    monkeypatch.setattr("bench.plan.needs", lambda name, world, **more: wanted)
+    monkeypatch.setattr("bench.plan.concept_of", lambda name, world: None)
     return task
 
 
@@ -433,6 +437,36 @@ def test_blacked_out_images_are_counted_while_streaming(tmp_path, coco, all_give
     model.screen = lambda images: [Image.new("RGB", images[0].size), *images[1:]]
     black = runner.run(cell).measurements["blacked-out"]
     assert (black.value, black.n) == (3 / 5, 5)
+
+
+def test_a_failing_measure_costs_no_other(tmp_path, coco, all_given) -> None:
+    """CLIP without weights, and a reference that is enough for FID alone."""
+    (all_given["clip-vit-b32"] / "model.safetensors").unlink()
+    del all_given["coco-val2014"]
+    all_given["coco-reference"] = tmp_path / "reference.npz"
+    np.savez(all_given["coco-reference"], mu=np.zeros(3), sigma=np.eye(3))
+    runner, cell = start(tmp_path / "a", all_given)
+    result = runner.run(cell)
+    assert result.status == "ok"
+    fid, kid, clip = (result.measurements[metric] for metric in ("fid", "kid", "clip"))
+    assert (fid.n, fid.unscored, fid.failed) == (10, 0, "") and math.isfinite(fid.value)
+    for m, reason in ((kid, "expected feats"), (clip, "expected files that CLIPModel loads")):
+        assert (m.value, m.n, m.unscored) == (None, 0, 10)
+        assert reason in m.failed
+    store = Store(tmp_path / "results")
+    store.put(result)
+    assert store.get(cell) == result
+
+
+def test_features_keep_their_type(tmp_path, coco, all_given) -> None:
+    """Labels are numbers that float32 cannot hold."""
+    runner, cell = start(tmp_path / "a", all_given)
+    _, extract = runner._stream._extract(cell, Measure("bias", Ref("clip-gender-balance"), "set"))
+    picture = Image.new("RGB", (32, 32), "red")
+    made = [Sample(Prompt(str(i), "x", i, label=f"job {i}"), picture) for i in range(20)]
+    codes = extract(made)[:, 1].tolist()
+    assert codes == [zlib.crc32(sample.prompt.label.encode()) for sample in made]
+    assert any(float(np.float32(code)) != code for code in codes)
 
 
 def test_missing_references_are_one_line_before_any_work(coco, all_given) -> None:

@@ -21,9 +21,10 @@ from rich.progress import (
 
 from bench.plan import Cell
 from bench.report.text import plain
-from bench.run import Erased, Runner, Settings
+from bench.run import Erased, Matched, Runner, Settings, judge_images
 from bench.run import Progress as StageCallback
 from bench.store import Result, Store
+from bench.tasks import Task
 from bench.workers import Workers
 
 
@@ -54,6 +55,19 @@ def run_cells(
                     _picture(runner, store, found)
             progress.advance(whole)
             yield found, known
+
+
+def judge_cell(
+    cell: Cell, task: Task, matched: Matched, store: Store, settings: Settings, console: Console
+) -> tuple[Result, bool]:
+    """Return the record of images that were made elsewhere, and whether it was there already."""
+    with _bars(console) as (_, stage), FileLock(settings.artifacts.lock(cell.id)):
+        found = store.get(cell)
+        if found and found.status != "failed":
+            return found, True
+        found = judge_images(cell, task, matched, replace(settings, progress=stage))
+        store.put(found)
+    return found, False
 
 
 def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -53,7 +53,7 @@ def load_vision(
         processor = _processor(folder)
     except Exception as exc:  # every format of weights fails in a way of its own
         reason = str(exc).strip().partition("\n")[0]
-        if isinstance(exc, UnpicklingError):
+        if any(isinstance(cause, UnpicklingError) for cause in _causes(exc)):
             reason = "its .bin file holds more than tensors and is not read; give safetensors"
         raise AssetError(f"{where}: expected files that {kind.__name__} loads: {reason}") from exc
     unfit = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
@@ -91,6 +91,13 @@ def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
         ).to(device)
 
     return tokens
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those during whose handling it was raised."""
+    while exc:
+        yield exc
+        exc = exc.__context__
 
 
 def _processor(folder: Path | str) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,6 +23,21 @@ from bench.store import write
 from bench.types import UNSCORED, Prompt, Sample
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the images of a streamed task come from: a model that draws them, or a folder that has them.
+
+    Args:
+        key: Names the images; equal keys and equal prompts, equal images.
+        make: Returns images of some prompts, which start at a place of so many: ``(start, total)``.
+        screened: Whether a filter may have blacked some out.
+    """
+
+    key: Sequence[Any]
+    make: Callable[[Sequence[Prompt], tuple[int, int]], list[Sample]]
+    screened: bool = False
 
 
 class Images:

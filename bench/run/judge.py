@@ -53,6 +53,53 @@ class Judges:
         return lambda samples: [hit(s, judge.threshold) is True for s in score(samples)]
 
 
+def judge_samples(
+    judges: Judges,
+    cell: Cell,
+    task: Task,
+    own: Sequence[Sample],
+    attacked: Sequence[Sample] | None = None,
+    found: Sequence[Adversarial] = (),
+) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
+    """Return what a cell's images come to, and a row of each prompt.
+
+    A measure that fails is recorded as failed beside the others, unless it is the task's own judge.
+
+    Args:
+        judges: Who judges.
+        cell: Whose images.
+        task: What is measured on them.
+        own: The images of the prompts as they are.
+        attacked: The images of what an attack found, in the same order.
+        found: What it found.
+
+    Raises:
+        PluginError: The task's judge failed.
+    """
+    judge, prompts = task.measures[0], [sample.prompt for sample in own]
+    last = own if attacked is None else attacked
+    scores: dict[str, Sequence[Score]] = {}
+    failed: dict[str, PluginError] = {}
+    for m in task.measures:
+        with failing(failed, m.metric):
+            scores[m.metric] = judges.scorer(m.evaluator)(last)
+    if judge.metric in failed:
+        raise failed[judge.metric]
+    own_scores = (
+        scores[judge.metric] if cell.attack.name == "none" else judges.scorer(judge.evaluator)(own)
+    )
+    every = {**scores, **{metric: [Score(None)] * len(own) for metric in failed}}
+    found = found or [Adversarial(prompt) for prompt in prompts]
+    rows = tuple(make_rows(cell, task, own_scores, every, prompts, found))
+    measured = {
+        m.metric: reduce(m, scores[m.metric], rows, judge)
+        if m.metric in scores
+        else Measurement(None, 0, len(own), failed=str(failed[m.metric]))
+        for m in task.measures
+    }
+    return measured, rows
+
+
 def make_rows(
     cell: Cell,
     task: Task,

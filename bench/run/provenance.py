@@ -25,21 +25,27 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
 
     Two records whose protocols differ are not one experiment.
     """
+    draw = model.sampling
+    lacking = method_deviations(cell.method, cell.concept, cell.world)
+    of_method = tuple(f"{cell.method.name}: {line}" for line in lacking)
+    return judged_by(task, *of_method) | {
+        "draw": f"{draw.sampler}, {draw.steps} steps, {draw.size} px, {cell.dtype}",
+        "train": TRAIN,
+        "prediction": model.prediction,
+    }
+
+
+def judged_by(task: Task, *deviations: str) -> dict[str, str]:
+    """Return the task's share of the protocol; to its deviations from the paper more are added."""
     evaluator = task.measures[0].evaluator
     params = asdict(create("evaluators", evaluator))
     params = {k: v.name if isinstance(v, Path) else v for k, v in params.items()}
-    draw = model.sampling
-    lacking = method_deviations(cell.method, cell.concept, cell.world)
-    of_method = [f"{cell.method.name}: {line}" for line in lacking]
     found = {
         "prompts": task.source,
         "excluded": task.left_out,
         "judge": str(Ref(evaluator.name, params)),
         "guidance": "" if task.guidance == "own" else task.guidance,
-        "draw": f"{draw.sampler}, {draw.steps} steps, {draw.size} px, {cell.dtype}",
-        "train": TRAIN,
-        "prediction": model.prediction,
-        "deviations": "; ".join((*task.deviations, *of_method)),
+        "deviations": "; ".join((*task.deviations, *deviations)),
     }
     return {name: value for name, value in found.items() if value}
 

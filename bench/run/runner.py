@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from bench.errors import ContractError, IncompatibleError, PluginError, SpecError
 from bench.metrics import Measurement, rate
@@ -15,14 +15,14 @@ from bench.replay import Replay
 from bench.run.attack import CellAttack
 from bench.run.erase import Erased, Eraser
 from bench.run.guard import guard
-from bench.run.images import Images
-from bench.run.judge import Judges, failing, make_rows, reduce, unfit
+from bench.run.images import Images, Source
+from bench.run.judge import Judges, judge_samples, unfit
 from bench.run.provenance import environment, protocol
 from bench.run.settings import Settings, timed
 from bench.run.stream import Stream
 from bench.store import Result, Row
 from bench.tasks import Task, load_task
-from bench.types import Prompt, Sample, Score
+from bench.types import Prompt, Sample
 from bench.workers import Workers
 
 
@@ -40,7 +40,7 @@ class Runner:
         self._eraser = Eraser(settings)
         self._images = Images(settings)
         self._judges = Judges(settings)
-        self._stream = Stream(settings, self._images, self._judges)
+        self._stream = Stream(settings, self._judges)
 
     def run(self, cell: Cell) -> Result:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
@@ -66,7 +66,7 @@ class Runner:
         with timed(seconds, "erase"):
             erased = self._victim(cell, task)
         if task.streamed:
-            measured = self._stream.measure(cell, task, prompts, erased, seconds)
+            measured = self._stream.measure(cell, task, prompts, self._source(erased), seconds)
             rows: tuple[Row, ...] = ()
         else:
             measured, rows = self._judge(cell, task, prompts, erased, seconds)
@@ -91,7 +91,6 @@ class Runner:
         seconds: dict[str, float],
     ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
         """Attack if asked to, make the images, and judge each."""
-        judge = task.measures[0]
         if task.role == "target" and cell.attack.name != "none":
             with timed(seconds, "attack"):
                 found = self._attack(cell, task, erased).run(prompts)
@@ -103,26 +102,7 @@ class Runner:
             own = self._images.make(erased, prompts, "generate")
             attacked = self._images.replay(erased, found)
         with timed(seconds, "judge"):
-            scores: dict[str, Sequence[Score]] = {}
-            failed: dict[str, PluginError] = {}
-            for m in task.measures:
-                with failing(failed, m.metric):
-                    scores[m.metric] = self._judges.scorer(m.evaluator)(attacked)
-            if judge.metric in failed:
-                raise failed[judge.metric]
-            nothing = {metric: [Score(None)] * len(prompts) for metric in failed}
-            own_scores = (
-                scores[judge.metric]
-                if cell.attack.name == "none"
-                else self._judges.scorer(judge.evaluator)(own)
-            )
-        rows = tuple(make_rows(cell, task, own_scores, {**scores, **nothing}, prompts, found))
-        measured = {
-            m.metric: reduce(m, scores[m.metric], rows, judge)
-            if m.metric in scores
-            else Measurement(None, 0, failed=str(failed[m.metric]))
-            for m in task.measures
-        }
+            measured, rows = judge_samples(self._judges, cell, task, own, attacked, found)
         if erased.model.screen:
             black = [None if unfit(s) else s.image.getbbox() is None for s in attacked]
             measured["blacked-out"] = rate(black)
@@ -156,6 +136,13 @@ class Runner:
             self._images.replay(erased, [found.get(p.id, Adversarial(p)) for p in prompts]),
         )
         return list(zip(*groups, strict=True))
+
+    def _source(self, erased: Erased) -> Source:
+        return Source(
+            [erased.key, asdict(erased.model.sampling)],
+            lambda prompts, shard: self._images.make(erased, prompts, "generate", shard),
+            screened=erased.model.screen is not None,
+        )
 
     def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
         original = self._eraser.original(cell)

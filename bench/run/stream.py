@@ -17,9 +17,8 @@ from bench.metrics import Measurement, rate
 from bench.plan import Cell, digest
 from bench.protocols import Evaluator, SetScorer
 from bench.registry import create
-from bench.run.erase import Erased
 from bench.run.guard import guard
-from bench.run.images import Images
+from bench.run.images import Source
 from bench.run.judge import Judges, failing, reduce, unfit, valid
 from bench.run.settings import Settings, timed
 from bench.store import write
@@ -32,15 +31,15 @@ Extract = Callable[[Sequence[Sample]], Tensor]
 class Stream:
     """Makes a shard of images at a time, and keeps its features and scores only."""
 
-    def __init__(self, settings: Settings, images: Images, judges: Judges) -> None:
-        self.settings, self.images, self.judges = settings, images, judges
+    def __init__(self, settings: Settings, judges: Judges) -> None:
+        self.settings, self.judges = settings, judges
 
     def measure(
         self,
         cell: Cell,
         task: Task,
         prompts: Sequence[Prompt],
-        erased: Erased,
+        source: Source,
         seconds: dict[str, float],
     ) -> dict[str, Measurement]:
         """Measure images without keeping them: a shard's features and scores are what is left of it.
@@ -52,22 +51,21 @@ class Stream:
         for measure in task.measures:
             with failing(failed, measure.metric):
                 measures[measure.metric] = self._extract(cell, measure)
-        if erased.model.screen:
+        if source.screened:
             measures["blacked-out"] = ("blacked-out", _blacked_out)
-        model = [erased.key, asdict(erased.model.sampling)]
         files: dict[str, list[Path]] = {metric: [] for metric in measures}
         for start in range(0, len(prompts), self.settings.shard):
             shard = prompts[start : start + self.settings.shard]
             missing: dict[Path, tuple[str, Extract]] = {}
             for metric, (key, extract) in measures.items():
-                name = digest([*model, [asdict(p) for p in shard], key])
+                name = digest([*source.key, [asdict(p) for p in shard], key])
                 path = self.settings.artifacts.features(name)
                 files[metric].append(path)
                 if not path.exists() and key not in failed:
                     missing[path] = (key, extract)
             if missing:
                 with timed(seconds, "generate"):
-                    samples = self.images.make(erased, shard, "generate", (start, len(prompts)))
+                    samples = source.make(shard, (start, len(prompts)))
                 with timed(seconds, "judge"):
                     for path, (key, extract) in missing.items():
                         with failing(failed, key):
@@ -83,7 +81,7 @@ class Stream:
         if not measured:
             raise next(iter(failed.values()))
         measured |= {
-            m.metric: Measurement(None, 0, failed=str(failed[m.metric]))
+            m.metric: Measurement(None, 0, len(prompts), failed=str(failed[m.metric]))
             for m in task.measures
             if m.metric in failed
         }
@@ -109,8 +107,9 @@ class Stream:
                         raise ContractError(
                             f"returned features {tuple(found.shape)}, expected {expected}"
                         )
-                every = torch.full((len(samples), found.shape[1]), torch.nan)
-                every[fit] = found.float().cpu()
+                kind = found.dtype if found.is_floating_point() else torch.float64
+                every = torch.full((len(samples), found.shape[1]), torch.nan, dtype=kind)
+                every[fit] = found.to("cpu", kind)
                 return every
 
             return whole.key, features
