@@ -107,7 +107,7 @@ class AC(AcSettings):
 
     steps: Annotated[int, Field(ge=1)] = by_kind(nsfw=400, style=100, object=100)
     lr: Annotated[float, Field(gt=0)] = by_kind(nsfw=6.4e-5, style=1.6e-5, object=1.6e-5)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:

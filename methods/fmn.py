@@ -55,7 +55,7 @@ class FMN:
     lr: Annotated[float, Field(gt=0)] = 2e-6
     images: Annotated[int, Field(ge=1)] = 8
     pooler: Pooler = "official"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     inversion_steps: Annotated[int, Field(ge=0)] = 500
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:

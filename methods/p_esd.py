@@ -35,7 +35,7 @@ class MaskSettings:
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     m0: float = 1.0
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
 
     def prune(
         self,
