@@ -538,9 +538,12 @@ def report(
         )
         if on
     ]
-    for table in [make(records) for make in chosen] if chosen else cer_tables(records):
+    tables = [make(records) for make in chosen] if chosen else cer_tables(records)
+    for n, table in enumerate(tables):
         if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
+        if n and format_ is Format.csv:
+            typer.echo()
         _print_table(table, format_)
 
 

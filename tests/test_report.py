@@ -192,7 +192,8 @@ APART = {
     "judge versions": ({"judges": {"body": 2}}, {}, ("", "body=2")),
     "judge sources": ({"sources": {"body": "ab"}}, {}, ("", "body=ab")),
     "file net": ({"assets": {"net": "22"}}, {}, ("11", "22")),
-    "guidance": ({"task_digest": "e"}, {"guidance": "7.5"}, ("row's own", "7.5")),
+    "guidance": ({"task_digest": "e"}, {"judge": "body", "guidance": "7.5"}, ("own", "7.5")),
+    "excluded": ({"task_digest": "e"}, {"judge": "body", "excluded": "2"}, ("none", "2")),
     "anchor": ({"concept": Concept("church", "object", "tree")}, {}, ("", "tree")),
 }
 
@@ -202,7 +203,7 @@ def test_what_differs_is_a_column_of_every_table(name: str) -> None:
     changes, said, values = APART[name]
     known = {
         "prompts": {"prompts": "a.csv 34"}, "judge": {"judge": "body"},
-        "guidance": {"guidance": "row's own"},
+        "guidance": {"judge": "body"}, "excluded": {"judge": "body"},
     }.get(name, {})  # fmt: skip
     plain_cell, attacked = result("none", [False] * 8), result("random", [True] * 8)
     rows = tuple(replace(row, detail=SAID, own_detail=SAID, cost=Cost(1)) for row in attacked.rows)

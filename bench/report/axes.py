@@ -19,16 +19,11 @@ MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
 """The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
 _TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
+_UNSAID = {"guidance": "own", "excluded": "none"}  # what a protocol says by not saying it
 _NOT_FACETS = {"method", "attack", "task", "task_digest", "concept", "assets"}  # told otherwise
 _RENAMED = {"prompts": "N", "judges": "judge versions", "sources": "judge sources"}
 _ALWAYS = ("world", "model", "dtype", "seed", "N", "train")  # shown if any two records differ in it
-_LAST = (
-    "draw",
-    "prediction",
-    "task digest",
-    "record",
-)  # shown if nothing else tells two lines apart
-_DEVIATIONS = "deviations"
+_LAST = ("draw", "prediction", "task digest", "record")  # shown if nothing else tells lines apart
 _OLDER_FILES = {  # fields of records from before a file was told by its type
     "transfer": ("source", "digest"),
     "external": ("unet", "text_encoder", "unet_digest", "text_encoder_digest"),
@@ -130,9 +125,9 @@ def only(records: Sequence[Result]) -> Result | None:
     return records[0] if records else None
 
 
-def model_key(r: Result) -> tuple[str, str]:
+def model_key(r: Result) -> tuple[str, str, str]:
     """Records with one key show one erased model, drawn alike."""
-    return r.cell.erase_key, r.cell.dtype
+    return r.cell.world, r.cell.erase_key, r.cell.dtype
 
 
 def order(texts: Iterable[str]) -> tuple[tuple[bool, float, str], ...]:
@@ -169,8 +164,9 @@ def _apart(alike: Sequence[Result], columns: frozenset[str]) -> list[list[Result
 def _said(r: Result, columns: frozenset[str]) -> dict[str, str]:
     """Return what a record says beside its cell; an older one says less, which contradicts nothing."""
     files = {f"file {name}": value[:8] for name, value in r.cell.assets.items()}
-    of_task = {name: value for name, value in r.protocol.items() if name in _TASK_PROTOCOL} | files
-    of_model = {k: v for k, v in r.protocol.items() if k not in {"deviations", *of_task}}
+    protocol = _UNSAID | r.protocol if r.protocol else {}
+    of_task = {name: value for name, value in protocol.items() if name in _TASK_PROTOCOL} | files
+    of_model = {k: v for k, v in protocol.items() if k not in _TASK_PROTOCOL | {"deviations"}}
     return {**({} if columns >= TASK else of_task), **({} if columns >= MODEL else of_model)}
 
 

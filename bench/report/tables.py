@@ -198,7 +198,7 @@ class Beside:
     def __init__(self, records: Sequence[Result]) -> None:
         self.records = list(records)
         self._task_of = _task_labels(records)
-        self.by_model: dict[tuple[str, str], list[Result]] = defaultdict(list)
+        self.by_model: dict[tuple[str, ...], list[Result]] = defaultdict(list)
         for r in records:
             self.by_model[model_key(r)].append(r)
         self._places = dict.fromkeys(
