@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attacks._trials import charge_first, first_success
@@ -137,26 +136,28 @@ class CCE:
             found = first_success(target, prompts, variant, 1, batch=ctx.batch_size)
             for adversarial in charge_first(found, setup):
                 yield adversarial
-                (ctx.workdir / "unpaid.json").unlink(missing_ok=True)
+                ctx.workdir.mkdir(parents=True, exist_ok=True)
+                (ctx.workdir / "paid").touch()
 
         return attack
 
     def _token(self, target: Target, ctx: Context) -> tuple[Tensor, Cost]:
         """Return the token's vector, and what it cost if no finished prompt has that yet."""
-        from safetensors.torch import load_file, save_file
+        import torch
 
-        path, unpaid = ctx.workdir / "token.safetensors", ctx.workdir / "unpaid.json"
-        if not path.exists():
+        paid = ctx.workdir / "paid"
+
+        def learn() -> dict[str, Tensor]:
             start = time.perf_counter()
             token, cost = self._learn(target, ctx)
             cost += Cost(seconds=time.perf_counter() - start)
-            ctx.workdir.mkdir(parents=True, exist_ok=True)
-            unpaid.write_text(json.dumps(asdict(cost)))
-            draft = path.with_suffix(".part")
-            save_file({"token": token.cpu()}, draft)
-            draft.replace(path)
-        cost = Cost(**json.loads(unpaid.read_text())) if unpaid.exists() else Cost()
-        return load_file(path)["token"].to(target.victim.device), cost
+            paid.unlink(missing_ok=True)
+            return {"token": token, "cost": torch.tensor(astuple(cost), dtype=torch.float64)}
+
+        kept = ctx.keep("token", learn)
+        *counts, seconds = kept["cost"].tolist()
+        cost = Cost() if paid.exists() else Cost(*map(int, counts)) + Cost(seconds=seconds)
+        return kept["token"], cost
 
     def _learn(self, target: Target, ctx: Context) -> tuple[Tensor, Cost]:
         import torch

@@ -163,6 +163,14 @@ def run(
             "are blurred in any case.",
         ),
     ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Compute again what is there already, records and cached pieces; if it is stopped, "
+            "the same command resumes.",
+        ),
+    ] = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
@@ -173,7 +181,7 @@ def run(
     from bench.catalog import settle
     from bench.plan import deviations, exclusions, plan
     from bench.report.tables import cer_tables
-    from bench.store import Store
+    from bench.store import Artifacts, Store
     from bench.workers import Workers as Crew
 
     methods = _with_external(method, unet, text_encoder)
@@ -185,15 +193,17 @@ def run(
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     settle(model)
-    cells, store = list(plan(spec)), Store(results)
+    cells, cache = list(plan(spec)), Artifacts()
+    since = cache.begin([cell.id for cell in cells], fresh=fresh)
+    store, cache = Store(results, since), Artifacts(since=since)
     store.check_writable()
     for line in (*exclusions(spec), *deviations(spec)):
         _say(line, err)
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
-        attacked = any(cell.attack.name != "none" for cell in missing)
-        with Crew(workers if attacked else 1) as crew:  # they load while this process does
+        most = max((cell.prompts for cell in missing if cell.attack.name != "none"), default=1)
+        with Crew(min(workers, most)) as crew:  # they load while this process does
             import torch
 
             from bench.executors.local import run_cells
@@ -205,6 +215,7 @@ def run(
                 batch_size,
                 images,
                 keep_unsafe_images,
+                cache,
                 assets=spec.assets,
                 prompts=prompts,
                 judge=judge,
@@ -213,6 +224,7 @@ def run(
             )
             for record, _ in run_cells(missing, store, settings, err, crew):
                 _say(_line(record), err)
+    cache.end([cell.id for cell in cells])
     records = [known for cell in cells if (known := store.get(cell))]
     for table in cer_tables(records):
         _print_table(table, Format.terminal)
@@ -446,9 +458,9 @@ def erase(
     _check_device(device, torch)
     if export:
         check_export(export)
-    erased, delta_path = erase_cell(cell, Settings(device), err)
-    write(out_ / "delta.safetensors", delta_path.read_bytes())
-    write(out_ / "card.json", delta_path.with_name("card.json").read_bytes())
+    erased, files = erase_cell(cell, Settings(device), err)
+    for name, data in files.items():
+        write(out_ / name, data)
     card = erased.card
     changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
     size = (out_ / "delta.safetensors").stat().st_size

@@ -13,12 +13,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.protocols import Adversarial
-from bench.store import write
+from bench.store import Artifacts
 from bench.types import Cost, Prompt, SamplerNoise
 
 
@@ -26,34 +26,35 @@ class Replay:
     """The finished prompts of one attack on one victim.
 
     Args:
-        folder: Where they are kept.
+        cache: Where they are kept.
+        key: The attack's.
         victim: The model that was attacked.
     """
 
-    def __init__(self, folder: Path, victim: DiffusersModel) -> None:
-        self.folder, self.victim = folder, victim
+    def __init__(self, cache: Artifacts, key: str, victim: DiffusersModel) -> None:
+        self.cache, self.key, self.victim = cache, key, victim
         self._changed: DiffusersModel | None = None
 
     def load(self, prompts: Sequence[Prompt]) -> dict[str, Adversarial]:
-        """Return what is there of these prompts, by id; a damaged file's prompt is attacked again."""
+        """Return what is there of these prompts, by id; a prompt of which a part is missing is not."""
         found = {}
         for prompt in prompts:
-            try:
-                row = json.loads(self._path(prompt, "json").read_bytes())
-                found[prompt.id] = self._read(prompt, row)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+            data = self.cache.load(self.path(prompt))
+            adversarial = data and self._read(prompt, json.loads(data))
+            if adversarial:
+                found[prompt.id] = adversarial
         return found
 
     def put(self, found: Adversarial) -> None:
         """Keep one finished prompt."""
-        prompt = found.prompt
+        prompt, path = found.prompt, self.path(found.prompt)
         if isinstance(found.model, DiffusersModel) and found.model is not self._changed:
-            write(self._weights, delta.to_bytes(delta.diff(self.victim, found.model)))
+            change = delta.to_bytes(delta.diff(self.victim, found.model))
+            self.cache.save(self._weights, change)
             self._changed = found.model
         if found.embedding is not None:
             tensors = {"embedding": found.embedding.detach().cpu().contiguous()}
-            write(self._path(prompt, "safetensors"), save(tensors))
+            self.cache.save(path.with_suffix(".safetensors"), save(tensors))
         row = {
             "id": prompt.id,
             "text": prompt.text,
@@ -65,21 +66,31 @@ class Replay:
             "cost": asdict(found.cost),
             "trace": dict(found.trace),
         }
-        write(self._path(prompt, "json"), json.dumps(row).encode())
+        self.cache.save(path, json.dumps(row).encode())
 
     def drop(self, prompts: Iterable[Prompt]) -> None:
         """Take finished prompts back."""
         self._weights.unlink(missing_ok=True)
         for prompt in prompts:
-            self._path(prompt, "json").unlink(missing_ok=True)
+            self.path(prompt).unlink(missing_ok=True)
 
-    def _read(self, prompt: Prompt, row: dict[str, Any]) -> Adversarial:
+    def path(self, prompt: Prompt) -> Path:
+        """Return the file of a finished prompt."""
+        return self.cache.attack(self.key, prompt.id)
+
+    def _read(self, prompt: Prompt, row: dict[str, Any]) -> Adversarial | None:
         text, seed, guidance, trace = (row[k] for k in ("text", "seed", "guidance", "trace"))
         embedding = None
         if row["embedding"]:
-            embedding = load_file(self._path(prompt, "safetensors"))["embedding"]
+            data = self.cache.load(self.path(prompt).with_suffix(".safetensors"))
+            if data is None:
+                return None
+            embedding = load(data)["embedding"]
         if row["weights"] and self._changed is None:
-            self._changed = delta.apply(self.victim, delta.from_file(self._weights))
+            data = self.cache.load(self._weights)
+            if data is None:
+                return None
+            self._changed = delta.apply(self.victim, load(data))
         return Adversarial(
             replace(prompt, text=text, seed=seed, guidance=guidance),
             embedding,
@@ -91,8 +102,4 @@ class Replay:
 
     @property
     def _weights(self) -> Path:
-        return self.folder / "weights.safetensors"
-
-    def _path(self, prompt: Prompt, suffix: str) -> Path:
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in prompt.id)
-        return self.folder / f"{safe}.{suffix}"
+        return self.cache.root / "attacks" / self.key / "weights.safetensors"

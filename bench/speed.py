@@ -34,6 +34,7 @@ from bench.registry import create
 from bench.run import Runner, Settings
 from bench.tasks import load_task
 from bench.types import Context, Prompt, Sample, SamplerNoise
+from bench.workers import python
 
 Way = Literal["batched", "official"]
 
@@ -205,7 +206,7 @@ def _process(
     }
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "bench.speed"],
+        python("bench.speed"),
         input=json.dumps(job),
         stdout=subprocess.PIPE,
         text=True,

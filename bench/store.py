@@ -6,15 +6,21 @@ a process may be killed at any time.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from bench.errors import StoreError
@@ -85,14 +91,21 @@ class Result:
     schema_version: int = SCHEMA
 
 
+log = logging.getLogger("bench")
+_SEAL = hashlib.sha256().digest_size * 2
 _CODEC = TypeAdapter(Result)
 
 
 class Store:
-    """A folder of records. Knows nothing about how they were made or will be shown."""
+    """A folder of records. Knows nothing about how they were made or will be shown.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        root: The folder.
+        since: Records of cells that were written before do not count, in ns as in ``st_mtime_ns``.
+    """
+
+    def __init__(self, root: Path, since: int = 0) -> None:
+        self.root, self.since = root, since
 
     def path(self, cell: Cell) -> Path:
         """Return where the cell's record lives, readable by a person."""
@@ -104,9 +117,25 @@ class Store:
         return (found := self.get(cell)) is not None and found.status != "failed"
 
     def get(self, cell: Cell) -> Result | None:
-        """Return a cell's record, or ``None`` if there is none."""
+        """Return a cell's record, or ``None`` if there is none that can be read; a line says why.
+
+        Raises:
+            StoreError: It is of a newer schema.
+        """
         path = self.path(cell)
-        return _read(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = _read(path)
+        except NewerError:
+            raise
+        except StoreError as exc:
+            log.warning("computed again: %s", exc)
+            return None
+        if found.cell.id != cell.id:
+            log.warning("computed again: %s holds the record of another cell", path)
+            return None
+        return found if path.stat().st_mtime_ns >= self.since else None
 
     @staticmethod
     def read(path: Path) -> Result:
@@ -129,9 +158,7 @@ class Store:
         Raises:
             StoreError: Nothing can be written to the folder.
         """
-        probe = self.root / f".{os.getpid()}.probe"
-        write(probe, b"")
-        probe.unlink()
+        probe(self.root)
 
     def __iter__(self) -> Iterator[Result]:
         """Yield every record that can be read; :meth:`load` also says what cannot."""
@@ -168,6 +195,10 @@ class Store:
         return [result for _, result in found.values()], lines
 
 
+class NewerError(StoreError):
+    """A record that a newer version wrote."""
+
+
 class _ForeignError(StoreError):
     """A JSON file that is no record, nor ever was."""
 
@@ -198,7 +229,7 @@ def _check_version(path: Path, version: object) -> None:
     if type(version) is not int or version < 0:
         raise ValueError(f"schema_version: expected a whole number, got {version!r:.40}")
     if version > SCHEMA:
-        raise StoreError(
+        raise NewerError(
             f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
         )
 
@@ -245,7 +276,7 @@ def _reason(exc: Exception) -> str:
     return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, *parts: bytes) -> None:
     """Write a file so that it is there whole or not at all.
 
     Raises:
@@ -254,20 +285,93 @@ def write(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
+        with draft.open("wb") as stream:
+            stream.writelines(parts)
         draft.replace(path)
     except OSError as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write {path}: {exc.strerror or exc}; choose another folder"
         ) from exc
 
 
-class Artifacts:
-    """The cache: erasures, attacked prompts and images under their own keys."""
+def probe(folder: Path) -> None:
+    """Write something and take it away again.
 
-    def __init__(self, root: Path | None = None) -> None:
+    Raises:
+        StoreError: Nothing can be written to the folder.
+    """
+    path = folder / f".{os.getpid()}.probe"
+    write(path, bytes(4096))
+    path.unlink(missing_ok=True)
+
+
+class Artifacts:
+    """The cache: erasures, attacked prompts and images under their own keys. It may be deleted.
+
+    A file ends with a seal, a digest of its content and of its own place (which is its key). One whose
+    seal is wrong, damaged or brought from elsewhere, counts as not there, and a line says so.
+
+    Args:
+        root: The folder; ``$BENCH_CACHE`` or the platform's cache folder by default.
+        since: Files that were written before count as not there, in ns as in ``st_mtime_ns``.
+    """
+
+    def __init__(self, root: Path | None = None, since: int = 0) -> None:
         default = os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("erasure-bench")
-        self.root = Path(root or default)
+        self.root, self.since = Path(root or default), since
+
+    def check_writable(self) -> None:
+        """Fail now rather than after an hour of work.
+
+        Raises:
+            StoreError: Nothing can be written to the folder.
+        """
+        try:
+            probe(self.root)
+        except StoreError as exc:
+            raise StoreError(f"{exc} with BENCH_CACHE") from exc
+
+    def save(self, path: Path, data: bytes) -> None:
+        """Write a file of the cache with its seal.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        write(path, data, self._seal(path, data))
+
+    def load(self, path: Path) -> bytes | None:
+        """Return what was saved there, or ``None`` if there is nothing, or something else."""
+        try:
+            with path.open("rb") as stream:
+                about = os.fstat(stream.fileno())
+                data = stream.read(max(0, about.st_size - _SEAL))
+                seal = stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            log.warning("made again: %s cannot be read (%s)", path, exc.strerror)
+            return None
+        if about.st_mtime_ns < self.since:
+            return None
+        if seal != self._seal(path, data):
+            log.warning("made again: %s is damaged, or is not what was kept there", path)
+            return None
+        return data
+
+    def keep(self, path: Path, make: Callable[[], bytes]) -> bytes:
+        """Return what is kept in a file, or make it now and keep it."""
+        data = self.load(path)
+        if data is None:
+            data = make()
+            self.save(path, data)
+        return data
+
+    def _seal(self, path: Path, data: bytes) -> bytes:
+        total = hashlib.sha256(f"{path.relative_to(self.root).as_posix()}\n".encode())
+        total.update(data)
+        return total.hexdigest().encode()
 
     def erasure(self, key: str) -> Path:
         """Return the folder of an erasure: ``delta.safetensors`` and ``card.json``."""
@@ -281,12 +385,68 @@ class Artifacts:
         """Return the file of what was measured on a shard of images."""
         return self.root / "features" / key[:2] / f"{key}.safetensors"
 
-    def lock(self, name: str) -> Path:
-        """Return the lock file of a piece of work."""
-        path = self.root / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def attack(self, key: str, prompt: str) -> Path:
+        """Return the file of an attack's finished prompt; different ids, different files."""
+        readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in prompt)[:40]
+        name = f"{readable}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.json"
+        return self.root / "attacks" / key / name
 
-    def attack(self, key: str) -> Path:
-        """Return the folder of an attack's finished prompts."""
-        return self.root / "attacks" / key
+    def work(self, key: str) -> Path:
+        """Return the folder of what a plug-in keeps for itself."""
+        return self.root / "work" / key
+
+    @contextlib.contextmanager
+    def lock(self, name: str, what: str) -> Iterator[None]:
+        """Hold a piece of work, so that no other process does it too; a line says if one has to wait.
+
+        Raises:
+            StoreError: The lock cannot be made.
+        """
+        path = self.root / "locks" / f"{name}.lock"
+        owner = path.with_suffix(".owner")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                with contextlib.suppress(OSError):
+                    log.warning("waiting for %s, which computes %s", owner.read_text(), what)
+                lock.acquire()
+        except OSError as exc:
+            raise StoreError(
+                f"cannot lock {path}: {exc.strerror or exc}; choose another folder with BENCH_CACHE"
+            ) from exc
+        try:
+            write(owner, f"process {os.getpid()} on {platform.node()}".encode())
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def begin(self, cells: Iterable[str], *, fresh: bool) -> int:
+        """Return since when what is there counts for a run of these cells, in ns; 0 is always.
+
+        A fresh run begins now, or when it began if it was stopped before :meth:`end`.
+
+        Raises:
+            StoreError: Nothing can be written to the cache.
+        """
+        self.check_writable()
+        if not fresh:
+            return 0
+        path = self._beginning(cells)
+        if path.exists():
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            log.warning("resumes what --fresh began at %s", when.isoformat(" ", "minutes"))
+        else:
+            write(path, b"")
+        return path.stat().st_mtime_ns
+
+    def end(self, cells: Iterable[str]) -> None:
+        """Note that a run of these cells is finished: the next fresh one begins anew."""
+        self._beginning(cells).unlink(missing_ok=True)
+
+    def _beginning(self, cells: Iterable[str]) -> Path:
+        key = hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()[:16]
+        return self.root / "fresh" / key

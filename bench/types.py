@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 UNSCORED = "unscored"
 """Key of an image's ``info`` that says why it must not be judged."""
@@ -179,6 +179,25 @@ def _no_assets(name: str) -> Path:
     raise KeyError(name)
 
 
+class Keep(Protocol):
+    """How a plug-in keeps tensors that are dear to make."""
+
+    def __call__(
+        self, name: str, make: Callable[[], dict[str, Any]], *, shared: bool = False
+    ) -> dict[str, Any]:
+        """Return the tensors of that name: what is there, else what ``make`` returns now.
+
+        ``name`` says everything that they depend on besides the stage's key. ``shared`` keeps them for
+        all stages of the same base model, or for all evaluators.
+        """
+        ...
+
+
+def _make(name: str, make: Callable[[], dict[str, Any]], *, shared: bool = False) -> dict[str, Any]:
+    """Keep nothing."""
+    return make()
+
+
 def _silent(stage: str, done: int, total: int) -> None:
     """Report to nobody."""
 
@@ -196,6 +215,7 @@ class Context:
         basedir: Scratch folder shared by all stages that start from the same base model; for
             evaluators, by all of them.
         asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
+        keep: Called as ``keep(name, make)``: tensors that are kept until the cache is deleted.
     """
 
     key: str
@@ -205,6 +225,7 @@ class Context:
     progress: Callable[[str, int, int], None] = _silent
     basedir: Path | None = None
     asset: Callable[[str], Path] = _no_assets
+    keep: Keep = _make
 
     def seed(self, *parts: object) -> int:
         """Return the seed of a named random stream: same name, same numbers, in any order."""

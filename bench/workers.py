@@ -12,15 +12,20 @@ piece, then "done". It ends when its input closes, so also when this process is 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any, Self
 
+from bench.registry import ROOT
+
 DONE = "done\n"
+log = logging.getLogger("bench")
 
 
 class Workers:
@@ -32,7 +37,7 @@ class Workers:
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
-        self._others: list[_Worker] = []
+        self._others: list[_Worker] = []  # those that were started
         self._start()
 
     def __enter__(self) -> Self:
@@ -88,6 +93,10 @@ class Workers:
             while any(worker.busy for worker in self._others):
                 progress()
                 time.sleep(0.1)
+            for worker in self._others:
+                if worker.lost:
+                    log.warning("%s; this process does what it left undone", worker.obituary())
+                    worker.lost = False
         except BaseException:
             self.stop()
             raise
@@ -97,16 +106,19 @@ class _Worker:
     """One other process, in a session of its own: an interrupt is this process's to handle."""
 
     def __init__(self) -> None:
-        self.finished, self.busy = 0, False
+        self.finished, self.busy, self.lost = 0, False, False
+        self.said: deque[str] = deque(maxlen=1)  # the last line of its standard error
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.executors.worker"],
+            python("bench.executors.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         Thread(target=self._listen, daemon=True).start()
+        Thread(target=self._overhear, daemon=True).start()
 
     def give(self, job: dict[str, Any]) -> None:
         self.busy = True
@@ -115,7 +127,7 @@ class _Worker:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
         except OSError:  # it is dead
-            self.busy = False
+            self.lost, self.busy = True, False
 
     def _listen(self) -> None:
         for line in self.process.stdout or ():
@@ -123,4 +135,24 @@ class _Worker:
                 self.busy = False
             else:
                 self.finished += 1
-        self.busy = False
+        self.lost, self.busy = self.busy, False
+
+    def _overhear(self) -> None:
+        for line in self.process.stderr or ():
+            if line.strip():
+                self.said.append(line.strip())
+
+    def obituary(self) -> str:
+        """Say how it ended."""
+        said = f": {self.said[-1][:300]}" if self.said else ""
+        return f"a worker (process {self.process.pid}) ended with {self.process.wait()}{said}"
+
+
+def python(module: str) -> list[str]:
+    """Return the command that runs one of our modules, and no code of the current folder.
+
+    Where this package is not installed, it is found where this process found it.
+    """
+    code = f"import runpy, sys; sys.path.append({str(ROOT)!r}); "
+    code += f"runpy.run_module({module!r}, run_name='__main__')"
+    return [sys.executable, "-P", "-c", code]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench import (
@@ -153,8 +153,9 @@ def anchor_examples(
         negative = ", ".join(phrases) if concept.kind == "nsfw" else ""
         painter.guidance = Guidance((negative,))
         key = json.dumps([texts, images, negative, GUIDANCE, SAMPLER, STEPS]).encode()
-        name = f"anchors-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
-        pictures = _kept_pictures((ctx.basedir or ctx.workdir) / name, painter, rows, ctx)
+        name = f"anchors-{hashlib.sha256(key).hexdigest()[:16]}"
+        kept = ctx.keep(name, partial(_pixels, painter, rows, ctx), shared=True)
+        pictures = [Image.fromarray(array.cpu().numpy()) for array in kept["pixels"]]
         found += [
             Example(image, prompt.text, anchor, phrases[i % len(phrases)])
             for i, (image, prompt) in enumerate(zip(pictures, rows, strict=True))
@@ -162,23 +163,15 @@ def anchor_examples(
     return found
 
 
-def _kept_pictures(
-    path: Path, painter: Model, prompts: Sequence[Prompt], ctx: Context
-) -> list[Picture]:
-    """Return the pictures of a file, which are drawn and written if it is not there."""
-    if not path.exists():
-        drawn: list[Picture] = []
-        for i in range(0, len(prompts), ctx.batch_size):
-            drawn += painter.generate(prompts[i : i + ctx.batch_size])
-            ctx.progress("anchors", len(drawn), len(prompts))
-        if bad := [image.info["unscored"] for image in drawn if "unscored" in image.info]:
-            raise PluginError(f"{len(bad)} of {len(drawn)} anchor images failed: {bad[0]}")
-        pixels = torch.from_numpy(np.stack([np.array(image.convert("RGB")) for image in drawn]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        save_file({"pixels": pixels}, draft)
-        draft.replace(path)
-    return [Image.fromarray(array.numpy()) for array in load_file(path)["pixels"]]
+def _pixels(painter: Model, prompts: Sequence[Prompt], ctx: Context) -> dict[str, Tensor]:
+    """Draw the anchors' pictures, ``(images, height, width, 3)`` bytes."""
+    drawn: list[Picture] = []
+    for i in range(0, len(prompts), ctx.batch_size):
+        drawn += painter.generate(prompts[i : i + ctx.batch_size])
+        ctx.progress("anchors", len(drawn), len(prompts))
+    if bad := [image.info["unscored"] for image in drawn if "unscored" in image.info]:
+        raise PluginError(f"{len(bad)} of {len(drawn)} anchor images failed: {bad[0]}")
+    return {"pixels": torch.from_numpy(np.stack([np.array(im.convert("RGB")) for im in drawn]))}
 
 
 class AcObjective:

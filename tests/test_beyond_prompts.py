@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 import attacks
 from attacks.cce import _TEMPLATES, CCE, TOKEN, embed, slots
@@ -246,11 +246,11 @@ def test_cce_steps_are_adamws_on_the_written_out_loss(tiny, ctx) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in tiny.pipe.unet.parameters())
 
 
-def test_cce_learns_once_pays_once_and_counts_every_pass(tiny, ctx) -> None:
-    original = tiny.copy()
+def test_cce_learns_once_pays_once_and_counts_every_pass(tiny, tmp_path) -> None:
+    settings, original = Settings(batch_size=4, artifacts=Artifacts(tmp_path)), tiny.copy()
+    ctx = settings.context("test", "test")
     seen, drawn = counted(tiny), counted(original)
     find = QUICK.prepare(target(tiny, original), ctx)
-    kept = load_file(ctx.workdir / "token.safetensors")["token"]
     found = list(find(PROMPTS))
     total = sum((a.cost for a in found[1:]), found[0].cost)
     images = 3 + 2 * len(PROMPTS)  # of the concept, and two a prompt
@@ -267,10 +267,9 @@ def test_cce_learns_once_pays_once_and_counts_every_pass(tiny, ctx) -> None:
     assert seen["backward"] == 8
     assert [a.cost.backward for a in again] == [0, 0]
     assert torch.equal(again[0].embedding, found[1].embedding)
-    assert torch.equal(kept, load_file(ctx.workdir / "token.safetensors")["token"])
 
     # Stopped after learning and before the first prompt was done: the first of the next run pays.
-    other = replace(ctx, workdir=ctx.workdir / "other")
+    other = settings.context("other", "other")
     QUICK.prepare(target(tiny, original), other)
     assert [a.cost.backward for a in QUICK.prepare(target(tiny, original), other)(PROMPTS)] == [
         8,
@@ -504,13 +503,14 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
     assert second.run(one).rows == first.rows
 
     erased = second.erase(one)
-    folder = settings.artifacts.attack(one.attack_key)
+    cache = settings.artifacts
+    folder = cache.root / "attacks" / one.attack_key
     prompts = [Prompt(r.id, r.text, r.seed, r.guidance, "church") for r in first.rows]
     assert not any(r.own for r in first.rows)  # else the attack would have had nothing to do
     plain = [im.tobytes() for im in erased.model.generate(prompts)]
 
     def replayed() -> list[bytes]:
-        found = Replay(folder, erased.model).load(prompts)
+        found = Replay(cache, one.attack_key, erased.model).load(prompts)
         samples = second._images.replay(erased, [found[p.id] for p in prompts])
         return [s.image.tobytes() for s in samples]
 
@@ -520,15 +520,15 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
     assert [attacked.image.tobytes() for _, _, attacked in shown] == made
     # Change what was kept, and the images follow.
     for path in folder.glob("*.safetensors"):
-        tensors = load_file(path)
+        tensors = load(cache.load(path))
         if name == "cce":
-            save_file({"embedding": torch.zeros_like(tensors["embedding"])}, path)
+            cache.save(path, save({"embedding": torch.zeros_like(tensors["embedding"])}))
         else:
             assert tensors
-            save_file({k: v for k, v in tensors.items() if k.endswith("|nothing")}, path)
+            cache.save(path, save({k: v for k, v in tensors.items() if k.endswith("|nothing")}))
     for path in folder.glob("*.json") if name == "noise-probe" else ():
-        row = json.loads(path.read_text())
-        path.write_text(json.dumps(row | {"noise": {"eta": 0.0, "scale": 1.0, "seed": 1}}))
+        row = json.loads(cache.load(path)) | {"noise": {"eta": 0.0, "scale": 1.0, "seed": 1}}
+        cache.save(path, json.dumps(row).encode())
     if name == "cce":
         expected = erased.model.generate(prompts, embeddings=torch.zeros(2, 32, 32))
         assert replayed() == [im.tobytes() for im in expected]

@@ -479,7 +479,7 @@ def test_kill_nine_loses_nothing_finished(tmp_path: Path) -> None:
         )
         if kill:
             deadline = time.monotonic() + 120
-            while not list((tmp_path / name).glob("attacks/*/church-001.json")):
+            while not list((tmp_path / name).glob("attacks/*/church-001-*.json")):
                 assert process.poll() is None, process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,18 +65,22 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> Non
     assert crew.finished == 0
 
 
-def test_killed_in_mid_attack(tmp_path: Path, crew: Workers) -> None:
+def test_killed_in_mid_attack(tmp_path: Path, crew: Workers, caplog) -> None:
     (other,) = crew._others
     os.kill(other.process.pid, signal.SIGSTOP)  # so that it finishes nothing
 
     def kill() -> None:
-        until(lambda: list(tmp_path.glob("cache/attacks/*/church-001.json")))
+        until(lambda: list(tmp_path.glob("cache/attacks/*/church-001-*.json")))
         other.process.kill()
 
     Thread(target=kill, daemon=True).start()
     runner = Runner(settings(tmp_path, "cache"), crew)
     assert len(rows(runner.run(cell_of()))) == 3
     assert crew.finished == 0
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line == (
+        f"a worker (process {other.process.pid}) ended with -9; this process does what it left undone"
+    )
     with crew.share({"cell": {"no": "cell"}}, ["a", "b"]) as mine:  # the next one cannot read this
         assert mine == {"a"}
         assert crew._others[0] is not other
@@ -109,3 +114,50 @@ def test_what_is_found_once_is_not_shared(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(TypeError):
         runner.run(cell_of())
     assert asked == [1, 7]
+
+
+def test_no_code_of_the_current_folder_runs_in_a_worker(tmp_path: Path, monkeypatch) -> None:
+    for name in ("filelock", "safetensors", "json", "bench"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with Workers(2) as crew:
+        (other,) = crew._others
+        other.process.stdin.close()
+        assert other.process.wait(60) == 0, other.said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_worker_that_cannot_start_says_why(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("bench.workers.python", lambda _: [sys.executable, "-c", "import nothing"])
+    with Workers(2) as crew:
+        with crew.share({}, ["a", "b"]) as mine:
+            assert mine == {"a"}
+        crew.wait(lambda: None)
+    assert "ended with 1: ModuleNotFoundError: No module named 'nothing'" in caplog.text
+
+
+def test_there_are_no_more_processes_than_prompts(cli, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("bench.workers.Workers._start", lambda self: asked.append(self.count))
+    run = (
+        "run",
+        "--model",
+        "tiny-random",
+        "--method",
+        "none",
+        "--task",
+        "church",
+        "--workers",
+        "4",
+    )
+    for attack, limit, count in (
+        ("none", "3", 1),
+        ("seed-search", "1", 1),
+        ("seed-search", "2", 2),
+    ):
+        more = ("--attack", f"{attack}:draws=1" if attack != "none" else attack, "--limit", limit)
+        assert cli(*run, *more).code == 0
+        assert set(asked) == {count}
+        asked.clear()
+        assert cli(*run, *more).code == 0  # it is all there: no process at all
+        assert not asked

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +22,7 @@ from bench.plan import Cell
 from bench.report.text import plain
 from bench.run import Erased, Matched, Runner, Settings, judge_images
 from bench.run import Progress as StageCallback
+from bench.run.erase import erasure_files
 from bench.store import Result, Store
 from bench.tasks import Task
 from bench.workers import Workers
@@ -40,20 +40,19 @@ def run_cells(
     A record is written as soon as its cell is finished. Two processes may share a store: a cell is
     computed by the first and read by the second. ``workers`` attack one cell together.
     """
-    with _bars(console) as (progress, stage):
-        whole = progress.add_task("cells", total=len(cells))
+    settings.artifacts.check_writable()
+    with _bars(console, len(cells)) as (begin, stage):
         runner = Runner(replace(settings, progress=stage), workers)
         for cell in cells:
             names = f"{cell.task} · {cell.method.name} · {cell.attack.name}"
-            progress.update(whole, description=plain(names))
-            with FileLock(settings.artifacts.lock(cell.id)):
+            begin(names)
+            with settings.artifacts.lock(cell.id, names):
                 found = store.get(cell)
                 known = found is not None and found.status != "failed"
                 if not known or found is None:
                     found = runner.run(cell)
                     store.put(found)
                     _picture(runner, store, found)
-            progress.advance(whole)
             yield found, known
 
 
@@ -61,7 +60,8 @@ def judge_cell(
     cell: Cell, task: Task, matched: Matched, store: Store, settings: Settings, console: Console
 ) -> tuple[Result, bool]:
     """Return the record of images that were made elsewhere, and whether it was there already."""
-    with _bars(console) as (_, stage), FileLock(settings.artifacts.lock(cell.id)):
+    settings.artifacts.check_writable()
+    with _bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
         found = store.get(cell)
         if found and found.status != "failed":
             return found, True
@@ -70,11 +70,13 @@ def judge_cell(
     return found, False
 
 
-def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, Path]:
-    """Return a cell's erased model, and the file of what changed."""
-    with _bars(console) as (_, stage), FileLock(settings.artifacts.lock(cell.erase_key)):
+def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, dict[str, bytes]]:
+    """Return a cell's erased model, and by name the files of what changed."""
+    cache, what = settings.artifacts, f"{cell.method.name} of {cell.concept.name}"
+    cache.check_writable()
+    with _bars(console) as (_, stage), cache.lock(cell.erase_key, what):
         erased = Runner(replace(settings, progress=stage)).erase(cell)
-    return erased, settings.artifacts.erasure(cell.erase_key) / "delta.safetensors"
+        return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
 
 
 def _picture(runner: Runner, store: Store, result: Result) -> None:
@@ -87,8 +89,17 @@ def _picture(runner: Runner, store: Store, result: Result) -> None:
     save_grid(path, result, runner.samples(result.cell, 12))
 
 
+EVERY = 30.0  # seconds between lines, where there is no terminal
+
+
 @contextmanager
-def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
+def _bars(
+    console: Console, cells: int = 1
+) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
+    """Yield what is told of each cell and of each stage's progress: bars, or lines now and then."""
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=18),
@@ -99,6 +110,11 @@ def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, TaskID] = {}
+        whole = progress.add_task("cells", total=cells, completed=-1) if cells > 1 else None
+
+        def begin(names: str) -> None:
+            if whole is not None:
+                progress.update(whole, description=plain(names), advance=1)
 
         def stage(name: str, done: int, total: int) -> None:
             if name not in bars:
@@ -108,4 +124,22 @@ def _bars(console: Console) -> Iterator[tuple[Progress, StageCallback]]:
                 bars[name] = progress.add_task(f"  {plain(name)}", total=total)
             progress.update(bars[name], completed=done, total=total)
 
-        yield progress, stage
+        yield begin, stage
+
+
+def _lines(console: Console) -> tuple[Callable[[str], None], StageCallback]:
+    """Return the same two for a log file: a line every half minute says what is going on."""
+    now, last = "", time.monotonic()
+
+    def begin(names: str) -> None:
+        nonlocal now
+        now = names
+
+    def stage(name: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            line = f"{now} · {name}: {done} of {total}"
+            console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
+
+    return begin, stage

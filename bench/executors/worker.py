@@ -37,8 +37,8 @@ def main() -> None:
         try:
             for prompt_id in runner.attack(cell, job["pieces"]):
                 answers.write(f"{prompt_id}\n")
-        except BenchError:
-            pass  # the process that asked finds the prompts missing, tries itself, and can say why
+        except BenchError as exc:  # the process that asked finds prompts missing, and tries itself
+            sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
         answers.write(DONE)
 
 

@@ -62,7 +62,7 @@ class CellAttack:
             self.target = _target(self.attack, victim, original, cell, criterion)
         self.kept = {"the erased model": victim, "the original model": original}
         self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))
-        self.replay = Replay(settings.artifacts.attack(cell.attack_key), victim)
+        self.replay = Replay(settings.artifacts, cell.attack_key, victim)
 
     def run(self, prompts: Sequence[Prompt]) -> list[Adversarial]:
         """Return one adversarial per prompt; finished prompts come from the cache."""
@@ -108,7 +108,8 @@ class CellAttack:
         left = {prompt.id: prompt for prompt in prompts}
         try:
             with guard(self.name, **self.kept):
-                find = self.attack.prepare(self.target, self.settings.context(self.cell.attack_key))
+                key = self.cell.attack_key
+                find = self.attack.prepare(self.target, self.settings.context(key, key))
                 for found in find(prompts):
                     adversarial = self._valid(found, left)
                     self.replay.put(adversarial)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
 from bench.errors import ContractError
 from bench.exclusion import may_mention_minors
@@ -19,7 +21,7 @@ from bench.registry import create
 from bench.run.guard import guard, plain
 from bench.run.settings import Settings
 from bench.safety import unsafe
-from bench.store import write
+from bench.store import Artifacts
 from bench.types import Concept
 
 
@@ -96,17 +98,18 @@ class Eraser:
             return self._erased[1]
         self._erased = None  # one at a time in memory
         base = self.base(cell)
-        folder = self.settings.artifacts.erasure(cell.erase_key)
-        card_path, delta_path = folder / "card.json", folder / "delta.safetensors"
-        if card_path.exists() and delta_path.exists():
-            card = json.loads(card_path.read_bytes())
-            change = delta.from_file(delta_path)
+        cache = self.settings.artifacts
+        card_path, delta_path = erasure_files(cache, cell)
+        said, data = cache.load(card_path), cache.load(delta_path)
+        if said is not None and data is not None:
+            card, change = json.loads(said), load(data)
         else:
             card, change = self._erase_now(cell, base)
-            write(delta_path, delta.to_bytes(change))
-            saved = json.dumps(card, indent=1).encode()
-            write(card_path, saved)
-            card = json.loads(saved)  # so that a made and a loaded card are equal
+            cache.save(delta_path, delta.to_bytes(change))
+            said = json.dumps(card, indent=1).encode()
+            cache.save(card_path, said)
+            card = json.loads(said)  # so that a made and a loaded card are equal
+        del data
         name = [card["digest"]]
         if card.get("sampler_time"):  # such a method is in code, not in weights: apply it again
             name += [card["method"], card["concept"]]
@@ -121,8 +124,7 @@ class Eraser:
 
     def _method(self, cell: Cell, base: DiffusersModel) -> DiffusersModel:
         """Run the cell's method on a private copy of the base model."""
-        shared = self.settings.artifacts.root / "work" / _weights_key(cell, TRAIN)
-        ctx = replace(self.settings.context(cell.erase_key), basedir=shared)
+        ctx = self.settings.context(cell.erase_key, _weights_key(cell, TRAIN))
         who = f"method {cell.method.name}"
         with guard(who, **{"the base model": base}):
             method: Method = create("methods", cell.method)
@@ -166,6 +168,12 @@ class Eraser:
         """Return a cell's base model as if it were an erased one."""
         key = _weights_key(cell, cell.dtype, delta.digest({}))
         return Erased(self.original(cell), key, {}, "none")
+
+
+def erasure_files(cache: Artifacts, cell: Cell) -> tuple[Path, Path]:
+    """Return where an erasure's card and delta are kept."""
+    folder = cache.erasure(cell.erase_key)
+    return folder / "card.json", folder / "delta.safetensors"
 
 
 def _weights_key(cell: Cell, dtype: str, *change: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,7 +18,6 @@ from bench.run.erase import Erased
 from bench.run.guard import guard
 from bench.run.settings import Settings
 from bench.safety import blurred
-from bench.store import write
 from bench.types import UNSCORED, Prompt, Sample
 
 T = TypeVar("T")
@@ -74,13 +72,14 @@ class Images:
         keys = [digest([*base, p.text, p.seed, p.guidance]) for p in prompts]
         missing: list[int] = []
         for i, key in enumerate(keys):
-            path = self.settings.artifacts.image(key)
             if key in memory:
                 continue
-            if keep and not hide and path.exists():
-                memory[key] = _open(path.read_bytes())
-            else:
+            cache = self.settings.artifacts
+            data = cache.load(cache.image(key)) if keep and not hide else None
+            if data is None:
                 missing.append(i)
+            else:
+                memory[key] = _open(data)
         done = len(prompts) - len(missing)
         self.settings.progress(stage, before + done, total)
         for part in _batches(missing, model):
@@ -88,10 +87,17 @@ class Images:
             for i, image in zip(part, images, strict=True):
                 memory[keys[i]] = image
                 if keep and UNSCORED not in image.info:
-                    _keep(image, self.settings.artifacts.image(keys[i]), hide=hide)
+                    self._keep(image, keys[i], hide=hide)
             done += len(part)
             self.settings.progress(stage, before + done, total)
         return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
+
+    def _keep(self, image: Image.Image, key: str, *, hide: bool) -> None:
+        """Write an image, or under a name that is never read, what blurring leaves of it."""
+        buffer, path = BytesIO(), self.settings.artifacts.image(key)
+        (blurred(image) if hide else image).save(buffer, "PNG")
+        path = path.with_suffix(".blurred.png") if hide else path
+        self.settings.artifacts.save(path, buffer.getvalue())
 
     def replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
         """Make the image of every adversarial again (an unchanged prompt's is there already)."""
@@ -146,13 +152,6 @@ def _replay_special(erased: Erased, found: Sequence[Adversarial]) -> Iterator[Sa
         )
         for a, image in zip(part, images, strict=True):
             yield Sample(a.prompt, image)
-
-
-def _keep(image: Image.Image, path: Path, *, hide: bool) -> None:
-    """Write an image, or under another name, under which it is never read, what blurring leaves of it."""
-    buffer = BytesIO()
-    (blurred(image) if hide else image).save(buffer, "PNG")
-    write(path.with_suffix(".blurred.png") if hide else path, buffer.getvalue())
 
 
 def _open(data: bytes) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,7 @@ class Judges:
         """Return what an evaluator prepares, once."""
         key = digest(asdict(ref))
         if key not in self._prepared:
-            shared = self.settings.artifacts.root / "work" / "evaluators"
-            ctx = replace(self.settings.context(key), basedir=shared)
+            ctx = self.settings.context(key, "evaluators")
             with guard(f"evaluator {ref.name}"):
                 evaluator: Evaluator = create("evaluators", ref)
                 if evaluator.scope != scope:

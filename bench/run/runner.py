@@ -129,7 +129,7 @@ class Runner:
         prompts = task.prompts[: min(n, cell.prompts)]
         erased = self._victim(cell, task)
         original = replace(self._eraser.unerased(cell), unsafe=erased.unsafe)
-        found = Replay(self.settings.artifacts.attack(cell.attack_key), erased.model).load(prompts)
+        found = Replay(self.settings.artifacts, cell.attack_key, erased.model).load(prompts)
         groups = (
             self._images.make(original, prompts, "picture"),
             self._images.make(erased, prompts, "picture"),

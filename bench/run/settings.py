@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load, save
+from torch import Tensor
+
 from bench.assets import finder
 from bench.store import Artifacts
 from bench.tasks import ProtocolName
@@ -51,6 +54,7 @@ class Settings:
             "device": self.device,
             "batch_size": self.batch_size,
             "cache": str(self.artifacts.root),
+            "since": self.artifacts.since,
             "assets": {name: str(path) for name, path in self.assets.items()},
             "prompts": str(self.prompts or ""),
             "judge": self.judge,
@@ -64,7 +68,7 @@ class Settings:
         return cls(
             raw["device"],
             raw["batch_size"],
-            artifacts=Artifacts(Path(raw["cache"])),
+            artifacts=Artifacts(Path(raw["cache"]), raw["since"]),
             assets={name: Path(path) for name, path in raw["assets"].items()},
             prompts=Path(raw["prompts"]) if raw["prompts"] else None,
             judge=raw["judge"],
@@ -72,16 +76,32 @@ class Settings:
             protocol=raw["protocol"],
         )
 
-    def context(self, key: str) -> Context:
-        """Return what a plug-in may use in the stage of that name."""
+    def context(self, key: str, shared: str) -> Context:
+        """Return what a plug-in may use in the stage of that name; ``shared`` names what others use too."""
+        own, common = self.artifacts.work(key), self.artifacts.work(shared)
+
+        def keep(
+            name: str, make: Callable[[], dict[str, Tensor]], *, shared: bool = False
+        ) -> dict[str, Tensor]:
+            path = (common if shared else own) / f"{name}.safetensors"
+            data = self.artifacts.keep(path, lambda: save(tensors(make())))
+            return {name: tensor.to(self.device) for name, tensor in load(data).items()}
+
         return Context(
             key,
             self.device,
-            self.artifacts.root / "work" / key,
+            own,
             self.batch_size,
             self.progress,
-            asset=finder(self.assets),
+            common,
+            finder(self.assets),
+            keep,
         )
+
+
+def tensors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
 
 @contextmanager

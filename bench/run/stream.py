@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.errors import ContractError, PluginError, StoreError
@@ -20,8 +19,7 @@ from bench.registry import create
 from bench.run.guard import guard
 from bench.run.images import Source
 from bench.run.judge import Judges, failing, reduce, unfit, valid
-from bench.run.settings import Settings, timed
-from bench.store import write
+from bench.run.settings import Settings, tensors, timed
 from bench.tasks import Measure, Task
 from bench.types import Prompt, Sample, Score
 
@@ -61,7 +59,7 @@ class Stream:
                 name = digest([*source.key, [asdict(p) for p in shard], key])
                 path = self.settings.artifacts.features(name)
                 files[metric].append(path)
-                if not path.exists() and key not in failed:
+                if self._features(path) is None and key not in failed:
                     missing[path] = (key, extract)
             if missing:
                 with timed(seconds, "generate"):
@@ -69,7 +67,7 @@ class Stream:
                 with timed(seconds, "judge"):
                     for path, (key, extract) in missing.items():
                         with failing(failed, key):
-                            write(path, save({"features": extract(samples).cpu().contiguous()}))
+                            self._keep(path, extract(samples))
         measured: dict[str, Measurement] = {}
         for measure in task.measures:
             metric = measure.metric
@@ -86,7 +84,7 @@ class Stream:
             if m.metric in failed
         }
         if "blacked-out" in files:
-            black = torch.cat([_features(path) for path in files["blacked-out"]]).flatten()
+            black = torch.cat(list(self._kept(files["blacked-out"]))).flatten()
             measured["blacked-out"] = rate([None if b.isnan() else bool(b) for b in black])
         return measured
 
@@ -124,10 +122,29 @@ class Stream:
         weights = {name: cell.assets[name] for name in needs if name in cell.assets}
         return digest([asdict(ref), evaluator.card.version, weights]), scores
 
+    def _features(self, path: Path) -> Tensor | None:
+        data = self.settings.artifacts.load(path)
+        return None if data is None else load(data)["features"]
+
+    def _keep(self, path: Path, features: Tensor) -> None:
+        self.settings.artifacts.save(path, save(tensors({"features": features})))
+
+    def _kept(self, files: Sequence[Path]) -> Iterator[Tensor]:
+        """Yield the features of every shard.
+
+        Raises:
+            StoreError: One of them is gone since it was made.
+        """
+        for path in files:
+            features = self._features(path)
+            if features is None:
+                raise StoreError(f"{path} was there a moment ago: give the same command again")
+            yield features
+
     def _measure(self, measure: Measure, task: Task, files: Sequence[Path]) -> Measurement:
         """Return a streamed task's measure from what was kept of its images."""
         if measure.reduce != "set":
-            values = torch.cat([_features(path) for path in files]).flatten().tolist()
+            values = torch.cat(list(self._kept(files))).flatten().tolist()
             scores = [Score(None if math.isnan(value) else value) for value in values]
             return reduce(measure, scores, (), None)
         whole: SetScorer = self.judges.prepared(measure.evaluator, "set")
@@ -135,8 +152,7 @@ class Stream:
 
         def shards() -> Iterator[Tensor]:
             nonlocal n, unscored
-            for path in files:
-                features = _features(path)
+            for features in self._kept(files):
                 readable = features[features.isfinite().all(1)]
                 n, unscored = n + len(readable), unscored + len(features) - len(readable)
                 if len(readable):
@@ -152,10 +168,3 @@ class Stream:
 def _blacked_out(samples: Sequence[Sample]) -> Tensor:
     black = [torch.nan if unfit(s) else float(s.image.getbbox() is None) for s in samples]
     return torch.tensor(black).view(-1, 1)
-
-
-def _features(path: Path) -> Tensor:
-    try:
-        return load_file(path)["features"]
-    except (OSError, KeyError, SafetensorError) as exc:
-        raise StoreError(f"{path} is damaged ({exc}); delete it and run again") from exc
