@@ -19,6 +19,7 @@ from bench.tasks import Task, concept_of, load_task, needs
 from bench.types import Concept, World
 
 NO_CONCEPT = Concept("", "object")
+IMAGES = "images"  # stands for the method and the model of images that were made elsewhere
 TRAIN = (
     "fp32"  # the type of weights that a method changes; Cell.dtype is that of drawing and attacking
 )
@@ -244,10 +245,10 @@ def images_cell(task: Task, revision: str, given: Mapping[str, Path], *, label: 
         AssetError: A file that a judge needs is not here.
     """
     check_prompts(task, given)
-    method, attack = Ref("images", {"label": label} if label else {}), Ref("none")
+    method, attack = Ref(IMAGES, {"label": label} if label else {}), Ref("none")
     return Cell(
         task.world,
-        "images",
+        IMAGES,
         revision,
         "",
         method,

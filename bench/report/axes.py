@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from bench.errors import StoreError
-from bench.plan import digest
+from bench.plan import IMAGES, digest
 from bench.registry import Ref
 from bench.store import Result
 
@@ -105,7 +105,7 @@ def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Call
     def label(r: Result) -> str:
         ref: Ref = getattr(r.cell, axis)
         code = _unequal(_code(ref), codes[ref.name].values())
-        return " ".join([ref.name, *_differences(ref, list(variants[key(r)].values())), *code])
+        return " ".join([_called(ref), *_differences(ref, list(variants[key(r)].values())), *code])
 
     return label
 
@@ -207,6 +207,12 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+def _called(ref: Ref) -> str:
+    """Return a plug-in's name; of images that were made elsewhere also what the user calls them."""
+    label = ref.params.get("label") if ref.name == IMAGES else ""
+    return f"{ref.name} {label}" if label else ref.name
+
+
 def _differences(ref: Ref, variants: Sequence[Ref]) -> list[str]:
     """Return the parameters in which a plug-in differs from others; files only where nothing else does."""
     values = [_values(v) for v in variants]
@@ -228,7 +234,7 @@ def _code(ref: Ref) -> dict[str, str]:
 
 def _values(ref: Ref) -> dict[str, str]:
     """Return the parameters that mean something to a reader."""
-    files = _file_fields(ref)
+    files = {*_file_fields(ref), *({"label"} if ref.name == IMAGES else ())}
     return {name: _short(value) for name, value in ref.params.items() if name not in files}
 
 
