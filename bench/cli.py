@@ -291,6 +291,10 @@ def judge_(
     label: Annotated[
         str, typer.Option(help="What to call these images in tables.", show_default=False)
     ] = "",
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Pair files and prompts in order, whatever the names say."),
+    ] = False,
     judge: Judge = "",
     prompts: Prompts = None,
     asset: Assets = None,
@@ -323,6 +327,7 @@ def judge_(
         judge=judge,
         protocol=cast("Any", protocol),
         label=label,
+        in_order=in_order,
     )
     store.check_writable()
 

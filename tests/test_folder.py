@@ -17,7 +17,7 @@ from bench.registry import Ref
 from bench.run import Runner, Settings, judge_images, plan_folder
 from bench.run.folder import find_images, match, open_image, world_of
 from bench.spec import Spec
-from bench.store import Artifacts, Result
+from bench.store import Artifacts, Result, Store
 from bench.tasks import Task, load_task
 from bench.types import UNSCORED, Prompt
 
@@ -98,6 +98,37 @@ def test_a_measure_of_the_whole_set_is_that_of_the_run(tmp_path) -> None:
     fewer = judged(folder, "benign").measurements["frechet"]
     assert (fewer.n, fewer.unscored) == (len(benign.prompts) - 1, 1)
     assert fewer.value != ours.value
+
+
+def test_a_folder_of_captions_gives_fid_kid_and_clip_score(cli, tmp_path) -> None:
+    from test_fid import extractor, folder, tiny_clip
+
+    real = folder(tmp_path / "real", 2, name="COCO_val2014_{:012d}.jpg")
+    made = folder(tmp_path / "made", 1, name="{:05d}_0.png")
+    rows = "".join(f"{i},a cat,{i}\n" for i in range(24))
+    (tmp_path / "coco.csv").write_text("coco_id,prompt,evaluation_seed\n" + rows)
+    given = {
+        "inception": extractor(tmp_path / "net.pt"), "coco-val2014": real,
+        "clip-vit-b32": tiny_clip(tmp_path / "clip"),
+    }  # fmt: skip
+    flags = [flag for name, path in given.items() for flag in ("--asset", f"{name}={path}")]
+    args = ("--task", "coco", "--prompts", str(tmp_path / "coco.csv"), *flags, "--results", "r")
+    (made / "00003_0.png").unlink()
+    said = cli("judge", str(made), *args)
+    assert said.code == 0, said.err
+    assert "photo world, coco: 23 of 24 prompts have an image" in said.err
+    (result,) = Store(Path("r"))
+    for metric in ("fid", "kid", "clip-score"):
+        m = result.measurements[metric]
+        assert (m.n, m.unscored, m.failed) == (23, 1, "")
+    assert result.measurements["fid"].detail["reference_n"] == 24
+    assert result.measurements["fid"].detail["metric"].startswith("frechet-")
+    assert "coco frechet-" in said.out and "coco fid" not in said.out
+    (real / "COCO_val2014_000000000000.jpg").unlink()
+    said = cli("judge", str(made), *args)
+    assert (
+        said.code == 4 and "1 are missing, the first is COCO_val2014_000000000000.jpg" in said.err
+    )
 
 
 # ---------------------------------------------------------------------------- unscored, never safe
@@ -182,6 +213,11 @@ def test_rows_that_never_run_count_in_the_order_and_are_not_judged() -> None:
     ("names", "ids", "message"),
     [
         (["a.png", "grid.png"], ["a", "b", "c"], "or one for each of the 3 rows of .* got 2"),
+        (
+            ["a.png", "b.png", "grid.png"],
+            ["a", "b", "c"],
+            "2 images are .* but grid.png is not: put",
+        ),
         (["1_0.png", "1_1.png"], ["1", "2", "3"], "prompt 1 has several: 1_0.png, 1_1.png"),
         (["a.png", "a.jpg"], ["a", "b", "c"], "prompt a has several: a.png, a.jpg"),
     ],
@@ -189,6 +225,15 @@ def test_rows_that_never_run_count_in_the_order_and_are_not_judged() -> None:
 def test_images_that_fit_in_neither_way(names, ids, message) -> None:
     with pytest.raises(SpecError, match=message):
         match(files(*names), task(*ids))
+
+
+def test_order_can_be_asked_for() -> None:
+    """Files that count from 0 for ids that count from 1 are no ids."""
+    counted, of = files("0.png", "1.png", "2.png", "3.png"), task("1", "2", "3", "4")
+    with pytest.raises(SpecError, match=r"3 images .* but 0.png is not.*--in-order"):
+        match(counted, of)
+    found = match(counted, of, in_order=True)
+    assert (found.rule, found.files["4"].name) == ("order", "3.png")
 
 
 def test_order_is_as_people_count(tmp_path) -> None:

@@ -72,6 +72,7 @@ def plan_folder(
     judge: str = "",
     protocol: ProtocolName = "default",
     label: str = "",
+    in_order: bool = False,
 ) -> tuple[Cell, Task, Matched]:
     """Return the cell of a folder's images as a task's, the task, and which image is whose.
 
@@ -85,6 +86,7 @@ def plan_folder(
         judge: Likewise.
         protocol: Likewise.
         label: What to call the images in tables.
+        in_order: Pair files and prompts in order, whatever the names say.
 
     Raises:
         SpecError: The folder or the request makes no sense.
@@ -108,7 +110,7 @@ def plan_folder(
     )
     if judge and task.role != "target":
         raise SpecError(f"--judge: expected a target task to use it for, got {name!r}")
-    matched = match(files, task)
+    matched = match(files, task, in_order=in_order)
     return images_cell(task, matched.revision, given, label=label), task, matched
 
 
@@ -140,17 +142,17 @@ def world_of(files: Sequence[Path]) -> World:
     return "photo"
 
 
-def match(files: Sequence[Path], task: Task) -> Matched:
+def match(files: Sequence[Path], task: Task, *, in_order: bool = False) -> Matched:
     """Pair images with a task's prompts.
 
     A file's name is a prompt's id, with zeros before a number or not, or begins with it ("12_0.png"), or
     ends in it ("COCO_val2014_000000000042.jpg"); one rule holds for all files. Otherwise there must be as
-    many files as rows, of the whole set or of those that run, and the order decides.
+    many files as rows, of the whole set or of those that run, and the order decides, as with ``in_order``.
 
     Raises:
         SpecError: They fit in neither way.
     """
-    named = _by_id(files, task.rows)
+    named = {} if in_order else _by_id(files, task.rows)
     running = [prompt.id for prompt in task.prompts]
     rule: Literal["id", "order"] = "id" if named else "order"
     if not named:
@@ -228,7 +230,7 @@ def _by_id(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Path]:
     """Return files by the id that their names say, if one rule fits them all.
 
     Raises:
-        SpecError: Every rule that fits gives two files to one prompt.
+        SpecError: Every rule that fits gives two files to one prompt, or one fits most files, not all.
     """
     known = {_whole(name): name for name in ids}
     rules: tuple[Callable[[str], str], ...] = (
@@ -236,10 +238,12 @@ def _by_id(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Path]:
         lambda stem: stem.partition("_")[0],
         lambda stem: (re.findall(r"\d+$", stem) or [""])[0],
     )
-    twice = ""
+    twice, strangers = "", list(files)
     for rule in rules:
         names = [known.get(_whole(rule(path.stem))) for path in files]
         if None in names:
+            unknown = [path for path, name in zip(files, names, strict=True) if name is None]
+            strangers = min(strangers, unknown, key=len)
             continue
         if len(set(names)) == len(files):
             return {str(name): path for name, path in zip(names, files, strict=True)}
@@ -248,6 +252,11 @@ def _by_id(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Path]:
         twice = f"prompt {name} has several: {both}"
     if twice:
         raise SpecError(f"{files[0].parent}: expected one image for each prompt, {twice}")
+    if 2 * len(strangers) < len(files):
+        raise SpecError(
+            f"{files[0].parent}: {len(files) - len(strangers)} images are named by prompts' ids, but "
+            f"{strangers[0].name} is not: put what is no prompt's image elsewhere, or give --in-order"
+        )
     return {}
 
 
