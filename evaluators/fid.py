@@ -15,10 +15,9 @@ TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -197,30 +196,25 @@ class _Inception:
             else "all images of the folder",
             "reference_files": sha256(listing.encode()).hexdigest()[:16],
         }
-        return self._shards(
-            files, (self.ctx.basedir or self.ctx.workdir) / f"reference-{name}"
-        ), protocol
+        return self._shards(files, f"reference-{name}"), protocol
 
-    def _shards(self, files: list[Path], folder: Path) -> Iterator[Tensor]:
-        from safetensors.torch import save_file
-
+    def _shards(self, files: list[Path], name: str) -> Iterator[Tensor]:
         for start in range(0, len(files), _SHARD):
-            part, path = files[start : start + _SHARD], folder / f"{start}-{_SHARD}.safetensors"
-            features = _kept(path)
-            if features is None:
-                self.ctx.progress("reference", start, len(files))
-                features = self(part)
-                bad = [f.name for f, row in zip(part, features, strict=True) if row.isnan().any()]
-                if bad:
-                    raise AssetError(
-                        f"coco-val2014={self.reference}: {len(bad)} images of the reference cannot be "
-                        f"read, the first is {bad[0]}; get them again: without them it is another"
-                    )
-                folder.mkdir(parents=True, exist_ok=True)
-                draft = path.with_suffix(f".{os.getpid()}.tmp")
-                save_file({"features": features}, draft)
-                draft.replace(path)
-            yield features
+            part = files[start : start + _SHARD]
+            self.ctx.progress("reference", start, len(files))
+            kept = f"{name}/{start}-{_SHARD}"
+            yield self.ctx.keep(kept, partial(self._of_files, part), shared=True)["features"].cpu()
+
+    def _of_files(self, files: Sequence[Path]) -> dict[str, Tensor]:
+        """Return features of reference images, all of which must be readable."""
+        features = self(files)
+        bad = [f.name for f, row in zip(files, features, strict=True) if row.isnan().any()]
+        if bad:
+            raise AssetError(
+                f"coco-val2014={self.reference}: {len(bad)} images of the reference cannot be "
+                f"read, the first is {bad[0]}; get them again: without them it is another"
+            )
+        return {"features": features}
 
     def protocol(self, n: int, published: str, other: str) -> dict[str, Any]:
         """Return what a number needs beside it to be repeated, and what it may be called."""
@@ -348,18 +342,6 @@ def _reference_files(folder: Path, prompts: Sequence[Prompt], which: Reference) 
             "--asset coco-reference=FILE"
         )
     return [files[name] for name in wanted]
-
-
-def _kept(path: Path) -> Tensor | None:
-    """Return features of the reference that an earlier run left, if they are sound."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        features = load_file(path)["features"]
-    except (OSError, KeyError, SafetensorError):
-        return None
-    return features if bool(features.isfinite().all()) else None
 
 
 def _moments(path: Path, width: int | None = None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from PIL import Image
 from bench import Concept, Guidance, IncompatibleError, PluginError, Prompt, SpecError
 from bench.models.diffusers import DiffusersModel
 from bench.registry import Ref, resolved
+from bench.run import Settings
+from bench.store import Artifacts
 from methods._ac import (
     AcObjective,
     Example,
@@ -257,7 +259,8 @@ def test_what_is_erased_and_what_it_is_mapped_to() -> None:
     assert erased_phrases(two) == {"house": ["castle", "rose"], "apple": ["pizza"]}
 
 
-def test_anchor_images_are_drawn_as_published_and_once(tiny, ctx) -> None:
+def test_anchor_images_are_drawn_as_published_and_once(tiny, tmp_path) -> None:
+    ctx = Settings(batch_size=4, artifacts=Artifacts(tmp_path)).context("test", "base")
     found = anchor_examples(tiny, CHURCH, ctx, images=3)
     texts = [e.text for e in found]
     prompts = [Prompt(str(i), text, i, 6.0) for i, text in enumerate(texts)]

@@ -77,13 +77,14 @@ def given(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def context(ctx: Context, given: dict[str, Path]) -> Context:
+def context(tmp_path: Path, given: dict[str, Path]) -> Context:
     """A context that finds the assets."""
 
     def asset(name: str) -> Path:
         return next(given[n] for n in name.split("|") if n in given)
 
-    return replace(ctx, asset=asset)
+    settings = Settings(batch_size=4, artifacts=Artifacts(tmp_path / "kept"))
+    return replace(settings.context("test", "evaluators"), asset=asset)
 
 
 def scorer_of(name: str, context: Context, **params):

@@ -124,7 +124,8 @@ class Eraser:
 
     def _method(self, cell: Cell, base: DiffusersModel) -> DiffusersModel:
         """Run the cell's method on a private copy of the base model."""
-        ctx = self.settings.context(cell.erase_key, _weights_key(cell, TRAIN))
+        shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
+        ctx = self.settings.context(cell.erase_key, shared)
         who = f"method {cell.method.name}"
         with guard(who, **{"the base model": base}):
             method: Method = create("methods", cell.method)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bench.errors import ContractError, PluginError
+from bench.fingerprint import edited
 from bench.metrics import Measurement, mean, rate
 from bench.plan import Cell, digest
 from bench.protocols import Adversarial, Criterion, Evaluator
-from bench.registry import Ref, create
+from bench.registry import Ref, create, load
 from bench.run.guard import finite, guard, plain
 from bench.run.settings import Settings
 from bench.store import Row
@@ -38,7 +39,10 @@ class Judges:
         """Return what an evaluator prepares, once."""
         key = digest(asdict(ref))
         if key not in self._prepared:
-            ctx = self.settings.context(key, "evaluators")
+            with guard(f"evaluator {ref.name}"):
+                source = edited(load("evaluators", ref.name).__module__)
+            own, shared = (f"{name}{source and '-'}{source}" for name in (key, "evaluators"))
+            ctx = self.settings.context(own, shared)
             with guard(f"evaluator {ref.name}"):
                 evaluator: Evaluator = create("evaluators", ref)
                 if evaluator.scope != scope:

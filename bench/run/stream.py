@@ -91,6 +91,9 @@ class Stream:
     def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
         """Return what a measure keeps of images, ``(n, width)`` with NaN for unscored, and its key."""
         ref = measure.evaluator
+        source = cell.sources.get(
+            ref.name, ""
+        )  # edited code: what its old version kept does not count
         if measure.reduce == "set":
             whole: SetScorer = self.judges.prepared(ref, "set")
 
@@ -110,7 +113,7 @@ class Stream:
                 every[fit] = found.to("cpu", kind)
                 return every
 
-            return whole.key, features
+            return f"{whole.key}{source}", features
         score = self.judges.scorer(ref)
 
         def scores(samples: Sequence[Sample]) -> Tensor:
@@ -120,7 +123,7 @@ class Stream:
         evaluator: Evaluator = create("evaluators", ref)
         needs = "|".join(evaluator.assets()).split("|") if hasattr(evaluator, "assets") else ()
         weights = {name: cell.assets[name] for name in needs if name in cell.assets}
-        return digest([asdict(ref), evaluator.card.version, weights]), scores
+        return digest([asdict(ref), evaluator.card.version, weights, source]), scores
 
     def _features(self, path: Path) -> Tensor | None:
         data = self.settings.artifacts.load(path)

@@ -1,0 +1,108 @@
+"""A plug-in whose code was edited gets new cells: nothing that its old code found is taken for its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench import fingerprint
+from bench.plan import Cell, plan
+from bench.registry import Ref, load
+from bench.run import Runner, Settings
+from bench.spec import Spec
+from bench.store import Artifacts
+from bench.tasks import load_task
+
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench import Card, Concept, Context, Model
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Shrinks cross-attention, as in CONTRIBUTING.md."""
+
+    card: ClassVar = Card("Mine", "")
+
+    strength: float = 1.0
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Edit the model, which is a private copy, and return it."""
+        for weight in model.parameters("esd-x").values():
+            weight.data.mul_(1 - 0.01 * self.strength)
+        return model
+'''
+
+
+def cell_of(method: str = "none", attack: str = "none") -> Cell:
+    spec = Spec("tiny-random", (Ref(method),), (Ref(attack),), ("church",), limit=1)
+    return next(iter(plan(spec)))
+
+
+def forget(*modules: str) -> None:
+    """Do what a new process does."""
+    fingerprint.source_digest.cache_clear()
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def test_an_edited_plugin_of_another_distribution(tmp_path: Path, monkeypatch) -> None:
+    """CONTRIBUTING's own example, 0.01 made 0.20."""
+    place = SimpleNamespace(name="mine", value="my_plugin:Mine", dist=SimpleNamespace(name="lab"))
+    monkeypatch.setattr(
+        "bench.registry.entry_points", lambda group: [place] if group == "bench.methods" else []
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    settings = Settings(artifacts=Artifacts(tmp_path / "cache"))
+    cells, digests = [], []
+    for code in (PLUGIN, PLUGIN.replace("0.01", "0.20"), PLUGIN):
+        (tmp_path / "my_plugin.py").write_text(code)
+        forget("my_plugin")
+        cells.append(cell_of("lab/mine"))
+        result = Runner(settings).run(cells[-1])
+        assert result.status == "ok", result.reason
+        digests.append(result.erasure["digest"])
+    first, second, again = cells
+    assert first == again
+    assert digests[0] == digests[2] != digests[1]
+    for key in ("id", "erase_key", "attack_key"):
+        assert getattr(first, key) != getattr(second, key)
+    forget("my_plugin")
+
+
+JUDGE = load_task("church", "emoji").measures[0].evaluator.name
+
+
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        ("methods.esd", ("id", "erase_key", "attack_key")),
+        ("methods._esd", ("id", "erase_key", "attack_key")),
+        ("attacks.unlearndiff", ("id", "attack_key")),
+        ("attacks._token_search", ("id", "attack_key")),
+        (load("evaluators", JUDGE).__module__, ("id", "attack_key")),
+        ("methods.fmn", ()),
+    ],
+)
+def test_an_edited_plugin_of_ours(monkeypatch, module: str, changed: tuple[str, ...]) -> None:
+    forget()
+    released = cell_of("esd", "unlearndiff")
+    assert (released.method.source, released.attack.source, released.sources) == ("", "", {})
+    honest = fingerprint._source
+
+    def source(name: str) -> str | None:
+        text = honest(name)
+        return f"{text}\n# edited\n" if name == module and text else text
+
+    monkeypatch.setattr(fingerprint, "_source", source)
+    forget()
+    now = cell_of("esd", "unlearndiff")
+    keys = ("id", "erase_key", "attack_key")
+    assert tuple(key for key in keys if getattr(now, key) != getattr(released, key)) == changed
+    forget()
