@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter
@@ -61,8 +61,9 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
         yield from (line for key in ("paper", "code") if (line := str(getattr(card, key, ""))))
         docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
         yield from (line for doc in docs if isinstance(doc, str)
-                    for line in inspect.cleandoc(doc).splitlines())  # fmt: skip
-        yield from _values(what, name, cls, model, info.defaults, info.world)
+                    for line in _paragraphs(inspect.cleandoc(doc)))  # fmt: skip
+        published = bool(getattr(card, "paper", ""))
+        yield from _values(cls, _Defaults(what, name, model, info, published))
 
 
 def _title(kind: Kind, name: str) -> str:
@@ -92,42 +93,59 @@ def _task(name: str, world: World) -> Iterator[str]:
     yield from (f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts)
 
 
-def _values(
-    kind: Kind,
-    name: str,
-    cls: type[Any],
-    model: str,
-    model_defaults: Mapping[str, object],
-    world: World,
-) -> Iterator[str]:
-    """Yield each parameter with its type, and its value for each kind of concept and where that is from."""
+def _paragraphs(doc: str) -> Iterator[str]:
+    """Yield the lines of a docstring with those that belong together in one."""
+    whole = ""
+    for line in doc.splitlines():
+        deeper = len(line) - len(line.lstrip()) - (len(whole) - len(whole.lstrip()))
+        goes_on = whole and line and not whole.endswith(":") and not line.startswith("- ")
+        if goes_on and (deeper > 0 or not line.startswith(" ")):
+            whole = f"{whole} {line.lstrip()}"
+            continue
+        yield from [whole] if whole or not line else []
+        whole = line
+    yield whole
+
+
+def _values(cls: type[Any], defaults: _Defaults) -> Iterator[str]:
+    """Yield each parameter with its type, its value for each kind of concept, and where that is from."""
     known = fields(cls)
     if not known:
         yield "takes no parameters"
         return
-    yield f"values with --model {model} ({world} world), by kind of concept where they differ:"
+    yield f"values with --model {defaults.model}, by kind of concept where they differ:"
     hints = _hints(cls)
-
-    def chosen(field: Field[Any], of: Any) -> str:
-        value, origin = _resolved(field, of)
-        return f"{_plain(value)} ({origin})"
-
-    def _resolved(field: Field[Any], of: Any) -> tuple[Any, str]:
-        theirs = {} if kind == "evaluators" else registry.world_defaults(world, kind, name, of)
-        if kind != "evaluators" and field.name in model_defaults:
-            return model_defaults[field.name], f"model {model}"
-        if field.name in theirs:
-            return theirs[field.name], f"{world} world"
-        return _own(field, of), "paper"
-
     for field in known:
-        values = {of: chosen(field, of) for of in KINDS}
+        values = {of: defaults.told(field, of) for of in KINDS}
         takes = in_words(hints.get(field.name, Any))
         if len(set(values.values())) == 1:
             yield f"  {field.name}: {takes} = {values['object']}"
         else:
             yield f"  {field.name}: {takes}"
             yield from (f"    {of}: {value}" for of, value in values.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """Whence the values of one plug-in's parameters are, as :func:`bench.registry.resolved` takes them."""
+
+    kind: Kind
+    name: str
+    model: str
+    info: catalog.ModelInfo
+    published: bool
+
+    def told(self, field: Field[Any], of: str) -> str:
+        """Return a parameter's value for a kind of concept, and where it is from."""
+        own = _plain(_own(field, of))
+        if self.kind == "evaluators":
+            return f"{own} (default)"
+        if field.name in self.info.defaults:
+            return f"{_plain(self.info.defaults[field.name])} (model {self.model})"
+        theirs = registry.world_defaults(self.info.world, self.kind, self.name, of)
+        if field.name in theirs:
+            return f"{_plain(theirs[field.name])} ({self.info.world} world)"
+        return f"{own} (paper)" if self.published else f"{own} (default)"
 
 
 def _own(field: Field[Any], of: str) -> Any:

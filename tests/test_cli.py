@@ -288,7 +288,7 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
         shown = cli("show", "methods", name)
         assert (shown.code, shown.err.count("\n")) == (code, int(code > 0))
         assert words in shown.err
-    assert "size: whole number = 3 (paper)" in cli("show", "methods", "no-card").out
+    assert "size: whole number = 3 (default)" in cli("show", "methods", "no-card").out
 
 
 def test_lists_fit_into_80_columns() -> None:
