@@ -5,7 +5,7 @@ Importing it loads neither torch nor diffusers.
 
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.exclusion import may_mention_minors
-from bench.phrases import sentences
+from bench.phrases import check_length, sentences
 from bench.promptsets import read_table
 from bench.protocols import (
     Adversarial,
@@ -64,6 +64,7 @@ __all__ = [
     "Threat",
     "World",
     "by_kind",
+    "check_length",
     "fill",
     "fit",
     "may_mention_minors",

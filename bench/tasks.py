@@ -228,6 +228,8 @@ def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> C
         UnknownNameError: No task has it and no kind is given.
         SpecError: The kind is none of nsfw, style, object, or the name is a list.
     """
+    if not name.strip():
+        raise SpecError("--concept: expected a name, got an empty text")
     if kind and kind not in KINDS:
         raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
     if "," in name or ";" in name:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, PluginError, Prompt, fit, trainable
+from bench import Card, Concept, Context, Model, PluginError, Prompt, check_length, fit, trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ class FMN:
         terms = concept.phrases
         form = "a photo in the style of {}" if concept.kind == "style" else "a photo of {}"
         texts = [form.format(term.replace("-", " ")) for term in terms]
+        check_length(model, texts)
         cond = model.encode(texts)
         where = torch.stack(
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench import Card, Concept, Context, Guidance, Model
+from bench import Card, Concept, Context, Guidance, Model, check_length
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,7 @@ class NegativePrompt:
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Replace the unconditional text."""
-        model.guidance = Guidance((", ".join(concept.phrases),))
+        text = ", ".join(concept.phrases)
+        check_length(model, [text])
+        model.guidance = Guidance((text,))
         return model

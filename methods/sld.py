@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bench import Card, Concept, Context, Guidance, Model, by_kind
+from bench import Card, Concept, Context, Guidance, Model, by_kind, check_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ class SLD:
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Replace the guidance."""
         text = self.text or ", ".join(concept.phrases)
+        check_length(model, [text])
         warm_up, *settings = _PRESETS[self.preset]
         model.guidance = Guidance(("", text), lambda: _SafetyGuidance(int(warm_up), *settings))
         return model

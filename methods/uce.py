@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, IncompatibleError, Model, by_kind, read_table
+from bench import (
+    Card,
+    Concept,
+    Context,
+    IncompatibleError,
+    Model,
+    by_kind,
+    check_length,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +102,7 @@ class UCE:
             raise IncompatibleError(
                 f"the guide {self.guide!r} is the concept itself: nothing to do"
             )
+        check_length(model, [*concept.phrases, self.guide, *self._preserved()])
         erased, guides = self._pairs(model, concept.phrases, self.guide)
         texts = self._preserved(concept.phrases)
         matrices = {

@@ -407,3 +407,16 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(cli, tmp_path) -> Non
     assert said.err.lstrip().startswith("error: method esd: the loss is nan at step ")
     assert not (tmp_path / "e").exists()
     assert not list((tmp_path / "cache").rglob("delta.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["esd:steps=1", "uce", "fmn:steps=1", "negative-prompt"])
+def test_a_concept_that_the_text_encoder_cannot_read_whole(cli, method: str) -> None:
+    name = "castle " * 40
+    concept = ("--concept", name, "--kind", "object")
+    said = cli("erase", "--model", "tiny-random", "--method", method, *concept, "--out", "e")
+    assert said.code == 1
+    assert "has 40 tokens: expected at most 30, which the text encoder reads" in said.err
+    said = cli(
+        "erase", "--model", "tiny-random", "--method", method, "--concept", " ", "--out", "e"
+    )
+    assert said.err == "error: --concept: expected a name, got an empty text\n"

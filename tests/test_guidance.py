@@ -135,3 +135,10 @@ def test_a_run_builds_a_sampler_time_method_again(tmp_path) -> None:
     assert samples["none"][0][1].image.tobytes() == samples["none"][0][0].image.tobytes()
     for name in ("negative-prompt", "sld"):
         assert samples[name][0][1].image.tobytes() != samples[name][0][0].image.tobytes()
+
+
+@pytest.mark.parametrize("name", ["sld", "negative-prompt"])
+def test_words_that_are_cut_are_refused(tiny, ctx, name: str) -> None:
+    many = Concept("many", "object", "", ("a castle",) * 20)
+    with pytest.raises(IncompatibleError, match="tokens: expected at most 30"):
+        finished("methods", name, many).erase(tiny, many, ctx)

@@ -112,3 +112,11 @@ def test_what_differs_from_the_paper() -> None:
     assert "artists=FILE, the paper's artists1734_prompts.csv" in line
     assert finished("methods", "uce", STYLE, "photo", preserve="a").deviations(STYLE) == ()
     assert finished("methods", "uce", CHURCH, "photo").deviations(CHURCH) == ()
+
+
+@pytest.mark.parametrize(
+    "params", [{"guide": "house " * 31}, {"preserve": f"a cat;{'rose ' * 31}"}]
+)
+def test_texts_that_are_cut_are_refused(tiny, ctx, params) -> None:
+    with pytest.raises(IncompatibleError, match="has 31 tokens: expected at most 30"):
+        finished("methods", "uce", CHURCH, **params).erase(tiny, CHURCH, ctx)

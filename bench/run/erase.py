@@ -15,6 +15,7 @@ from bench.errors import ContractError
 from bench.exclusion import may_mention_minors
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
+from bench.phrases import check_length
 from bench.plan import TRAIN, Cell, digest
 from bench.protocols import Guidance, Method
 from bench.registry import create
@@ -127,6 +128,7 @@ class Eraser:
         shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
         ctx = self.settings.context(cell.erase_key, shared)
         who = f"method {cell.method.name}"
+        check_length(base, cell.concept.phrases)
         with guard(who, **{"the base model": base}):
             method: Method = create("methods", cell.method)
             erased = method.erase(delta.private(base), cell.concept, ctx)
