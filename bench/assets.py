@@ -63,7 +63,7 @@ ASSETS: dict[str, Asset] = {
         about="Inception v3 of 2015 as TorchScript (inception-2015-12-05.pt), for FID and KID",
         source="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
         "inception-2015-12-05.pt",
-        size=0,
+        size=96,
         licence="",
         form="file",
     ),

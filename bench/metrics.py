@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
@@ -52,10 +53,13 @@ def rate(outcomes: Sequence[bool | None]) -> Measurement:
 
 
 def mean(scores: Sequence[Score]) -> Measurement:
-    """Return the mean score, with Student's t interval from two samples on."""
+    """Return the mean score, with Student's t interval from two samples on.
+
+    A score that is not finite counts as unscored.
+    """
     from scipy.special import stdtrit  # slow to import
 
-    values = [s.value for s in scores if s.value is not None]
+    values = [s.value for s in scores if s.value is not None and isfinite(s.value)]
     n, unscored = len(values), len(scores) - len(values)
     if not n:
         return Measurement(None, 0, unscored)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,11 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     found = [mean([Score(float(v)) for v in row]) for row in draws]
     share = sum(m.low < 0 < m.high for m in found) / len(found)
     assert share == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_score_that_is_not_finite_is_unscored() -> None:
+    scores = [Score(1.0), Score(math.nan), Score(3.0), Score(math.inf), Score(None)]
+    assert mean(scores) == replace(mean([Score(1.0), Score(3.0)]), unscored=3)
 
 
 def test_one_value_has_no_interval() -> None:
