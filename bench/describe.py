@@ -56,22 +56,19 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
         yield from _task(name, info.world)
     else:
         cls = registry.load(what, name)
-        card = getattr(cls, "card", None)
-        yield f"{name}: {getattr(card, 'title', 'has no card')}"
-        yield from (line for key in ("paper", "code") if (line := str(getattr(card, key, ""))))
+        yield f"{name}: {cls.card.title}"
+        yield from (str(line) for line in (cls.card.paper, cls.card.code) if line)
         docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
         yield from (line for doc in docs if isinstance(doc, str)
                     for line in _paragraphs(inspect.cleandoc(doc)))  # fmt: skip
-        published = bool(getattr(card, "paper", ""))
-        yield from _values(cls, _Defaults(what, name, model, info, published))
+        yield from _values(cls, _Defaults(what, name, model, info, bool(cls.card.paper)))
 
 
 def _title(kind: Kind, name: str) -> str:
     try:
-        cls = registry.load(kind, name)
+        return str(registry.load(kind, name).card.title)
     except BenchError as exc:
         return f"[broken] {exc}"
-    return str(getattr(getattr(cls, "card", None), "title", "[has no card]"))
 
 
 def _model(name: str) -> Iterator[str]:

@@ -205,8 +205,6 @@ def finished(kind: Kind, name: str, concept: Concept, world: World = "emoji", **
 class NoCard:
     """Has no card."""
 
-    size: int = 3
-
 
 class _OddDoc:
     __doc__ = 3  # type: ignore[assignment]
@@ -217,3 +215,5 @@ class OddCard(_OddDoc):
     """Says things that no terminal should see."""
 
     card: ClassVar = Card("\x1b]0;title\x07 [red]:x:", "")
+
+    size: int = 3

@@ -276,19 +276,19 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
     lines = {line.split()[0]: line for line in said.out.splitlines()}
     assert "No module named 'methods.nowhere'" in lines["broken"]
     assert "SystemExit: by design" in lines["leaves"]
-    assert "has no card" in lines["no-card"]
+    assert "expected a class variable card" in lines["no-card"]
     assert lines["odd"].endswith("\\x1b]0;title\\x07 [red]:x:")
     assert "Erasing Concepts from Diffusion Models" in lines["esd"]
     for name, code, words in (
         ("broken", 3, "No module named 'methods.nowhere'"),
         ("leaves", 3, "SystemExit: by design"),
-        ("no-card", 0, ""),
+        ("no-card", 3, "expected a class variable card"),
         ("odd", 0, ""),
     ):
         shown = cli("show", "methods", name)
         assert (shown.code, shown.err.count("\n")) == (code, int(code > 0))
         assert words in shown.err
-    assert "size: whole number = 3 (default)" in cli("show", "methods", "no-card").out
+    assert "size: whole number = 3 (default)" in cli("show", "methods", "odd").out
 
 
 def test_lists_fit_into_80_columns() -> None:
