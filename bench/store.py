@@ -320,7 +320,7 @@ class Artifacts:
 
     def __init__(self, root: Path | None = None, since: int = 0) -> None:
         default = os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("erasure-bench")
-        self.root, self.since = Path(root or default), since
+        self.root, self.since = Path(root or default).absolute(), since
 
     def check_writable(self) -> None:
         """Fail now rather than after an hour of work.

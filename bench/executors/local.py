@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bench.errors import PluginError
 from bench.plan import Cell
 from bench.report.text import plain
 from bench.run import Erased, Matched, Runner, Settings, judge_images
@@ -26,6 +28,9 @@ from bench.run.erase import erasure_files
 from bench.store import Result, Store
 from bench.tasks import Task
 from bench.workers import Workers
+
+log = logging.getLogger("bench")
+EVERY = 30.0  # seconds between lines, where there is no terminal
 
 
 def run_cells(
@@ -86,10 +91,10 @@ def _picture(runner: Runner, store: Store, result: Result) -> None:
     if runner.settings.keep_images is False or result.status != "ok" or not result.rows:
         return
     path = store.path(result.cell).with_suffix(".png")
-    save_grid(path, result, runner.samples(result.cell, 12))
-
-
-EVERY = 30.0  # seconds between lines, where there is no terminal
+    try:
+        save_grid(path, result, runner.samples(result.cell, 12))
+    except PluginError as exc:
+        log.warning("no picture %s: %s", path, exc)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def main() -> None:
                 answers.write(f"{prompt_id}\n")
         except BenchError as exc:  # the process that asked finds prompts missing, and tries itself
             sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
+            runner = None  # its models may have been changed
         answers.write(DONE)
 
 

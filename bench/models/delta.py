@@ -84,7 +84,10 @@ def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
         if torch.equal(old, after):
             continue
         if not bool(torch.isfinite(after).all()):
-            raise ContractError(f"the erased weights are not finite (nan or inf): {name}")
+            raise ContractError(
+                f"the erased weights are not finite (nan or inf): {name}, "
+                f"{int((~torch.isfinite(after)).sum())} of its {after.numel()} values"
+            )
         changed = old != after
         if bool((after[changed] == 0).all()):
             flat = changed.flatten().cpu()
