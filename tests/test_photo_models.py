@@ -1072,6 +1072,18 @@ def test_files_that_are_no_weights(tmp_path, tiny) -> None:
         assert "\n" not in str(caught.value), name
 
 
+def test_a_damaged_file_is_one_line_of_the_command(cli, tmp_path, tiny) -> None:
+    names = damaged(tmp_path, tiny.pipe.unet.state_dict())
+    for name in ("empty.pt", "more.pt", "loop.pt", "gone.pt", "nothing", "folder.pt", "9-whole.bin",
+                 "lfs.bin", "index.json"):  # fmt: skip
+        assert name in names
+        said = cli("erase", "--model", "tiny-random", "--method", f"external:unet={name}",
+                   "--concept", "church", "--out", "out")  # fmt: skip
+        assert said.code == 2, said
+        assert said.err.strip().startswith("error: ") and said.err.strip().count("\n") == 0
+        assert name in said.err and not (tmp_path / "out").exists()
+
+
 RUN = ("run", "--model", "tiny-random", "--attack", "none", "--task", "church", "--limit", "2")
 
 
