@@ -297,18 +297,21 @@ def test_labels_are_checked_without_any_weights(name, good, bad, message, vit) -
         judge.check(prompts(good, bad), lambda asset: {"style-vit": vit}[asset])
 
 
-def test_a_plan_refuses_labels_that_no_judge_knows(cli, tmp_path, vit) -> None:
+def test_a_plan_refuses_labels_that_no_judge_knows(cli, tmp_path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("text,seed,label\na castle,1,castle\na banksy,2,banksy\n")
-    emoji = ("--task", "retain", "--task", "church")
+    plain = ("plan", "--method", "none", "--attack", "none")
     for args, message in (
-        (("--task", "church"), "emoji-subject: no label is 'banksy'; known: "),
-        (("--task", "church", "--judge", "emoji-style"), "emoji-style: no label is 'castle'"),
+        (
+            ("--task", "retain", "--prompts", str(path)),
+            "emoji-label: no label is 'banksy'; known: ",
+        ),
+        (("--task", "church", "--judge", "emoji-style"), "emoji-style: no label is 'church'"),
     ):
-        said = cli("plan", "--method", "none", "--attack", "none", "--prompts", str(path), *args)
+        said = cli(*plain, *args)
         assert said.code == 2 and said.err.startswith(f"error: {message}"), said.err
         assert said.err.count("\n") == 1
-    assert cli("plan", "--method", "none", "--attack", "none", *emoji).code == 0
+    assert cli(*plain, "--task", "retain", "--task", "church").code == 0
 
 
 # ------------------------------------------------------------- NudeNet, detectors made of a formula
