@@ -800,34 +800,39 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a table
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = _run_app()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+    sys.exit(_run_app())
 
 
 def _run_app() -> int:
     try:
-        code = app(standalone_mode=False) or 0
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
     except BenchError as exc:
         return _failed(exc, exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except UsageError as exc:
         return _misused(exc)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        _mute()
+        return 1
     except OSError as exc:
         if exc.errno is None:  # not the operating system's
             raise
+        _mute()
         where = f"{exc.filename}: " if exc.filename is not None else ""
         return _failed(f"{where}{exc.strerror}; choose another path", StoreError.exit_code)
     if code == 130:
         _say("stopped; what is finished is kept. Give the same command again to go on.", err)
-    return int(code)
+    return code
+
+
+def _mute() -> None:
+    """Send what can no longer be printed nowhere, so that leaving does not fail on it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(reason: object, code: int) -> int:

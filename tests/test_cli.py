@@ -378,6 +378,17 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.stdout.startswith("church: target")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", "list", "models"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 5
+    assert done.stderr == "error: No space left on device; choose another path\n"
+
+
 def test_letters_that_the_terminal_lacks_are_no_error() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "report", "--results",

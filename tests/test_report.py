@@ -165,6 +165,10 @@ def test_attacks_beyond_the_prompt_and_other_judges_have_tables_of_their_own() -
     (only,) = cer_tables([plain, beyond])
     assert "beyond the prompt" in only.title
     other = replace(plain, measurements={"asr-clip": rate([True] * 4)})
+    failed = replace(
+        twin(plain, task="tench"), status="failed", measurements={}, rows=(), reason="no luck"
+    )
+    assert [len(t.lines) for t in cer_tables([plain, twin(other, seed=1), failed])] == [2, 1]
     tables = cer_tables([plain, other])
     assert [shown(t)[0][2][:4] for t in tables] == ["1.00", "0.00"]
     assert "asr-clip" in tables[1].title

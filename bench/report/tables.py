@@ -37,21 +37,21 @@ def cer_tables(results: Iterable[Result]) -> list[Table]:
     Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
     retain and benign tasks of models that no target task is there for.
     """
-    records = list(results)
-    targets, others = _roles(records)
+    targets, others = _roles(list(results))
+    known = {r.cell.task: metric for r in targets if (metric := judged(r))}
+    metrics = list(dict.fromkeys(filter(None, map(judged, targets)))) or ["asr"]
     tables = []
-    for metric in list(dict.fromkeys(m for r in targets if (m := judged(r)))) or ["asr"]:
-        mine = [r for r in targets if judged(r) in {metric, None}]
+    for metric in metrics if targets else ():
+        mine = [r for r in targets if (judged(r) or known.get(r.cell.task, metrics[0])) == metric]
+        plain = [r for r in mine if r.cell.attack.name == "none"]
+        prompts = [r for r in mine if r.cell.attack.name != "none" and r.space == "prompt"]
         beyond = [r for r in mine if r.cell.attack.name != "none" and r.space != "prompt"]
-        on_prompts = [r for r in mine if r not in beyond]
-        plain = [r for r in on_prompts if r.cell.attack.name == "none"]
         name = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
-        if len(on_prompts) > len(plain) or (plain and not beyond):
-            tables.append(_cer_table(on_prompts, others, name))
+        if prompts or not beyond:
+            tables.append(_cer_table([*plain, *prompts], others, name))
         if beyond:
-            tables.append(
-                _cer_table([*plain, *beyond], others, f"{name}, attacks beyond the prompt")
-            )
+            title = f"{name}, attacks beyond the prompt"
+            tables.append(_cer_table([*plain, *beyond], others, title))
     beside = {model_key(r) for r in targets}
     alone = [r for r in others if model_key(r) not in beside]
     return [*tables, *([kept_table(alone)] if alone else [])]
@@ -281,8 +281,10 @@ def _cer_table(targets: Sequence[Result], others: Sequence[Result], title: str) 
 
 def _roles(records: Sequence[Result]) -> tuple[list[Result], list[Result]]:
     """Split records into those of target tasks and those of retain and benign tasks."""
-    targets = [r for r in records if _is_target(r)]
-    return targets, [r for r in records if r not in targets]
+    sides: tuple[list[Result], list[Result]] = ([], [])
+    for r in records:
+        sides[0 if _is_target(r) else 1].append(r)
+    return sides
 
 
 def _is_target(r: Result) -> bool:
