@@ -106,6 +106,7 @@ class Store:
 
     def __init__(self, root: Path, since: int = 0) -> None:
         self.root, self.since = root, since
+        self._said: set[Path] = set()
 
     def path(self, cell: Cell) -> Path:
         """Return where the cell's record lives, readable by a person."""
@@ -130,12 +131,17 @@ class Store:
         except NewerError:
             raise
         except StoreError as exc:
-            log.warning("computed again: %s", exc)
+            self._again(path, str(exc))
             return None
         if found.cell.id != cell.id:
-            log.warning("computed again: %s holds the record of another cell", path)
+            self._again(path, f"{path} holds the record of another cell")
             return None
         return found if path.stat().st_mtime_ns >= self.since else None
+
+    def _again(self, path: Path, why: str) -> None:
+        if path not in self._said:
+            self._said.add(path)
+            log.warning("computed again: %s", why)
 
     @staticmethod
     def read(path: Path) -> Result:

@@ -144,7 +144,8 @@ class _Worker:
 
     def obituary(self) -> str:
         """Say how it ended."""
-        said = f": {self.said[-1][:300]}" if self.said else ""
+        line = self.said[-1][:300] if self.said else ""
+        said = ": " + "".join(c for c in line if c.isprintable()) if line else ""
         return f"a worker (process {self.process.pid}) ended with {self.process.wait()}{said}"
 
 

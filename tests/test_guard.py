@@ -137,6 +137,19 @@ def call_again(run: Any) -> Result:
     return run.runner.run(cell_of())
 
 
+def test_no_memory_fails_the_cell_and_the_matrix_goes_on(settings, monkeypatch) -> None:
+    runner = Runner(settings)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.models.delta.apply", full)
+        result = runner.run(cell_of())
+    assert (result.status, result.reason[:35]) == ("failed", "out of memory: CUDA out of memory; ")
+    assert runner.run(cell_of()).status == "ok"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_interrupt_stops_the_run(run, family: str) -> None:
     def interrupt(*_: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 
+import torch
+
 from bench.errors import ContractError, IncompatibleError, PluginError, SpecError
 from bench.metrics import Measurement, rate
 from bench.models.diffusers import DiffusersModel
@@ -58,6 +60,10 @@ class Runner:
                 self._eraser.forget()
                 self._images.keep_only("")
             return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
+        except torch.OutOfMemoryError as exc:
+            self._eraser.forget()
+            reason = f"out of memory: {str(exc).partition('. ')[0]}; give --dtype bf16 or a larger device"
+            return Result(cell, "failed", reason=reason, space=space)
 
     def _run(self, cell: Cell) -> Result:
         seconds: dict[str, float] = {}
