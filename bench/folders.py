@@ -34,9 +34,11 @@ def check(folder: Path) -> int:
     if not kind.startswith("StableDiffusionPipeline"):
         raise SpecError(f"{folder} is a {kind}: expected a StableDiffusionPipeline (SD 1 or 2)")
     for part, classes in CLASSES.items():
-        _, own = index.get(part) or (None, None)
+        own = class_of(index, part)
         if own not in classes:
             raise SpecError(f"{folder}: its {part} is {own or 'missing'}, expected a {classes[0]}")
+    if not class_of(index, "scheduler"):
+        raise SpecError(f"{folder}: its scheduler is missing, expected the name of one")
     if gone := list(missing(folder)):
         raise SpecError(f"{folder} is no whole diffusers model: it has no {'; no '.join(gone)}")
     unet, text, vae = (_json(folder / part / "config.json", folder) for part in PARTS)
@@ -53,11 +55,17 @@ def check(folder: Path) -> int:
         )
     if more := unet.get("addition_embed_type") or unet.get("class_embed_type"):
         raise SpecError(f"{folder}: the denoiser takes more than text ({more}): expected SD 1 or 2")
-    if not isinstance(side := unet.get("sample_size"), int):
+    if not isinstance(side := unet.get("sample_size"), int) or side < 8:
         raise SpecError(
-            f"{folder}/unet/config.json: expected a number as sample_size, got {side!r}"
+            f"{folder}/unet/config.json: expected 8 or more as sample_size, got {side!r}"
         )
     return side
+
+
+def class_of(index: dict[str, Any], part: str) -> str:
+    """Return the class that a ``model_index.json`` names for a part, or an empty word."""
+    named = index.get(part)
+    return str(named[-1] or "") if isinstance(named, list) and named else ""
 
 
 def missing(folder: Path) -> Iterator[str]:

@@ -102,7 +102,19 @@ ODD = {
     ),
     "no size": (
         lambda f: change(f / "unet" / "config.json", sample_size=None),
-        "expected a number as sample_size, got None",
+        "expected 8 or more as sample_size, got None",
+    ),
+    "no image": (
+        lambda f: change(f / "unet" / "config.json", sample_size=0),
+        "expected 8 or more as sample_size, got 0",
+    ),
+    "no class": (
+        lambda f: change(f / "model_index.json", unet="UNet2DConditionModel"),
+        "its unet is missing, expected a UNet2DConditionModel",
+    ),
+    "no kind of scheduler": (
+        lambda f: change(f / "model_index.json", scheduler=[]),
+        "its scheduler is missing, expected the name of one",
     ),
     "no tokenizer": (
         lambda f: shutil.rmtree(f / "tokenizer"),
@@ -160,6 +172,8 @@ TEXT = "text_encoder/model.safetensors"
         (TEXT, without("token_embedding.weight"), "text_encoder: 1 of 36 weights are missing"),
         (UNET, lambda f, n: save_file(load_file(f / n) | {"lora.up": torch.zeros(1)}, f / n),
          "unet: 1 weights are not in the model that its config.json describes: lora.up"),
+        (UNET, lambda f, n: save_file({k: t.to(torch.int8) for k, t in load_file(f / n).items()}, f / n),
+         r"unet: conv_in.weight is quantised \(torch.int8\); expected floats"),
         ("unet/config.json", lambda f, n: change(f / n, block_out_channels=[16, 64]),
          r"unet: \d+ of \d+ weights are missing or of another shape"),
         ("unet/config.json", lambda f, n: change(f / n, down_block_types=["NoBlock", "DownBlock2D"]),
@@ -317,6 +331,12 @@ def hub(tmp_path, tiny, monkeypatch):
 
 
 def test_a_hub_model_from_the_cache(hub, tiny) -> None:
+    """Its folder names a safety checker and a feature extractor, as Stable Diffusion's does."""
+    change(
+        hub / "model_index.json",
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )
     assert revision("a/tiny") == COMMIT
     model = load_model("a/tiny")
     assert all(torch.equal(a, b) for a, b in _pairs(model, tiny))
@@ -325,12 +345,15 @@ def test_a_hub_model_from_the_cache(hub, tiny) -> None:
     assert revision("sd14") == "133a221b8aa7292a167afc5127cb63fb5005638b"
 
 
-def test_a_hub_model_that_is_half_there(hub) -> None:
-    (hub / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+@pytest.mark.parametrize(
+    "file",
+    ["vae/diffusion_pytorch_model.safetensors", "unet/config.json", "tokenizer/tokenizer.json",
+     "scheduler/scheduler_config.json"],
+)  # fmt: skip
+def test_a_hub_model_that_is_half_there(hub, file: str) -> None:
+    (hub / file).unlink()
     assert revision("a/tiny") == "a/tiny"
-    with pytest.raises(
-        AssetError, match=r"a/tiny has no vae/diffusion_pytorch_model.saf.*--model /path"
-    ):
+    with pytest.raises(AssetError, match=rf"a/tiny has no {Path(file).parent}/.*--model /path"):
         load_model("a/tiny")
     with pytest.raises(AssetError, match=r"a/none is not here, and cannot fetch a/none.*--model"):
         settle("a/none")

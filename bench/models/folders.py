@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from bench.errors import AssetError, SpecError
-from bench.folders import PARTS
+from bench.folders import PARTS, class_of
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DiffusersModel
 
@@ -43,7 +43,8 @@ def load_folder(
         modules: dict[str, Any] = {part: _module(part, folder / part) for part in PARTS}
         tokenizer = CLIPTokenizerFast.from_pretrained(folder / "tokenizer")
         index = json.loads((folder / "model_index.json").read_bytes())
-        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
+        kind = getattr(diffusers, class_of(index, "scheduler"))
+        scheduler = kind.from_pretrained(folder / "scheduler")
     except Exception as exc:  # the libraries raise anything on a configuration they do not know
         raise AssetError(f"cannot load {folder}: {type(exc).__name__}: {first_line(exc)}") from exc
     for part, module in modules.items():
@@ -93,6 +94,8 @@ def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> 
             f"{where}: {len(more)} weights are not in the model that its config.json describes: "
             f"{', '.join(more[:3])}"
         )
+    if odd := [name for name in mine if not found[name].is_floating_point()]:
+        raise AssetError(f"{where}: {odd[0]} is quantised ({found[odd[0]].dtype}); expected floats")
     new = {name: found[bare].to(dtype, copy=True) for bare, (name, _) in mine.items()}
     module.load_state_dict(new, assign=True)
     module.to(dtype)
@@ -125,10 +128,12 @@ def text_width(tensors: Tensors, path: str) -> int:
     Raises:
         SpecError: It is no checkpoint of Stable Diffusion 1 or 2.
     """
+    first = tensors.get(f"{_LDM['unet']}input_blocks.0.0.weight")
     found = next(
         (t for n, t in tensors.items() if n.startswith(_LDM["unet"]) and "attn2.to_k" in n), None
     )
-    if found is None or not any(n.startswith(_LDM["text_encoder"]) for n in tensors):
+    text = any(name.startswith(_LDM["text_encoder"]) for name in tensors)
+    if first is None or found is None or not text or first.dim() != 4 or found.dim() != 2:
         if any(name.startswith("conditioner.") for name in tensors):
             raise SpecError(f"{path} is a Stable Diffusion XL: expected Stable Diffusion 1 or 2")
         raise SpecError(
@@ -136,7 +141,7 @@ def text_width(tensors: Tensors, path: str) -> int:
             f"{', '.join(f'{prefix}*' for prefix in _LDM.values())}, got "
             f"{', '.join(list(tensors)[:3])}. A denoiser alone goes with --unet"
         )
-    channels = tensors[f"{_LDM['unet']}input_blocks.0.0.weight"].shape[1]
+    channels = first.shape[1]
     if channels in {8, 9}:
         kind = "an inpainting" if channels == 9 else "an image-editing"
         raise SpecError(f"{path}: the denoiser takes {channels} channels: {kind} model?")
