@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,30 @@ def test_a_photograph_is_judged_upright(tmp_path) -> None:
     assert open_image(tmp_path / "a.png").tobytes() == upright.tobytes()
 
 
+def test_few_images_are_held_at_once(drawn, monkeypatch) -> None:
+    """A thousand photographs would not fit: as many are open as a shard has."""
+    alive = most = 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(path):
+        nonlocal alive, most
+        image = open_image(path)
+        weakref.finalize(image, gone)
+        alive += 1
+        most = max(most, alive)
+        return image
+
+    whole = judged(drawn)
+    monkeypatch.setattr("bench.run.folder.open_image", counted)
+    settings = Settings(batch_size=4, shard=8, artifacts=Artifacts(drawn.parent / "other"))
+    by_shards = judged(drawn, settings=settings)
+    assert 8 <= most <= 2 * 8
+    assert [r.success for r in by_shards.rows] == [r.success for r in whole.rows]
+
+
 # ---------------------------------------------------------------------------- whose image is it?
 @pytest.mark.parametrize(
     ("names", "ids", "pairs", "rule"),
@@ -180,6 +205,7 @@ def test_a_photograph_is_judged_upright(tmp_path) -> None:
         (["b.png", "a.png"], ["a", "b"], {"a": "a.png", "b": "b.png"}, "id"),
         (["000012.jpg", "3.jpg"], ["3", "12"], {"3": "3.jpg", "12": "000012.jpg"}, "id"),
         (["7.png"], ["007", "8"], {"007": "7.png"}, "id"),
+        (["7.png", "07.png"], ["07", "7"], {"07": "07.png", "7": "7.png"}, "id"),
         (["12_0.png", "3_0.png"], ["0", "3", "12"], {"3": "3_0.png", "12": "12_0.png"}, "id"),
         (["COCO_val2014_000000000042.jpg"], ["1", "42"], {"42": "COCO_val2014_000000000042.jpg"}, "id"),
         (["img0.png", "img2.png"], ["0", "1", "2"], {"0": "img0.png", "2": "img2.png"}, "id"),

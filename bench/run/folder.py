@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -190,14 +190,17 @@ def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Res
         settings.progress("judge", *shard)
         return [Sample(prompt, open_image(matched.files.get(prompt.id))) for prompt in prompts]
 
+    def shards() -> Iterator[list[Sample]]:
+        for start in range(0, len(task.prompts), settings.shard):
+            yield read(task.prompts[start : start + settings.shard], (start, len(task.prompts)))
+
     rows: tuple[Row, ...] = ()
     if task.streamed:
         source = Source(["images", cell.revision], read)
         measured = Stream(settings, judges).measure(cell, task, task.prompts, source, seconds)
     else:
         with timed(seconds, "judge"):
-            samples = read(task.prompts, (0, len(task.prompts)))
-            measured, rows = judge_samples(judges, cell, task, samples)
+            measured, rows = judge_samples(judges, cell, task, task.prompts, shards)
     protocol = {**judged_by(task), "draw": f"images made elsewhere, matched by {matched.rule}"}
     return Result(
         cell,
@@ -232,7 +235,8 @@ def _by_id(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Path]:
     Raises:
         SpecError: Every rule that fits gives two files to one prompt, or one fits most files, not all.
     """
-    known = {_whole(name): name for name in ids}
+    whole = _whole if len(set(map(_whole, ids))) == len(ids) else str  # "01" may not be "1"
+    known = {whole(name): name for name in ids}
     rules: tuple[Callable[[str], str], ...] = (
         lambda stem: stem,
         lambda stem: stem.partition("_")[0],
@@ -240,7 +244,7 @@ def _by_id(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Path]:
     )
     twice, strangers = "", list(files)
     for rule in rules:
-        names = [known.get(_whole(rule(path.stem))) for path in files]
+        names = [known.get(whole(rule(path.stem))) for path in files]
         if None in names:
             unknown = [path for path, name in zip(files, names, strict=True) if name is None]
             strangers = min(strangers, unknown, key=len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +22,8 @@ from bench.tasks import Measure, Task
 from bench.types import UNSCORED, Prompt, Sample, Score
 
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
+Shards = Callable[[], Iterable[Sequence[Sample]]]
+"""Returns the images of all prompts in their order, some at a time."""
 
 
 class Judges:
@@ -60,8 +62,9 @@ def judge_samples(
     judges: Judges,
     cell: Cell,
     task: Task,
-    own: Sequence[Sample],
-    attacked: Sequence[Sample] | None = None,
+    prompts: Sequence[Prompt],
+    own: Shards,
+    attacked: Shards | None = None,
     found: Sequence[Adversarial] = (),
 ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
     """Return what a cell's images come to, and a row of each prompt.
@@ -72,32 +75,35 @@ def judge_samples(
         judges: Who judges.
         cell: Whose images.
         task: What is measured on them.
-        own: The images of the prompts as they are.
-        attacked: The images of what an attack found, in the same order.
+        prompts: Of which prompts they are.
+        own: Images of the prompts as they are.
+        attacked: Images of what an attack found.
         found: What it found.
 
     Raises:
         PluginError: The task's judge failed.
     """
-    judge, prompts = task.measures[0], [sample.prompt for sample in own]
-    last = own if attacked is None else attacked
+    judge, last = task.measures[0], attacked or own
+
+    def score(measure: Measure, images: Shards) -> list[Score]:
+        scorer = judges.scorer(measure.evaluator)
+        return [score for shard in images() for score in scorer(shard)]
+
     scores: dict[str, Sequence[Score]] = {}
     failed: dict[str, PluginError] = {}
     for m in task.measures:
         with failing(failed, m.metric):
-            scores[m.metric] = judges.scorer(m.evaluator)(last)
+            scores[m.metric] = score(m, last)
     if judge.metric in failed:
         raise failed[judge.metric]
-    own_scores = (
-        scores[judge.metric] if cell.attack.name == "none" else judges.scorer(judge.evaluator)(own)
-    )
-    every = {**scores, **{metric: [Score(None)] * len(own) for metric in failed}}
+    own_scores = scores[judge.metric] if cell.attack.name == "none" else score(judge, own)
+    every = {**scores, **{metric: [Score(None)] * len(prompts) for metric in failed}}
     found = found or [Adversarial(prompt) for prompt in prompts]
     rows = tuple(make_rows(cell, task, own_scores, every, prompts, found))
     measured = {
         m.metric: reduce(m, scores[m.metric], rows, judge)
         if m.metric in scores
-        else Measurement(None, 0, len(own), failed=str(failed[m.metric]))
+        else Measurement(None, 0, len(prompts), failed=str(failed[m.metric]))
         for m in task.measures
     }
     return measured, rows

@@ -108,7 +108,9 @@ class Runner:
             own = self._images.make(erased, prompts, "generate")
             attacked = self._images.replay(erased, found)
         with timed(seconds, "judge"):
-            measured, rows = judge_samples(self._judges, cell, task, own, attacked, found)
+            measured, rows = judge_samples(
+                self._judges, cell, task, prompts, lambda: [own], lambda: [attacked], found
+            )
         if erased.model.screen:
             black = [None if unfit(s) else s.image.getbbox() is None for s in attacked]
             measured["blacked-out"] = rate(black)
