@@ -285,7 +285,7 @@ def test_cce_leaves_prompts_that_succeed_alone(tiny, ctx) -> None:
     assert all(a.embedding is not None for a in others)
 
 
-@pytest.mark.parametrize("method", [NegativePrompt(), SLD(), SafetyChecker()])
+@pytest.mark.parametrize("method", [NegativePrompt(), SLD(text=""), SafetyChecker()])
 def test_cce_refuses_erasures_in_the_sampler(tiny, ctx, method) -> None:
     if isinstance(method, SafetyChecker):
         tiny.screen = lambda images: images
