@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bench import Card, Concept, Context, Model
+from bench import Card, Concept, Context, Model, SpecError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class External:
             loaded = load_part(model.pipe, part, path)
             changed += loaded.changed
             model.notes[f"{part}_tensors"] = loaded.tensors
-            if loaded.layout != "weights":
+            if loaded.layout == "LoRA":
+                if loaded.elsewhere and self.unet != self.text_encoder:
+                    raise SpecError(  # one training made both: half of it is another method
+                        f"{path} has {loaded.elsewhere} tensors for another part as well: give it "
+                        "with --unet and --text-encoder"
+                    )
                 model.notes[f"{part}_layout"] = loaded.layout
             if loaded.elsewhere:
                 model.notes[f"{part}_elsewhere"] = loaded.elsewhere

@@ -27,13 +27,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers.models import BPE
 
 from bench import AssetError, Concept, IncompatibleError, Prompt, SpecError
-from bench.catalog import model_info, revision, settle
+from bench.catalog import HUB_FILES, model_info, revision, settle
 from bench.models import delta, load_model, loading
 from bench.models.checkpoints import compvis_names, load_part, read_tensors
 from bench.plan import erasure_cell
 from bench.registry import ROOT, Ref
 from bench.store import Store
 from bench.types import SamplerNoise
+from methods.external import External
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -316,15 +317,43 @@ def test_a_folder_is_read_in_its_type(tmp_path, tiny) -> None:
     assert not any(p.is_meta for part in parts for p in (*part.parameters(), *part.buffers()))
 
 
+def _cached(root: Path, model, name: str) -> Path:
+    """Write what is fetched of a repository that is laid out as Stable Diffusion's on the hub."""
+    whole, snapshot = root / "whole", root / "hub" / name / "snapshots" / COMMIT
+    model.pipe.save_pretrained(whole)
+    index = json.loads((whole / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (whole / "model_index.json").write_text(json.dumps(index))
+    more = (
+        "README.md",
+        "sd-v1-4.ckpt",
+        "feature_extractor/preprocessor_config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    )
+    for file in more:
+        (whole / file).parent.mkdir(exist_ok=True)
+        (whole / file).write_text("{}")
+    files = [f for f in whole.rglob("*") if f.is_file()]
+    for file in (f.relative_to(whole) for f in files):
+        if any(fnmatch(file.as_posix(), pattern) for pattern in HUB_FILES):
+            (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+            (snapshot / file).write_bytes((whole / file).read_bytes())
+    assert not (snapshot / "feature_extractor").exists()
+    (root / "hub" / name / "refs").mkdir()
+    (root / "hub" / name / "refs" / "main").write_text(COMMIT)
+    return root / "hub" / name
+
+
 @pytest.fixture
 def hub(tmp_path, tiny, monkeypatch):
     """Return the commit's folder of ``a/tiny`` in a hub cache without network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    repo = tmp_path / "hub" / "models--a--tiny"
-    tiny.pipe.save_pretrained(repo / "snapshots" / COMMIT)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(COMMIT)
+    repo = _cached(tmp_path, tiny, "models--a--tiny")
     revision.cache_clear()
     yield repo / "snapshots" / COMMIT
     revision.cache_clear()
@@ -365,10 +394,7 @@ def test_a_hub_model_is_fetched_without_pickles(hub, tiny, monkeypatch) -> None:
 
     def download(**kwargs):
         asked.append(kwargs)
-        repo = hub.parents[2] / "models--b--other"
-        tiny.pipe.save_pretrained(repo / "snapshots" / COMMIT)
-        (repo / "refs").mkdir()
-        (repo / "refs" / "main").write_text(COMMIT)
+        repo = _cached(hub.parents[3], tiny, "models--b--other")
         return str(repo / "snapshots" / COMMIT)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -914,7 +940,7 @@ def test_lora_is_fused(tmp_path, tiny, layout: str) -> None:
         assert torch.allclose(weights[name].double(), want, atol=1e-4), name
 
 
-def test_lora_that_cannot_be_fused_says_why(tmp_path, tiny) -> None:
+def test_lora_that_cannot_be_fused_says_why(tmp_path, tiny, ctx) -> None:
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     width = tiny.pipe.unet.get_parameter(f"{name}.weight").shape
     a, b = torch.ones(2, width[1]), torch.ones(width[0], 2)
@@ -959,8 +985,18 @@ def test_lora_that_cannot_be_fused_says_why(tmp_path, tiny) -> None:
             load_part(tiny.pipe, "unet", tmp_path / "adapter_model.safetensors")
     assert all(torch.equal(x, y) for x, y in _pairs(tiny, load_model("tiny-random")))
     save_file(plain | te, tmp_path / "both.safetensors")
-    assert load_part(tiny.copy().pipe, "unet", tmp_path / "both.safetensors").elsewhere == 2
-    assert load_part(tiny.copy().pipe, "text_encoder", tmp_path / "both.safetensors").tensors == 1
+    both = tmp_path / "both.safetensors"
+    assert load_part(tiny.copy().pipe, "unet", both).elsewhere == 2
+    assert load_part(tiny.copy().pipe, "text_encoder", both).tensors == 1
+    church = Concept("church", "object")
+    message = (
+        "both.safetensors has 2 tensors for another part as well: give it with --unet and --text"
+    )
+    for method in (External(unet=both), External(text_encoder=both)):
+        with pytest.raises(SpecError, match=message):
+            method.erase(tiny.copy(), church, ctx)
+    erased = External(both, both).erase(tiny.copy(), church, ctx)
+    assert (erased.notes["unet_layout"], erased.notes["text_encoder_tensors"]) == ("LoRA", 1)
 
 
 def test_text_encoder_with_and_without_its_old_prefix(tmp_path, tiny, erased) -> None:
