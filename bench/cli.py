@@ -103,6 +103,14 @@ Workers = Annotated[
     ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Compute again what is there already, records and cached pieces; if it is stopped, "
+        "the same command resumes.",
+    ),
+]
 
 
 class What(StrEnum):
@@ -163,14 +171,7 @@ def run(
             "are blurred in any case.",
         ),
     ] = False,
-    fresh: Annotated[
-        bool,
-        typer.Option(
-            "--fresh",
-            help="Compute again what is there already, records and cached pieces; if it is stopped, "
-            "the same command resumes.",
-        ),
-    ] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
@@ -302,6 +303,7 @@ def judge_(
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     results: Results = RESULTS,
+    fresh: Fresh = False,
 ) -> None:
     """Judge images that were made elsewhere, as a task's own; no model is needed.
 
@@ -315,9 +317,9 @@ def judge_(
     """
     from bench.report.tables import cer_tables
     from bench.run import Settings, plan_folder
-    from bench.store import Store
+    from bench.store import Artifacts, Store
 
-    given, store = _given(asset), Store(results)
+    given = _given(asset)
     cell, what, matched = plan_folder(
         folder,
         task,
@@ -329,6 +331,8 @@ def judge_(
         label=label,
         in_order=in_order,
     )
+    since = Artifacts().begin([cell.id], fresh=fresh)
+    store, cache = Store(results, since), Artifacts(since=since)
     store.check_writable()
 
     import torch
@@ -336,9 +340,10 @@ def judge_(
     from bench.executors.local import judge_cell
 
     _check_device(device, torch)
-    settings = Settings(device, batch_size, assets=given)
+    settings = Settings(device, batch_size, artifacts=cache, assets=given)
     _say(f"{what.world} world, {what.name}: {matched}", err)
     record, known = judge_cell(cell, what, matched, store, settings, err)
+    cache.end([cell.id])
     for table in cer_tables([record]):
         _print_table(table, Format.terminal)
     _say(f"{'It was there already. ' if known else ''}Record: {store.path(cell)}")

@@ -315,6 +315,12 @@ def test_bench_judge(cli, drawn, tmp_path) -> None:
     again = cli("judge", str(drawn), "--task", "church", "--label", "rival", "--results", "r")
     assert again.code == 0 and "It was there already" in again.out
     assert record.read_bytes() == before
+    record.write_bytes(before.replace(b'"rival"', b'"rival" '))
+    fresh = cli(
+        "judge", str(drawn), "--task", "church", "--label", "rival", "--results", "r", "--fresh"
+    )
+    assert fresh.code == 0 and "there already" not in fresh.out
+    assert b'"rival" ' not in record.read_bytes()
     assert cli("report", "--results", "r").code == 0
     assert not list(Path("r").rglob("*.png")) and not list((tmp_path / "cache").rglob("*.png"))
 
