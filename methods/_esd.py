@@ -80,6 +80,8 @@ class EsdObjective:
             self._trajectory = self._denoise(student, last)
         self.calls += 1
         x = torch.stack([self._trajectory[int(k)][1][i] for i, k in enumerate(stops)])
+        if self.alignment == "exact":  # the model's own schedule says which timesteps these are
+            t = torch.stack([self._trajectory[int(k)][0] for k in stops])
         t = t.to(student.device)
         with torch.no_grad():
             both = self.teacher.predict_noise(

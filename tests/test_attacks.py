@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fakes import float64_text
 
 from attacks._token_search import PRESETS, Adam, adam_step, arrange, decode
 from attacks.p4d import P4D, NearestSearch
@@ -118,6 +119,7 @@ def test_assembly_equals_encoding_the_ids(tiny, ctx, insertion) -> None:
     assert torch.allclose(embeddings, search.table[torch.tensor([ids])], atol=1e-6)
 
 
+@float64_text
 def test_one_iteration_is_the_straight_through_gradient(tiny, ctx) -> None:
     """Draws in the official order from a stream that the image's latents have advanced."""
     attack = UnlearnDiff(tokens=3, lr=0.02)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import finished
+from fakes import finished, float64_text
 
 from bench import Concept, IncompatibleError
 from bench.registry import Ref, resolved
@@ -58,6 +58,7 @@ def test_uce_minimises_its_objective(tiny, ctx, mode: str, concept: Concept) -> 
         assert torch.allclose(after[name], best, atol=2e-6), name  # float32 storage
 
 
+@float64_text
 def test_uce_satisfies_its_normal_equations(tiny, ctx) -> None:
     tiny.pipe.unet.double()
     tiny.pipe.text_encoder.double()
