@@ -121,19 +121,19 @@ def test_a_noisy_step_beyond_the_library_follows_the_formula() -> None:
     assert negative  # the absolute value was needed
 
 
-def test_images_with_noise_depend_on_their_own_noise_only(tiny) -> None:
-    def pixels(prompts, noise):
-        return [image.tobytes() for image in tiny.generate(prompts, noise=noise)]
+def gap(a, b) -> int:
+    """Return the largest difference between two lists of images; 1 is rounding."""
+    pairs = zip(a, b, strict=True)
+    return max(int(np.abs(np.asarray(x, int) - np.asarray(y, int)).max()) for x, y in pairs)
 
+
+def test_images_with_noise_depend_on_their_own_noise_only(tiny) -> None:
     quiet = [SamplerNoise(0.0, 1.0, i) for i in range(3)]
-    assert pixels(PROMPTS, quiet) == [im.tobytes() for im in tiny.generate(PROMPTS)]  # plain DDIM
+    assert gap(tiny.generate(PROMPTS, noise=quiet), tiny.generate(PROMPTS)) <= 1  # plain DDIM
     loud = [SamplerNoise(1.5, 1.02, i) for i in range(3)]
-    alone = tiny.generate(PROMPTS[1:2], noise=loud[1:2])[0]
-    together = tiny.generate(PROMPTS, noise=loud)[1]
-    gap = np.abs(np.array(alone, dtype=int) - np.array(together, dtype=int)).max()
-    assert gap <= 1  # rounding
-    (other,) = tiny.generate(PROMPTS[1:2], noise=loud[:1])
-    assert np.abs(np.array(alone, dtype=int) - np.array(other, dtype=int)).max() > 10
+    alone = tiny.generate(PROMPTS[1:2], noise=loud[1:2])
+    assert gap(alone, tiny.generate(PROMPTS, noise=loud)[1:2]) <= 1
+    assert gap(alone, tiny.generate(PROMPTS[1:2], noise=loud[:1])) > 10
 
 
 # ------------------------------------------------------------------ noise probe
@@ -198,14 +198,14 @@ def test_a_learned_token_stands_where_the_concept_is_named(tiny) -> None:
     assert len(slots(tiny, "church " * 50, CHURCH)[0]) == 32
 
 
-def test_cce_steps_are_adamws_on_the_written_out_loss(tiny, ctx) -> None:
-    original = tiny.copy()
+def test_cce_steps_are_adamws_on_the_written_out_loss(exact, ctx) -> None:
+    original = exact.copy()
     with torch.no_grad():
-        for p in tiny.parameters("full").values():
+        for p in exact.parameters("full").values():
             p.mul_(1.1)
-    before = {k: v.clone() for k, v in tiny.pipe.text_encoder.state_dict().items()}
-    before |= {k: v.clone() for k, v in tiny.pipe.unet.state_dict().items()}
-    token, _ = QUICK.resolve(CHURCH, "emoji")._token(target(tiny, original), ctx)
+    before = {k: v.clone() for k, v in exact.pipe.text_encoder.state_dict().items()}
+    before |= {k: v.clone() for k, v in exact.pipe.unet.state_dict().items()}
+    token, _ = QUICK.resolve(CHURCH, "emoji")._token(target(exact, original), ctx)
 
     sentences = _TEMPLATES["object"]
     pictures = original.generate(
@@ -214,9 +214,9 @@ def test_cce_steps_are_adamws_on_the_written_out_loss(tiny, ctx) -> None:
             for i in range(3)
         ]
     )
-    x0 = [tiny.encode_images([f(p) for p in pictures]) for f in (lambda p: p, ImageOps.mirror)]
-    table, tok = tiny.pipe.text_encoder.get_input_embeddings().weight, tiny.pipe.tokenizer
-    (start,), (word,) = tiny.token_ids(["thing"])[0], tiny.token_ids(["church"])[0]
+    x0 = [exact.encode_images([f(p) for p in pictures]) for f in (lambda p: p, ImageOps.mirror)]
+    table, tok = exact.pipe.text_encoder.get_input_embeddings().weight, exact.pipe.tokenizer
+    (start,), (word,) = exact.token_ids(["thing"])[0], exact.token_ids(["church"])[0]
     v = table[start].clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([v], lr=0.05, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
     rng = torch.Generator().manual_seed(ctx.seed("cce", "train"))
@@ -228,22 +228,22 @@ def test_cce_steps_are_adamws_on_the_written_out_loss(tiny, ctx) -> None:
             )
             noise = torch.randn(2, 4, 8, 8, generator=rng)
             for i in range(2):
-                a = tiny.alphas[t[i]]
+                a = exact.alphas[t[i]]
                 x = a.sqrt() * x0[side[i]][which[i]] + (1 - a).sqrt() * noise[i]
                 ids = tok(
                     sentences[said[i]].format("church"), padding="max_length", max_length=32
                 ).input_ids
                 rows = torch.stack([v if j == word else table[j] for j in ids])
-                e = tiny.predict_noise(x[None], t[i][None], tiny.encode_embeddings(rows[None]))
+                e = exact.predict_noise(x[None], t[i][None], exact.encode_embeddings(rows[None]))
                 loss = loss + ((e - noise[i]) ** 2).mean() / 4
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert not torch.allclose(token, table[start], atol=0.05)
-    assert torch.allclose(token, v.detach(), atol=1e-4)
-    after = {**tiny.pipe.text_encoder.state_dict(), **tiny.pipe.unet.state_dict()}
+    assert not torch.allclose(token, table[start].float(), atol=0.05)
+    assert torch.allclose(token, v.detach().float(), atol=1e-4)
+    after = {**exact.pipe.text_encoder.state_dict(), **exact.pipe.unet.state_dict()}
     assert all(torch.equal(before[k], after[k]) for k in before)  # only v has changed
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.pipe.unet.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in exact.pipe.unet.parameters())
 
 
 def test_cce_learns_once_pays_once_and_counts_every_pass(tiny, tmp_path) -> None:
@@ -449,12 +449,12 @@ def test_relearning_lowers_the_loss_on_its_own_pictures(tiny, ctx) -> None:
     assert len(found[0].trace["losses"]) == 3
 
 
-def test_relearning_moves_its_parameter_group_by_adamw(tiny, ctx) -> None:
+def test_relearning_moves_its_parameter_group_by_adamw(exact, ctx) -> None:
     latents, texts = torch.randn(2, 4, 8, 8), ["a church", "a photo of a church"]
-    twin = tiny.copy()
-    Relearn(steps=3, lr=1e-3, params="esd-x").tune(tiny, latents, texts, ctx)
+    twin = exact.copy()
+    Relearn(steps=3, lr=1e-3, params="esd-x").tune(exact, latents, texts, ctx)
     names = [n for n, _ in twin.pipe.unet.named_parameters() if ".attn2." in n]
-    mine, theirs = (dict(m.pipe.unet.named_parameters()) for m in (tiny, twin))
+    mine, theirs = (dict(m.pipe.unet.named_parameters()) for m in (exact, twin))
     for n in names:
         theirs[n].requires_grad_(True)
     optimizer = torch.optim.AdamW([theirs[n] for n in names], lr=1e-3, weight_decay=0.01)
@@ -464,14 +464,14 @@ def test_relearning_moves_its_parameter_group_by_adamw(tiny, ctx) -> None:
         noise = torch.randn(latents.shape, generator=rng)
         a = twin.alphas[t].view(2, 1, 1, 1)
         x = a.sqrt() * latents + (1 - a).sqrt() * noise
-        e = twin.pipe.unet(x, t, encoder_hidden_states=twin.encode(texts)).sample
+        e = twin.pipe.unet(x.double(), t, encoder_hidden_states=twin.encode(texts)).sample
         optimizer.zero_grad()
         torch.nn.functional.mse_loss(e, noise).backward()
         optimizer.step()
     assert all(torch.allclose(mine[n], theirs[n], atol=1e-5) for n in names)
     base = dict(twin.pipe.unet.named_parameters())
     assert all(torch.equal(mine[n], base[n]) for n in base if n not in names)
-    assert not any(p.requires_grad for p in tiny.pipe.unet.parameters())
+    assert not any(p.requires_grad for p in exact.pipe.unet.parameters())
 
 
 # ------------------------------------------------------------------ through the harness
@@ -507,17 +507,16 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
     folder = cache.root / "attacks" / one.attack_key
     prompts = [Prompt(r.id, r.text, r.seed, r.guidance, "church") for r in first.rows]
     assert not any(r.own for r in first.rows)  # else the attack would have had nothing to do
-    plain = [im.tobytes() for im in erased.model.generate(prompts)]
+    plain = erased.model.generate(prompts)
 
-    def replayed() -> list[bytes]:
+    def replayed() -> list:
         found = Replay(cache, one.attack_key, erased.model).load(prompts)
         samples = second._images.replay(erased, [found[p.id] for p in prompts])
-        return [s.image.tobytes() for s in samples]
+        return [s.image for s in samples]
 
     made = replayed()
-    assert all(a != b for a, b in zip(made, plain, strict=True))
-    shown = second.samples(one, 2)
-    assert [attacked.image.tobytes() for _, _, attacked in shown] == made
+    assert all(gap([a], [b]) for a, b in zip(made, plain, strict=True))
+    assert gap([attacked.image for _, _, attacked in second.samples(one, 2)], made) <= 1
     # Change what was kept, and the images follow.
     for path in folder.glob("*.safetensors"):
         tensors = load(cache.load(path))
@@ -531,9 +530,9 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
         cache.save(path, json.dumps(row).encode())
     if name == "cce":
         expected = erased.model.generate(prompts, embeddings=torch.zeros(2, 32, 32))
-        assert replayed() == [im.tobytes() for im in expected]
+        assert gap(replayed(), expected) <= 1
     else:
-        assert replayed() == plain
+        assert gap(replayed(), plain) <= 1
 
 
 def attacks_of(name: str):

@@ -74,9 +74,9 @@ def test_only_failing_prompts_are_replaced_and_the_victim_makes_images_only(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_other_prompts_do_not_matter(tiny, ctx, name) -> None:
+def test_other_prompts_do_not_matter(exact, ctx, name) -> None:
     def found(prompts, batch) -> dict:
-        find = SMALL[name].prepare(target(tiny), replace(ctx, batch_size=batch))
+        find = SMALL[name].prepare(target(exact), replace(ctx, batch_size=batch))
         return {a.prompt.id: (a.prompt.text, a.trace["ids"]) for a in find(prompts)}
 
     together = found(PROMPTS, 4)
@@ -236,16 +236,16 @@ def test_one_generation_by_hand() -> None:
     assert torch.equal(none, parents)
 
 
-def test_the_search_by_hand(tiny) -> None:
+def test_the_search_by_hand(exact) -> None:
     """Every text is scored in every generation here, as in the official code."""
     attack = RingABell(length=4, population=13, generations=5)
     goal = torch.randn(32, 32)
-    found = evolve(attack, tiny, goal, torch.Generator().manual_seed(5))
+    found = evolve(attack, exact, goal, torch.Generator().manual_seed(5))
     rng = torch.Generator().manual_seed(5)
     rows = (1 + torch.randint(1240, (13, 4), generator=rng)).tolist()
     losses, scored = [], 0
     for generation in range(5):
-        scores = [distance(tiny, row, goal) for row in rows]
+        scores = [distance(exact, row, goal) for row in rows]
         scored += len(rows)
         order = sorted(range(len(rows)), key=scores.__getitem__)[:6]
         losses.append(scores[order[0]])
@@ -258,14 +258,14 @@ def test_the_search_by_hand(tiny) -> None:
     assert found.cost.text_forward < scored  # survivors are not encoded again
 
 
-def test_the_goal_is_the_prompt_and_eta_times_the_concept(tiny, ctx) -> None:
+def test_the_goal_is_the_prompt_and_eta_times_the_concept(exact, ctx) -> None:
     attack = RingABell(length=4, population=12, generations=1, eta=2.0)
-    (found,) = attack.prepare(target(tiny), ctx)(PROMPTS[:1])
-    goal = tiny.encode([PROMPTS[0].text])[0]
-    goal = goal + 2 * concept_vector(tiny, sentence_pairs(CHURCH, "emoji"))
+    (found,) = attack.prepare(target(exact), ctx)(PROMPTS[:1])
+    goal = exact.encode([PROMPTS[0].text])[0]
+    goal = goal + 2 * concept_vector(exact, sentence_pairs(CHURCH, "emoji"))
     rng = torch.Generator().manual_seed(ctx.seed("ring-a-bell", "p0"))
     rows = (1 + torch.randint(1240, (12, 4), generator=rng)).tolist()
-    scores = [distance(tiny, row, goal) for row in rows]
+    scores = [distance(exact, row, goal) for row in rows]
     best = min(range(12), key=scores.__getitem__)
     assert found.trace["ids"] == rows[best]
     assert found.trace["losses"] == [pytest.approx(scores[best], rel=1e-5)]
@@ -286,16 +286,16 @@ def test_pooled_output_is_the_librarys(tiny) -> None:
 
 
 @pytest.mark.parametrize(("positions", "first"), [("exact", 1), ("official", 0)])
-def test_gradient_by_hand(tiny, positions, first) -> None:
+def test_gradient_by_hand(exact, positions, first) -> None:
     """With the whole context, of which the attack encodes the part up to the end token."""
-    search = descent(tiny, positions=positions)
-    goal, row = search.pooled(PROMPTS[0].text), tiny.token_ids(["a b c d e"])[0]
-    table = tiny.pipe.text_encoder.get_input_embeddings().weight
-    embedded = table[torch.tensor(ids_of(tiny, row))].detach().requires_grad_(True)
-    end = tiny.encode_embeddings(embedded[None])[0, 6]
+    search = descent(exact, positions=positions)
+    goal, row = search.pooled(PROMPTS[0].text), exact.token_ids(["a b c d e"])[0]
+    table = exact.pipe.text_encoder.get_input_embeddings().weight
+    embedded = table[torch.tensor(ids_of(exact, row))].detach().requires_grad_(True)
+    end = exact.encode_embeddings(embedded[None])[0, 6].float()
     loss = 1 - (end @ goal) / (end.norm() * goal.norm())
     (grad,) = torch.autograd.grad(loss, embedded)
-    expected = torch.stack([grad[first + i] @ table.T for i in range(5)])
+    expected = torch.stack([grad[first + i] @ table.T for i in range(5)]).float()
     assert torch.allclose(search.gradient(row, goal), expected, rtol=1e-3, atol=1e-6)
     assert search.losses([row], goal) == [pytest.approx(loss.item(), abs=1e-5)]
 
@@ -326,13 +326,13 @@ def test_candidates_keep_their_length_and_avoid_the_concept(tiny) -> None:
     assert all(0 < count <= 10 for count in places)
 
 
-def test_where_nothing_but_the_concept_is_left_the_text_stays(tiny) -> None:
+def test_where_nothing_but_the_concept_is_left_the_text_stays(exact) -> None:
     """Every letter is forbidden, and a candidate replaces one of five."""
-    search = descent(tiny, steps=2, banned=" ".join("abcdefghijklmnopqrstuvwxyz"), top_k=5000)
+    search = descent(exact, steps=2, banned=" ".join("abcdefghijklmnopqrstuvwxyz"), top_k=5000)
     found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0))
     letters = search.first(torch.Generator().manual_seed(0))
     assert len(letters) == 5
-    assert all(tiny.pipe.tokenizer.decode([i]).strip().isalpha() for i in letters)
+    assert all(exact.pipe.tokenizer.decode([i]).strip().isalpha() for i in letters)
     assert (found.ids, len(found.losses)) == (letters, 1)
 
 
@@ -355,12 +355,12 @@ def test_the_best_is_remembered_though_the_search_goes_on_from_worse(tiny) -> No
     assert (found.cost.text_forward, found.cost.text_backward) == (1 + 1 + 3 * (1 + 2), 3)
 
 
-def test_the_loss_falls(tiny) -> None:
-    search = descent(tiny, steps=15, batch=40)
+def test_the_loss_falls(exact) -> None:
+    search = descent(exact, steps=15, batch=40)
     found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0))
     assert found.loss < 0.7 * found.losses[0]
     assert found.loss == min(found.losses)
-    assert tiny.token_ids([tiny.pipe.tokenizer.decode(found.ids)])[0] == found.ids
+    assert exact.token_ids([exact.pipe.tokenizer.decode(found.ids)])[0] == found.ids
 
 
 def test_words_of_a_concept() -> None:
