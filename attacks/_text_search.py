@@ -8,15 +8,16 @@ Each prompt is searched for on its own, from its own random stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attacks._token_search import decode
-from bench import Adversarial, Cost, IncompatibleError, Model, Prompt, Sample, Target
+from attacks._resume import Resume, State
+from attacks._texts import decode
+from bench import Adversarial, Context, Cost, Model, Prompt, Sample, Target
 
 _TEXTS = 64  # through the encoder at once: the fastest on a CPU, and it fills a GPU
 _LOSSES = 20  # kept in a trace
@@ -32,8 +33,35 @@ class Found:
     cost: Cost
 
 
+class Kept:
+    """Where the search for one prompt is, kept now and then."""
+
+    def __init__(self, ctx: Context, name: str) -> None:
+        self._resume, self._name = Resume(ctx, [name]), name
+
+    def load(self, rng: torch.Generator) -> dict[str, Any]:
+        """Return the values that were kept, or none, and set the random stream to where it was."""
+        state = self._resume.load().get(self._name)
+        if state is None:
+            return {}
+        rng.set_state(state.tensors["rng"])
+        return dict(state.values)
+
+    def put(self, steps: int, rng: torch.Generator, values: Mapping[str, Any]) -> None:
+        """Keep values after so many steps, if it is time to."""
+        if self._resume.due:
+            self._resume.keep({self._name: State(steps, values, {"rng": rng.get_state()})})
+
+    def forget(self) -> None:
+        """Delete what was kept: the prompt is finished."""
+        self._resume.keep({})
+
+
+Search = Callable[[Prompt, Kept], Found]
+
+
 def try_once(
-    target: Target, prompts: Sequence[Prompt], search: Callable[[Prompt], Found]
+    target: Target, prompts: Sequence[Prompt], search: Search, ctx: Context
 ) -> Iterator[Adversarial]:
     """Try the prompts as they are; replace the text of each that fails by the one found for it."""
     start = time.perf_counter()
@@ -46,8 +74,8 @@ def try_once(
         else:
             left.append(prompt)
     for prompt in left:
-        start = time.perf_counter()
-        found = search(prompt)
+        start, kept = time.perf_counter(), Kept(ctx, prompt.id)
+        found = search(prompt, kept)
         text = decode(target.original.pipe.tokenizer, found.ids)
         trial = replace(prompt, text=text)
         (hit,) = _judge(target, [trial])
@@ -61,6 +89,7 @@ def try_once(
         }
         spent = Cost(images=1, seconds=time.perf_counter() - start)
         yield Adversarial(trial, cost=share + found.cost + spent, trace=trace)
+        kept.forget()
 
 
 def _judge(target: Target, trials: Sequence[Prompt]) -> list[bool]:
@@ -74,16 +103,6 @@ def thin(losses: Sequence[float], n: int = _LOSSES) -> list[float]:
     if len(losses) <= n:
         return list(losses)
     return [losses[i * (len(losses) - 1) // (n - 1)] for i in range(n)]
-
-
-def check_room(model: Model, name: str, length: int) -> None:
-    """Refuse texts that are longer than the text encoder's context."""
-    room = model.pipe.tokenizer.model_max_length - 2
-    if length > room:
-        raise IncompatibleError(
-            f"{name}: the text encoder has room for {room} tokens, got length={length}; "
-            "give a smaller one"
-        )
 
 
 def special(tokenizer: Any) -> set[int]:

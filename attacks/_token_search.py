@@ -7,34 +7,44 @@ concept. Variable and Adam's moments are carried over from timestep to timestep.
 
 Prompts are independent: each has its own draws (from its own seed, restarted at each timestep as the
 official code does on a CPU) and its own optimiser state, so the batch does not matter. A prompt that is
-done leaves the batch and the next one takes its place.
+done leaves the batch and the next one takes its place. A search that was killed goes on from the last
+state that was kept (:mod:`attacks._resume`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Literal, Self, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attacks._adam import Adam, adam_step
+from attacks._resume import Resume, State, done, finished
+from attacks._texts import check_room, decode
 from bench import (
     Adversarial,
     Concept,
     Context,
     Cost,
     Model,
+    PluginError,
     Prompt,
     Sample,
     Target,
     World,
-    fill,
+    by_kind,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Preset = Literal["pruning", "official"]
 PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
@@ -42,10 +52,11 @@ PRESETS = {"pruning": range(10, 1000, 100), "official": range(10, 1000, 20)}
 
 Insertion = Literal["prefix", "suffix", "mid", "insert", "per-k-words", "replace"]
 LongPrompts = Literal["skip", "cut"]
-LONGEST = 60  # tokens with start and end; UnlearnDiffAtk's data set leaves longer prompts out
 Item = TypeVar("Item")
 _WORDS = 3  # prompt tokens between two free ones, for "per-k-words"
 _FREE = -1  # stands for a free token among ids
+_HALF_SCALE = 2.0**12  # of the loss of a model in float16, in which a gradient of 1e-8 is nothing
+_OWN = BeforeValidator(lambda value: None if value == "own" else value)
 
 
 def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) -> list[Item]:
@@ -74,6 +85,137 @@ def arrange(prompt: Sequence[Item], free: Sequence[Item], insertion: Insertion) 
             return new
 
 
+class Settings(Protocol):
+    """What the search asks of an attack."""
+
+    @property
+    def insertion(self) -> Insertion:
+        """Where free tokens stand."""
+        ...
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens, start and end included, of the longest prompt that is attacked as it is."""
+        ...
+
+    @property
+    def long_prompts(self) -> LongPrompts:
+        """What becomes of a longer one."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Adam's learning rate."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Its weight decay."""
+        ...
+
+    @property
+    def loss(self) -> Literal["l2", "l1"]:
+        """Distance between predicted and wanted noise."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round."""
+        ...
+
+    def schedule(self) -> list[int]:
+        """Return the timestep of each round."""
+        ...
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return how many free tokens a prompt of these ids gets."""
+        ...
+
+    def picture(self, original: Model, prompts: Sequence[Prompt]) -> Sequence[Image]:
+        """Return the original's images that are noised."""
+        ...
+
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse what the text encoder has no room for."""
+        ...
+
+
+Rules = TypeVar("Rules", bound=Settings)
+
+
+@dataclass(frozen=True)
+class TokenAttack:
+    """Settings that UnlearnDiffAtk and P4D share; defaults are Diffusion-MU-Attack's.
+
+    Args:
+        tokens: Free tokens.
+        insertion: Where they stand: "prefix" (official), "suffix", "mid", "insert", "per-k-words".
+        timesteps: "pruning" attacks at 10 timesteps (10, 110, ... 910), "official" at 50.
+        phase: Added to every timestep; 80 gives the pruning paper's other reading, 90, 190, ... 990.
+        iterations: Adam steps at each timestep.
+        lr: Adam's learning rate.
+        weight_decay: L2 term that is added to the gradient.
+        loss: Distance between predicted and wanted noise.
+        long_prompts: What happens to a prompt of more than 60 tokens (start and end counted), or without
+            room for the free ones: "skip" it (official; it counts as not attacked), or "cut" its end.
+        target_steps: LMS steps of the image that is noised; "own" is the model's own sampler.
+        target_guidance: Its guidance; "own" is the prompt's.
+    """
+
+    tokens: Annotated[int, Field(ge=1)] = by_kind(nsfw=5, style=3, object=3)
+    insertion: Literal["prefix", "suffix", "mid", "insert", "per-k-words"] = "prefix"
+    timesteps: Preset = "pruning"
+    phase: Annotated[int, Field(ge=-10, le=89)] = 0
+    iterations: Annotated[int, Field(ge=1)] = 40
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    loss: Literal["l2", "l1"] = "l2"
+    long_prompts: LongPrompts = "skip"
+    target_steps: Annotated[int | None, Field(ge=1, le=1000), _OWN] = 25
+    target_guidance: Annotated[float | None, Field(ge=0), _OWN] = 7.5
+
+    def __post_init__(self) -> None:
+        if self.schedule()[-1] > 999:
+            last = PRESETS[self.timesteps][-1]
+            raise ValueError(
+                f"phase={self.phase}: expected at most {999 - last} with timesteps={self.timesteps}"
+            )
+
+    @property
+    def longest(self) -> int:
+        """UnlearnDiffAtk's data set leaves longer prompts out."""
+        return 60
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round."""
+        return self.iterations
+
+    def schedule(self) -> list[int]:
+        """Return the timestep of each round."""
+        return [t + self.phase for t in PRESETS[self.timesteps]]
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return how many free tokens a prompt gets."""
+        return self.tokens
+
+    def picture(self, original: Model, prompts: Sequence[Prompt]) -> Sequence[Image]:
+        """Return the original's images that are noised."""
+        if self.target_steps is not None:
+            original = original.resampled("lms", self.target_steps)
+        if (guidance := self.target_guidance) is not None:
+            prompts = [replace(p, guidance=guidance) for p in prompts]
+        return original.generate(prompts)
+
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse more free tokens than the text encoder has room for."""
+        check_room("tokens", self.tokens, context)
+
+
 @dataclass
 class Slot:
     """One prompt under attack."""
@@ -93,94 +235,27 @@ class Slot:
     rng: torch.Generator = field(default_factory=torch.Generator)
     wanted: Tensor | None = None  # the original's conditioning, where the original is asked
     goals: list[Tensor] = field(default_factory=list)  # its noise in each step of the round
+    aim: Tensor | None = None  # features of the original's image, where images are compared
+    best: dict[str, Any] = field(default_factory=dict)  # the text whose image is most like it
+
+    def state(self) -> State:
+        """Return what is needed to go on with it."""
+        names = ("ids", "round", "losses", "found", "text", "token_success", "best")
+        values = {name: getattr(self, name) for name in names}
+        values |= {"prompt": asdict(self.prompt), "cost": asdict(self.cost)}
+        tensors = {"latent": self.latent, "variable": self.variable, "m": self.adam.m}
+        tensors |= {"v": self.adam.v, "rng": self.rng.get_state()}
+        more = {"wanted": self.wanted, "aim": self.aim}
+        more |= {"goals": torch.stack(self.goals) if self.goals else None}
+        tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
+        return State(len(self.losses), values | {"step": self.adam.step}, tensors)
 
 
-@dataclass
-class Adam:
-    """Adam's moments of one variable: ``torch.optim.Adam``, or ``AdamW`` if decoupled."""
-
-    variable: InitVar[Tensor]
-    lr: float
-    weight_decay: float
-    decoupled: bool = False
-    step: int = 0
-
-    def __post_init__(self, variable: Tensor) -> None:
-        self.m = self.v = torch.zeros_like(variable)
-
-
-def adam_step(adams: Sequence[Adam], variables: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Return variables after a step of each one's own Adam, all in one go.
-
-    Args:
-        adams: Alike but for moments and steps taken.
-        variables: ``(tokens, width)`` each; they may differ in tokens.
-        grad: ``(variables, most tokens, width)``; what is behind a variable's own tokens is not read.
-    """
-    own = adams[0]
-    x, m, v = (
-        pad_sequence(list(rows), batch_first=True)
-        for rows in (variables, [a.m for a in adams], [a.v for a in adams])
-    )
-    if own.decoupled:
-        x = x * (1 - own.lr * own.weight_decay)
-    else:
-        grad = grad + own.weight_decay * x
-    m = 0.9 * m + 0.1 * grad
-    v = 0.999 * v + 0.001 * grad * grad
-    for i, (adam, variable) in enumerate(zip(adams, variables, strict=True)):
-        adam.step += 1
-        adam.m, adam.v = m[i, : len(variable)], v[i, : len(variable)]
-    m_share, v_share = (
-        torch.tensor([1 - beta**a.step for a in adams], device=x.device).view(-1, 1, 1)
-        for beta in (0.9, 0.999)
-    )
-    x = x - own.lr * (m / m_share) / ((v / v_share).sqrt() + 1e-8)
-    return [row[: len(old)] for row, old in zip(x, variables, strict=True)]
-
-
-@dataclass(frozen=True)
-class TokenAttack:
-    """Settings that UnlearnDiffAtk and P4D share.
-
-    Args:
-        tokens: Free tokens; 5 for nudity, 3 otherwise.
-        insertion: Where they stand: "prefix" (official), "suffix", "mid", "insert", "per-k-words".
-        timesteps: "pruning" attacks at 10 timesteps (10, 110, ... 910), "official" at 50.
-        phase: Added to every timestep; 80 gives the pruning paper's other reading, 90, 190, ... 990.
-        iterations: Adam steps at each timestep.
-        lr: Adam's learning rate.
-        weight_decay: L2 term that is added to the gradient.
-        loss: Distance between predicted and wanted noise.
-        long_prompts: What happens to a prompt of more than 60 tokens (start and end counted), or without
-            room for the free ones: "skip" it (official; it counts as not attacked), or "cut" its end.
-        target_steps: LMS steps of the image that is noised; ``None`` is the model's own sampler.
-        target_guidance: Its guidance; ``None`` is the prompt's own.
-    """
-
-    tokens: int | None = None
-    insertion: Insertion = "prefix"
-    timesteps: Preset = "pruning"
-    phase: int = 0
-    iterations: int = 40
-    lr: float = 0.01
-    weight_decay: float = 0.1
-    loss: Literal["l2", "l1"] = "l2"
-    long_prompts: LongPrompts = "skip"
-    target_steps: int | None = None
-    target_guidance: float | None = None
-
-    def resolve(self, concept: Concept, world: World) -> Self:
-        """Return the attack with tokens, and on photographs the official target image, filled in."""
-        full: Self = fill(self, tokens=5 if concept.kind == "nsfw" else 3)
-        return fill(full, target_steps=25, target_guidance=7.5) if world == "photo" else full
-
-
-class TokenSearch(ABC):
+class TokenSearch(ABC, Generic[Rules]):
     """The attack on one victim. What the variable is, and which noise is asked for, is the subclass's.
 
     Args:
-        attack: The resolved attack.
+        attack: The settings.
         target: Victim, original, concept, judge.
         ctx: Where and how large a batch.
     """
@@ -188,24 +263,18 @@ class TokenSearch(ABC):
     padding: int | None = None  # token id behind the end token; None is the tokenizer's own
     step_cost = Cost(forward=1, backward=1, text_forward=1, text_backward=1)
 
-    def __init__(self, attack: Any, target: Target, ctx: Context) -> None:
+    def __init__(self, attack: Rules, target: Target, ctx: Context) -> None:
         self.attack, self.target, self.ctx = attack, target, ctx
         self.model: Model = target.victim
         self.tokenizer = self.model.pipe.tokenizer
         self.table = self.model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
-        self.times = self.schedule()
+        self.times = attack.schedule()
         self.fits = ctx.batch_size
-        self.room = self.tokenizer.model_max_length - 1  # with no room for an end token left
+        context = self.tokenizer.model_max_length
+        self.room = context - 1  # with no room for an end token left
+        attack.check_plan(target.concept, target.original.world, (), context)
 
     # ------------------------------------------------------------------ what differs
-    def schedule(self) -> list[int]:
-        """Return the timestep of each round."""
-        return [t + self.attack.phase for t in PRESETS[self.attack.timesteps]]
-
-    def free(self, ids: Sequence[int]) -> int:
-        """Return how many free tokens a prompt gets."""
-        return int(self.attack.tokens)
-
     @abstractmethod
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return the variable's first value, a row a free token."""
@@ -240,11 +309,6 @@ class TokenSearch(ABC):
         """Return the original's conditioning of each prompt, if it is asked."""
         return [None] * len(prompts)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a round."""
-        return int(self.attack.iterations)
-
     def restart(self, slot: Slot) -> None:
         """Prepare a prompt's random stream for a round.
 
@@ -260,7 +324,11 @@ class TokenSearch(ABC):
     # ------------------------------------------------------------------ the loop
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
         """Yield each prompt when it is done."""
-        queue, slots = list(prompts), list[Slot]()
+        resume = Resume(self.ctx, [p.id for p in prompts])
+        slots, ready = self.resumed(resume.load())
+        known = {slot.prompt.id for slot in slots} | {found.prompt.id for found in ready}
+        queue = [prompt for prompt in prompts if prompt.id not in known]
+        yield from ready
         while queue or slots:
             if (room := self.ctx.batch_size - len(slots)) > 0 and queue:
                 fresh, queue = queue[:room], queue[room:]
@@ -269,16 +337,56 @@ class TokenSearch(ABC):
                         slots.append(item)
                     else:
                         yield item
+                resume.keep({slot.prompt.id: slot.state() for slot in slots})
                 continue
             start = time.perf_counter()
-            for i in range(self.steps):
-                self.iterate(slots, begins=i == 0)
-            done = list(self.evaluate(slots))
+            self.iterate(slots)
+            full = [slot for slot in slots if len(slot.losses) % self.attack.steps == 0]
+            ready = list(self.evaluate(full)) if full else []
             share = Cost(seconds=(time.perf_counter() - start) / len(slots))
             for slot in slots:
                 slot.cost += share
-            yield from (replace(a, cost=a.cost + share) for a in done)
+            ready = [replace(a, cost=a.cost + share) for a in ready]
             slots = [slot for slot in slots if slot.round < len(self.times)]
+            if ready or resume.due:
+                states = {slot.prompt.id: slot.state() for slot in slots}
+                resume.keep(states | {a.prompt.id: done(a) for a in ready})
+            yield from ready
+            if not slots:  # a kill before the next state would leave this one to nobody
+                resume.keep({})
+        resume.keep({})
+
+    def resumed(self, states: Mapping[str, State]) -> tuple[list[Slot], list[Adversarial]]:
+        """Return the slots of kept states, and the prompts that were done but not handed over."""
+        slots, ready = list[Slot](), list[Adversarial]()
+        for state in states.values():
+            if found := finished(state):
+                ready.append(found)
+            else:
+                slots.append(self.slot(state))
+        return slots, ready
+
+    def slot(self, state: State) -> Slot:
+        """Return the slot whose state was kept."""
+        values, device = dict(state.values), self.table.device
+        tensors = {name: t if name == "rng" else t.to(device) for name, t in state.tensors.items()}
+        variable, step = tensors["variable"], values.pop("step")
+        adam = self.adam(variable)
+        adam.step, adam.m, adam.v = step, tensors["m"], tensors["v"]
+        rng = torch.Generator()
+        rng.set_state(tensors["rng"])
+        context = self._context(values["ids"], [_FREE] * len(variable))
+        return Slot(
+            context=context,
+            latent=tensors["latent"],
+            variable=variable,
+            adam=adam,
+            rng=rng,
+            wanted=tensors.get("wanted"),
+            goals=list(tensors.get("goals", [])),
+            aim=tensors.get("aim"),
+            **values | {"prompt": Prompt(**values["prompt"]), "cost": Cost(**values["cost"])},
+        )
 
     def open(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial | Slot]:
         """Try the prompts as they are; open a slot for each that fails and has room."""
@@ -287,7 +395,7 @@ class TokenSearch(ABC):
         ids = self.model.token_ids([p.text for p in prompts])
         opened: list[tuple[Prompt, list[int]]] = []
         for prompt, row, success in zip(prompts, ids, self.target.criterion(samples), strict=True):
-            kept = row[: min(self.room - self.free(row), LONGEST - 2)]
+            kept = row[: self.limit(row)]
             if success:
                 yield Adversarial(prompt, cost=Cost(images=1), trace={"success": True, "round": 0})
             elif self.attack.long_prompts == "skip" and len(kept) < len(row):
@@ -298,31 +406,39 @@ class TokenSearch(ABC):
         if not opened:
             return
         kept_prompts = [prompt for prompt, _ in opened]
-        latents, wanted = self.latents(kept_prompts), self.wanted(kept_prompts)
-        for (prompt, row), latent, goal in zip(opened, latents, wanted, strict=True):
-            tokens = self.free(row)
+        pictures = self.attack.picture(self.target.original, kept_prompts)
+        latents, aims = self.latents(kept_prompts, pictures), self.aims(pictures)
+        wanted = self.wanted(kept_prompts)
+        for (prompt, row), latent, goal, aim in zip(opened, latents, wanted, aims, strict=True):
+            tokens = self.attack.free(row)
             context = self._context(row, [_FREE] * tokens)
             variable = self.start(prompt, tokens).to(self.table.device)
-            yield Slot(prompt, row, context, latent, variable, self.adam(variable), wanted=goal)
+            adam = self.adam(variable)
+            yield Slot(prompt, row, context, latent, variable, adam, wanted=goal, aim=aim)
+
+    def limit(self, ids: Sequence[int]) -> int:
+        """Return how many of a prompt's tokens there is room for."""
+        if self.attack.insertion == "replace":  # none of them is in the text
+            return len(ids)
+        longest = self.attack.longest or len(ids) + 2
+        return max(0, min(self.room - self.attack.free(ids), longest - 2))
 
     def adam(self, variable: Tensor) -> Adam:
         """Return a new optimiser."""
         return Adam(variable, self.attack.lr, self.attack.weight_decay)
 
-    def latents(self, prompts: Sequence[Prompt]) -> Tensor:
+    def latents(self, prompts: Sequence[Prompt], pictures: Sequence[Image]) -> Tensor:
         """Return latents of the original's images of the prompts."""
-        painter = self.target.original
-        if self.attack.target_steps is not None:
-            painter = painter.resampled("lms", self.attack.target_steps)
-        guidance = self.attack.target_guidance
-        if guidance is not None:
-            prompts = [replace(p, guidance=guidance) for p in prompts]
-        return self.model.encode_images(painter.generate(prompts))
+        return self.model.encode_images(pictures)
 
-    def iterate(self, slots: list[Slot], *, begins: bool) -> None:
+    def aims(self, pictures: Sequence[Image]) -> Sequence[Tensor | None]:
+        """Return features of the original's images, if images are compared with them."""
+        return [None] * len(pictures)
+
+    def iterate(self, slots: list[Slot]) -> None:
         """One Adam step of every slot, as one batch; the first of a round begins it."""
-        if begins:
-            self.begin(slots)
+        if first := [slot for slot in slots if len(slot.losses) % self.attack.steps == 0]:
+            self.begin(first)
 
         def attempt(part: list[Slot]) -> None:
             before = [(copy(s.adam), s.variable, s.rng.get_state()) for s in part]
@@ -355,24 +471,22 @@ class TokenSearch(ABC):
         leaf, free = self.embed(slots)
         times = self.draw_times(slots)
         noise = torch.stack([torch.randn(s.latent.shape, generator=s.rng) for s in slots])
-        x, t, noise = self.noised([s.latent for s in slots], times, noise)
+        noise, t = noise.to(self.model.device), torch.tensor(times, device=self.model.device)
+        x = self.model.add_noise(torch.stack([s.latent for s in slots]), noise, t)
         cond = self.model.encode_embeddings(self.assemble(slots, free))
         error = self.model.predict_noise(x, t, cond) - self.goal(slots, noise)
         loss = (error.abs() if self.attack.loss == "l1" else error.square()).mean((1, 2, 3))
-        (grad,) = torch.autograd.grad(loss.sum(), leaf)
-        self.move(slots, grad)
-        for slot, value in zip(slots, loss.tolist(), strict=True):
+        half = cond.dtype == torch.float16
+        scale = _HALF_SCALE if half else 1.0  # a power of two, so nothing is rounded by it
+        (grad,) = torch.autograd.grad(loss.sum() * scale, leaf)
+        values = loss.tolist()
+        if not (all(map(math.isfinite, values)) and grad.isfinite().all()):
+            advice = "; give --dtype bf16 or fp32" if half else ": its weights may not be"
+            raise PluginError(f"the victim's prediction or its gradient is not finite{advice}")
+        self.move(slots, grad / scale)
+        for slot, value in zip(slots, values, strict=True):
             slot.losses.append(value)
             slot.cost += self.step_cost
-
-    def noised(
-        self, latents: Sequence[Tensor], times: Sequence[int], noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents with noise, their timesteps, and the noise, where the model is."""
-        noise = noise.to(self.model.device)
-        t = torch.tensor(times, device=self.model.device)
-        alpha = self.model.alphas[t].view(-1, 1, 1, 1)
-        return alpha.sqrt() * torch.stack(list(latents)) + (1 - alpha).sqrt() * noise, t, noise
 
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, make an image from the string, judge; yield the slots that are done."""
@@ -441,7 +555,7 @@ class TokenSearch(ABC):
         return self.model.token_ids([slot.text])[0] == self._ids(slot)
 
     def _trace(self, slot: Slot, success: bool) -> dict[str, Any]:
-        n = self.steps
+        n = self.attack.steps
         rounds = range(0, len(slot.losses), n)
         return {
             "success": success,
@@ -452,11 +566,3 @@ class TokenSearch(ABC):
             "losses": [round(sum(slot.losses[i : i + n]) / n, 5) for i in rounds],
             "iterations": len(slot.losses),
         }
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the string of token ids as the official code does: end tokens left out, spaces tidied."""
-    text: str = tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id])
-    return (
-        text if (tidy := getattr(tokenizer, "clean_up_tokenization", None)) is None else tidy(text)
-    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from attacks._trials import charge_first, first_success
+from pydantic import Field
+
+from attacks._resume import Resume, State
+from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
     Card,
@@ -22,8 +26,7 @@ from bench import (
     Prompt,
     Target,
     Threat,
-    World,
-    fill,
+    by_kind,
 )
 
 if TYPE_CHECKING:
@@ -46,13 +49,10 @@ _TEMPLATES = {
         "{} on a bright day", "{} in the middle of the frame",
     ),
 }  # fmt: skip
-_INITIALIZERS: dict[World, dict[str, str]] = {  # words of a single token in each world's vocabulary
-    "photo": {"object": "object", "style": "art", "nsfw": "person"},
-    "emoji": {"object": "thing", "style": "art", "nsfw": "body"},
-}
-
 
 TOKEN = -1  # stands for the learned token among a text's ids
+_NAME = "cce's token"  # of its state, among those of prompts
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CCE:
         steps: Optimiser steps.
         batch: Pictures in a pass.
         accumulation: Passes in a step.
-        lr: Learning rate of AdamW, constant. Published is 5e-3 times batch times accumulation.
+        lr: Learning rate of AdamW, constant; published as 5e-3 times batch times accumulation.
         weight_decay: AdamW's.
         initializer: Word of one token whose vector is the first value.
     """
@@ -91,20 +91,13 @@ class CCE:
     )
     threat: ClassVar = Threat("white", "embedding")
 
-    images: int = 25
-    steps: int | None = None
-    batch: int | None = None
-    accumulation: int | None = None
-    lr: float | None = None
-    weight_decay: float = 1e-2
-    initializer: str | None = None
-
-    def resolve(self, concept: Concept, world: World) -> CCE:
-        """Return the attack with every ``None`` filled in."""
-        full = fill(self, initializer=_INITIALIZERS[world][concept.kind])
-        if world == "photo":
-            return fill(full, steps=5000, batch=4, accumulation=4, lr=0.08)
-        return fill(full, steps=300, batch=16, accumulation=1, lr=0.005)
+    images: Annotated[int, Field(ge=1)] = 25
+    steps: Annotated[int, Field(ge=1)] = 5000
+    batch: Annotated[int, Field(ge=1)] = 4
+    accumulation: Annotated[int, Field(ge=1)] = 4
+    lr: Annotated[float, Field(gt=0)] = 0.08
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    initializer: str = by_kind(nsfw="person", style="art", object="object")
 
     def prepare(
         self, target: Target, ctx: Context
@@ -118,8 +111,7 @@ class CCE:
                 "cce needs an erasure in the weights, this one is in the sampler: "
                 "a learned embedding would be scored against guidance that it never saw"
             )
-        full = self.resolve(target.concept, victim.world)
-        token, setup = full._token(target, ctx)
+        token, setup = self._token(target, ctx)
 
         def variant(prompt: Prompt, _: int) -> Adversarial:
             ids, replaced = slots(victim, prompt.text, target.concept)
@@ -133,7 +125,7 @@ class CCE:
             )
 
         def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-            found = first_success(target, prompts, variant, 1, batch=ctx.batch_size)
+            found = first_success(target, prompts, variant, 1, ctx, batch=ctx.batch_size)
             for adversarial in charge_first(found, setup):
                 yield adversarial
                 ctx.workdir.mkdir(parents=True, exist_ok=True)
@@ -160,68 +152,73 @@ class CCE:
         return kept["token"], cost
 
     def _learn(self, target: Target, ctx: Context) -> tuple[Tensor, Cost]:
+        """Return the token's vector and what it cost; begin where a killed run was."""
         import torch
         from PIL import ImageOps
 
-        full: Any = self
-        victim, concept = target.victim, target.concept
+        victim, concept = precise(target.victim), target.concept
         sentences = _TEMPLATES[concept.kind]
-        first = victim.token_ids([full.initializer])[0]
+        first = victim.token_ids([self.initializer])[0]
         if len(first) != 1:
             raise IncompatibleError(
-                f"cce: expected an initializer of one token, {full.initializer!r} has {len(first)}: "
+                f"cce: expected an initializer of one token, {self.initializer!r} has {len(first)}: "
                 "give another word with cce:initializer=WORD"
             )
         table = victim.pipe.text_encoder.get_input_embeddings().weight
         token = table[first[0]].detach().float().clone().requires_grad_(True)
 
-        terms = concept.terms or (concept.name,)
-        n_terms, n_sentences = len(terms), len(sentences)
+        terms = concept.phrases
         pictures = target.original.generate(
             [
                 Prompt(
                     str(i),
-                    sentences[i // n_terms % n_sentences].format(terms[i % n_terms]),
+                    sentences[i // len(terms) % len(sentences)].format(terms[i % len(terms)]),
                     ctx.seed("cce", "picture", i),
                 )
-                for i in range(full.images)
+                for i in range(self.images)
             ]
         )
-        latents = torch.stack(
-            [
-                victim.encode_images(pictures),
-                victim.encode_images([ImageOps.mirror(picture) for picture in pictures]),
-            ]
-        )
+        mirrored = [ImageOps.mirror(picture) for picture in pictures]
+        latents = torch.stack([victim.encode_images(side) for side in (pictures, mirrored)])
         said = torch.tensor([slots(victim, s.format(concept.name), concept)[0] for s in sentences])
 
         rng = torch.Generator().manual_seed(ctx.seed("cce", "train"))
-        optimizer = torch.optim.AdamW([token], lr=full.lr, weight_decay=full.weight_decay)
-        for step in range(full.steps):
+        optimizer = torch.optim.AdamW([token], lr=self.lr, weight_decay=self.weight_decay)
+        kept = Resume(ctx, [_NAME])
+        if old := kept.load().get(_NAME):
+            token.data.copy_(old.tensors["token"])
+            rng.set_state(old.tensors["rng"])
+            optimizer.state[token] = {
+                name: old.tensors[name].to("cpu" if name == "step" else token.device)
+                for name in _MOMENTS
+            }
+        for step in range(old.steps if old else 0, self.steps):
             total = 0.0
-            for _ in range(full.accumulation):
-                shape = (full.batch,)
+            for _ in range(self.accumulation):
+                shape = (self.batch,)
                 which = torch.randint(len(pictures), shape, generator=rng)
                 side = torch.randint(2, shape, generator=rng)
                 ids = said[torch.randint(len(said), shape, generator=rng)]
                 t = torch.randint(1000, shape, generator=rng).to(victim.device)
                 x0 = latents[side, which]
                 noise = torch.randn(x0.shape, generator=rng).to(victim.device)
-                alpha = victim.alphas[t].view(-1, 1, 1, 1)
-                x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
                 cond = victim.encode_embeddings(embed(victim, ids, token))
-                predicted = victim.predict_noise(x, t, cond)
-                loss = (predicted - noise).square().mean() / full.accumulation
+                predicted = victim.predict_noise(victim.add_noise(x0, noise, t), t, cond)
+                loss = (predicted - noise).square().mean() / self.accumulation
                 loss.backward()
                 total += loss.item()
+            if not math.isfinite(total):
+                raise PluginError(f"cce: the loss is {total} at step {step}: lower lr ({self.lr})")
             optimizer.step()
             optimizer.zero_grad()
-            if not total < float("inf"):
-                raise PluginError(f"cce: the loss is {total} at step {step}: lower lr ({full.lr})")
-            ctx.progress("learn", step + 1, full.steps)
-        passes = full.steps * full.accumulation * full.batch
-        cost = Cost(full.images, passes, passes, passes, passes)
-        return token.detach(), cost
+            ctx.progress("learn", step + 1, self.steps)
+            if kept.due:
+                moments = {name: optimizer.state[token][name] for name in _MOMENTS}
+                tensors = {"token": token.detach(), "rng": rng.get_state(), **moments}
+                kept.keep({_NAME: State(step + 1, {}, tensors)})
+        kept.keep({})
+        passes = self.steps * self.accumulation * self.batch
+        return token.detach(), Cost(self.images, passes, passes, passes, passes)
 
 
 def slots(model: Model, text: str, concept: Concept) -> tuple[list[int], int]:
@@ -233,16 +230,19 @@ def slots(model: Model, text: str, concept: Concept) -> tuple[list[int], int]:
         concept: Its name and terms are replaced.
 
     Returns:
-        The ids, and how many names were replaced; 0 where there is none, and the token stands in front.
+        The ids, and how many names were replaced; 0 where there is none within the text encoder's context,
+        and the token stands in front.
     """
     words = sorted({concept.name, *concept.terms}, key=len, reverse=True)
     pattern = rf"\b(?:{'|'.join(map(re.escape, words))})\b"
     pieces = re.split(pattern, text, flags=re.IGNORECASE)
     replaced = len(pieces) - 1
-    first, *rest = model.token_ids(pieces if replaced else ["", text])
-    ids = [*first, *(i for piece in rest for i in (TOKEN, *piece))]
     tokenizer = model.pipe.tokenizer
     length = tokenizer.model_max_length
+    first, *rest = model.token_ids(pieces)
+    if not replaced or len(first) > length - 3:  # the first name is cut off, or there is none
+        replaced, first, rest = 0, [], model.token_ids([text])
+    ids = [*first, *(i for piece in rest for i in (TOKEN, *piece))]
     ids = [tokenizer.bos_token_id, *ids[: length - 2]]
     return ids + [tokenizer.eos_token_id] * (length - len(ids)), replaced
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
 
 from attacks._trials import charge_first, first_success
 from bench import (
     Adversarial,
     Card,
-    Concept,
     Context,
     Cost,
     IncompatibleError,
     Prompt,
     Target,
     Threat,
-    World,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NO_CAP = BeforeValidator(lambda value: None if value == "none" else value)
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class MaskRevival:
 
     Args:
         fill: How zeros are refilled.
-        rank: Cap on the rank of the completion; none is published.
-        iterations: Singular value decompositions of each tensor at most; 500 is published. On the emoji
-            world 50, which fill ConceptPrune's mask as well (church-calibration).
+        rank: Cap on the rank of the completion, or "none", as published.
+        iterations: Singular value decompositions of each tensor at most. On the emoji world 50 fill
+            ConceptPrune's mask as well as 500 (church-calibration).
         tolerance: Relative change over two of them at which they end.
         keep: Share of a tensor's completed entries that is kept; the smaller ones stay zero.
         size: Magnitude of kept entries: their row's largest, or as completed.
@@ -65,16 +67,12 @@ class MaskRevival:
     threat: ClassVar = Threat("white", "weights")
 
     fill: Literal["low-rank", "layer-mean", "random-sign"] = "low-rank"
-    rank: int | None = None
-    iterations: int | None = None
-    tolerance: float = 1e-5
-    keep: float = 0.6
+    rank: Annotated[int | None, Field(ge=1), _NO_CAP] = None
+    iterations: Annotated[int, Field(ge=1)] = 500
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.6
     size: Literal["row-max", "completed"] = "row-max"
-    natural: float = 1e-5
-
-    def resolve(self, concept: Concept, world: World) -> MaskRevival:
-        """Return the attack with the number of iterations filled in."""
-        return replace(self, iterations=self.iterations or (500 if world == "photo" else 50))
+    natural: Annotated[float, Field(ge=0, lt=1)] = 1e-5
 
     def prepare(
         self, target: Target, ctx: Context
@@ -83,10 +81,9 @@ class MaskRevival:
         import torch
 
         start = time.perf_counter()
-        full = self.resolve(target.concept, target.victim.world)
         model = target.victim.copy()
         weights = {n: p for n, p in model.parameters("full").items() if p.ndim > 1}  # no norms
-        masks = suspicious(weights, full.natural)
+        masks = suspicious(weights, self.natural)
         if not masks:
             raise IncompatibleError(
                 "nothing to revive: expected exact zeros in the weights, got none beyond chance; "
@@ -95,18 +92,18 @@ class MaskRevival:
         rng = torch.Generator().manual_seed(ctx.seed("mask-revival"))
         with torch.no_grad():
             for done, (name, mask) in enumerate(masks.items()):
-                weights[name].copy_(full.refill(weights[name], mask, rng))
+                weights[name].copy_(self.refill(weights[name], mask, rng))
                 ctx.progress("revive", done + 1, len(masks))
         zeros = sum(int(mask.sum()) for mask in masks.values())
         filled = sum(int((weights[name][mask] != 0).sum()) for name, mask in masks.items())
-        trace = {"zeros": zeros, "filled": filled, "tensors": len(masks), "fill": full.fill}
+        trace = {"zeros": zeros, "filled": filled, "tensors": len(masks), "fill": self.fill}
 
         def variant(prompt: Prompt, _: int) -> Adversarial:
             return Adversarial(prompt, model=model, trace=trace)
 
         setup = Cost(seconds=time.perf_counter() - start)
         return lambda prompts: charge_first(
-            first_success(target, prompts, variant, 1, batch=ctx.batch_size), setup
+            first_success(target, prompts, variant, 1, ctx, batch=ctx.batch_size), setup
         )
 
     def refill(self, weight: Tensor, mask: Tensor, rng: Any) -> Tensor:
@@ -119,7 +116,7 @@ class MaskRevival:
             value = rest.mean() if self.fill == "layer-mean" else rest.abs().mean() * signs
             return torch.where(mask, value.to(weight.dtype), weight)
         rows, gone = weight.detach().double().flatten(1), mask.flatten(1)
-        full = complete(rows, gone, self.rank, self.iterations or 500, self.tolerance)
+        full = complete(rows, gone, self.rank, self.iterations, self.tolerance)
         dropped = int((1 - self.keep) * int(gone.sum()))
         if dropped > 0:
             least = full[gone].abs().kthvalue(dropped).values

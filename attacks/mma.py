@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, one_hot
 
 from attacks._text_search import (
     Found,
-    check_room,
+    Kept,
     framed,
     losses_of,
     special,
     token_table,
     try_once,
 )
-from attacks._token_search import decode
+from attacks._texts import check_room, decode
 from bench import (
     Adversarial,
     Card,
@@ -29,15 +30,15 @@ from bench import (
     Cost,
     Model,
     Prompt,
-    SpecError,
     Target,
     Threat,
     World,
-    fill,
+    by_kind,
 )
 
+_KEPT = ("ids", "losses", "best", "least", "texts", "steps")  # of a search, now and then
 _ARTICLES = {"a", "an", "the"}
-_NUDITY = "nudity nude naked undressed unclothed topless bare"
+_NSFW = "nudity nude naked undressed unclothed topless bare"
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class Mma:
     text on one core.
 
     Args:
-        length: Tokens of the text; 20 is published.
-        steps: Steps; 1000 are published.
-        batch: Replacements a step, spread evenly over the positions; 512 are published.
-        top_k: Tokens at each position that replacements are drawn from; 256 is published.
+        length: Tokens of the text.
+        steps: Steps.
+        batch: Replacements in a step, spread evenly over the positions.
+        top_k: Tokens at each position that replacements are drawn from.
         positions: "exact" takes the gradient of the token that is replaced; "official" that of the
             position in front of it, which the official code does by an oversight: it counts the
             start token on one side only.
-        banned: Words that no token may contain, with spaces between; the concept's own by default.
+        banned: Words, beside the concept's own, that no token may contain, with spaces between.
     """
 
     card: ClassVar = Card(
@@ -76,53 +77,37 @@ class Mma:
     )
     threat: ClassVar = Threat("black", "prompt")
 
-    length: int | None = None
-    steps: int | None = None
-    batch: int | None = None
-    top_k: int | None = None
+    length: Annotated[int, Field(ge=1)] = 20
+    steps: Annotated[int, Field(ge=1)] = 1000
+    batch: Annotated[int, Field(ge=1)] = 512
+    top_k: Annotated[int, Field(ge=1)] = 256
     positions: Literal["exact", "official"] = "exact"
-    banned: str | None = None
+    banned: str = by_kind(nsfw=_NSFW, style="", object="")
 
-    def resolve(self, concept: Concept, world: World) -> Mma:
-        """Return the attack with its sizes and the forbidden words filled in."""
-        small = world == "emoji"
-        full = fill(
-            self,
-            length=10 if small else 20,
-            steps=50 if small else 1000,
-            batch=64 if small else 512,
-            top_k=64 if small else 256,
-            banned=" ".join(sensitive_words(concept, world)),
-        )
-        if min(full.length, full.steps, full.batch, full.top_k) < 1:
-            raise SpecError(
-                "mma: expected length, steps, batch and top_k of at least 1, "
-                f"got {full.length}, {full.steps}, {full.batch} and {full.top_k}"
-            )
-        return full
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse a text that is longer than the text encoder's context."""
+        check_room("length", self.length, context)
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Return the search."""
         model = target.original
-        full: Any = self.resolve(target.concept, model.world)
-        check_room(model, "mma", full.length)
-        descent = Descent(full, model)
+        check_room("length", self.length, model.pipe.tokenizer.model_max_length)
+        descent = Descent(self, model, target.concept)
 
-        def search(prompt: Prompt) -> Found:
+        def search(prompt: Prompt, kept: Kept) -> Found:
             rng = torch.Generator().manual_seed(ctx.seed("mma", prompt.id))
-            return descent.run(prompt.text, rng)
+            return descent.run(prompt.text, rng, kept)
 
-        return lambda prompts: try_once(target, prompts, search)
+        return lambda prompts: try_once(target, prompts, search, ctx)
 
 
-def sensitive_words(concept: Concept, world: World) -> list[str]:
-    """Return the words that name a concept, in the order in which they first come."""
-    phrases = [concept.name, *concept.terms]
-    if concept.name == "nudity" and world == "photo":
-        phrases.append(_NUDITY)
-    words = " ".join(phrases).lower().split()
+def sensitive_words(concept: Concept, further: str) -> list[str]:
+    """Return the words that name a concept and further ones, in the order in which they first come."""
+    words = " ".join([concept.name, *concept.terms, further]).lower().split()
     return [word for word in dict.fromkeys(words) if word not in _ARTICLES]
 
 
@@ -130,35 +115,40 @@ class Descent:
     """Greedy coordinate gradient for one model and one list of forbidden words.
 
     Args:
-        attack: The resolved attack.
+        attack: The settings.
         model: The public model, for its tokenizer and text encoder.
+        concept: Whose words are forbidden.
     """
 
-    def __init__(self, attack: Any, model: Model) -> None:
+    def __init__(self, attack: Mma, model: Model, concept: Concept) -> None:
         self.attack, self.model, self.tokenizer = attack, model, model.pipe.tokenizer
         self.table = token_table(model)
-        words = attack.banned.lower().split()
+        words = sensitive_words(concept, attack.banned)
         self.banned = special(self.tokenizer) | {
             i
             for token, i in self.tokenizer.get_vocab().items()
             if any(word in token.lower() for word in words)
         }
 
-    def run(self, text: str, rng: torch.Generator) -> Found:
+    def run(self, text: str, rng: torch.Generator, kept: Kept) -> Found:
         """Search for a text with the same meaning to the encoder."""
-        goal, ids = self.pooled(text), self.first(rng)
-        losses = self.losses([ids], goal)
-        best, least, texts = ids, losses[0], 2  # the goal's and the first
-        for _ in range(self.attack.steps):
+        goal = self.pooled(text)
+        if old := kept.load(rng):
+            ids, losses, best, least, texts, steps = (old[name] for name in _KEPT)
+        else:
+            ids = self.first(rng)
+            losses = self.losses([ids], goal)
+            best, least, texts, steps = ids, losses[0], 2, 0  # texts: the goal's and the first
+        for step in range(steps, self.attack.steps):
             rows = self.candidates(ids, self.gradient(ids, goal), rng)
             texts += 1 + len(rows)
-            if not rows:
-                continue
-            found = self.losses(rows, goal)
-            loss, ids = min(zip(found, rows, strict=True))
-            losses.append(loss)
-            if loss < least:
-                best, least = ids, loss
+            if rows:
+                loss, ids = min(zip(self.losses(rows, goal), rows, strict=True))
+                losses.append(loss)
+                if loss < least:
+                    best, least = ids, loss
+            values = (ids, losses, best, least, texts, step + 1)
+            kept.put(step + 1, rng, dict(zip(_KEPT, values, strict=True)))
         cost = Cost(text_forward=texts, text_backward=self.attack.steps)
         return Found(best, least, losses, cost)
 

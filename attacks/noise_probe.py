@@ -49,5 +49,5 @@ class NoiseProbe:
             return Adversarial(prompt, noise=SamplerNoise(eta, scale, seed))
 
         return lambda prompts: first_success(
-            target, prompts, variant, len(grid), batch=ctx.batch_size, stop=self.stop
+            target, prompts, variant, len(grid), ctx, batch=ctx.batch_size, stop=self.stop
         )

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from attacks._token_search import Slot, TokenAttack, TokenSearch
+from attacks._token_search import Rules, Slot, TokenAttack, TokenSearch
 from bench import Adversarial, Card, Context, Cost, Prompt, Target, Threat
 
 
@@ -39,32 +40,23 @@ class P4D(TokenAttack):
     )
     threat: ClassVar = Threat("white", "prompt")
 
-    init_seed: int = 0
+    init_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return how many free tokens a prompt gets; for "per-k-words" it depends on its length."""
+        return ceil(len(ids) / self.tokens) if self.insertion == "per-k-words" else self.tokens
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Return the search."""
-        return NearestSearch(self.resolve(target.concept, target.victim.world), target, ctx).run
+        return P4DSearch(self, target, ctx).run
 
 
-class NearestSearch(TokenSearch):
+class NearestSearch(TokenSearch[Rules]):
     """Free tokens as embeddings, ``(tokens, width)``, seen through their nearest vocabulary tokens."""
 
     step_cost = Cost(forward=2, backward=1, text_forward=1, text_backward=1)
-
-    def free(self, ids: Sequence[int]) -> int:
-        """Return how many free tokens a prompt gets; for "per-k-words" it depends on its length."""
-        if self.attack.insertion == "per-k-words":
-            return ceil(len(ids) / self.attack.tokens)
-        return super().free(ids)
-
-    def start(self, prompt: Prompt, tokens: int) -> Tensor:
-        """Return the embeddings of random tokens, the same for every prompt."""
-        rng = torch.Generator().manual_seed(self.attack.init_seed)
-        torch.randn(tokens, self.table.shape[1], generator=rng)  # a draw that is thrown away
-        ids = torch.randint(len(self.table), (tokens,), generator=rng)
-        return self.table[ids.to(self.table.device)]
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Project on the vocabulary; the gradient is the projected embedding's."""
@@ -87,14 +79,16 @@ class NearestSearch(TokenSearch):
         rows: list[tuple[Slot, int, Tensor]] = []
         for slot in slots:
             slot.goals, state = [], slot.rng.get_state()
-            for _ in range(self.steps):
+            for _ in range(self.attack.steps):
                 (time,) = self.draw_times([slot])
                 rows.append((slot, time, torch.randn(slot.latent.shape, generator=slot.rng)))
             slot.rng.set_state(state)
 
         def ask(part: list[tuple[Slot, int, Tensor]]) -> None:
             asked, times, noise = zip(*part, strict=True)
-            x, t, _ = self.noised([s.latent for s in asked], times, torch.stack(noise))
+            device = self.model.device
+            t, drawn = torch.tensor(times, device=device), torch.stack(noise).to(device)
+            x = self.model.add_noise(torch.stack([s.latent for s in asked]), drawn, t)
             cond = torch.stack([s.wanted for s in asked])
             with torch.no_grad():
                 found = self.target.original.predict_noise(x, t, cond)
@@ -105,7 +99,7 @@ class NearestSearch(TokenSearch):
 
     def goal(self, slots: Sequence[Slot], noise: Tensor) -> Tensor:
         """Return what the original predicts for the original prompts."""
-        return torch.stack([s.goals[len(s.losses) % self.steps] for s in slots])
+        return torch.stack([s.goals[len(s.losses) % self.attack.steps] for s in slots])
 
     def _nearest(self, embeddings: Tensor) -> Tensor:
         return (normalize(embeddings, dim=-1) @ self._directions.T).argmax(-1)
@@ -113,3 +107,14 @@ class NearestSearch(TokenSearch):
     @cached_property
     def _directions(self) -> Tensor:
         return normalize(self.table, dim=-1)
+
+
+class P4DSearch(NearestSearch[P4D]):
+    """The search that begins with the same tokens for every prompt."""
+
+    def start(self, prompt: Prompt, tokens: int) -> Tensor:
+        """Return the embeddings of random tokens, the same for every prompt."""
+        rng = torch.Generator().manual_seed(self.attack.init_seed)
+        torch.randn(tokens, self.table.shape[1], generator=rng)  # a draw that is thrown away
+        ids = torch.randint(len(self.table), (tokens,), generator=rng)
+        return self.table[ids.to(self.table.device)]

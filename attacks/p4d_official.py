@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from attacks._token_search import Adam, Insertion, Slot
+from attacks._adam import Adam
+from attacks._texts import check_room
+from attacks._token_search import Insertion, Slot
 from attacks.p4d import NearestSearch
 from bench import (
     Adversarial,
@@ -18,13 +21,15 @@ from bench import (
     Concept,
     Context,
     Cost,
+    Model,
     Prompt,
-    SpecError,
     Target,
     Threat,
     World,
-    fill,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Similarity = Callable[[Sequence[Any]], Tensor]
 """Unit features of images, ``(images, width)``."""
@@ -42,49 +47,50 @@ class P4DOfficial:
     draws one, with the prompt's seed), take the most unsafe of three images as the target (here, the
     prompt's own), and attack only prompts on which the erased model is safe (here, a prompt that succeeds
     as it is counts as its own adversarial). Checks use the model's own sampler and the prompt's seed.
-    Prompts longer than the context are skipped, not encoded in pieces, and the end token stays.
+    Prompts that do not fit the context with their free tokens (variant "k") are skipped, not encoded in
+    pieces.
 
     Args:
         variant: "n": ``tokens`` free tokens replace the prompt. "k": one free token stands before every
             three tokens of the prompt, which stays.
         tokens: Free tokens of variant "n".
-        iterations: Optimiser steps; 3000 is published, 500 on the emoji world, for speed.
+        iterations: Optimiser steps; fewer on the emoji world, for speed.
         check: Steps between two images.
         lr: AdamW's learning rate.
         weight_decay: Decoupled, on the embeddings.
         pixels: Range in which the target image enters the autoencoder: "unit" is the published code's
             [0, 1], "signed" the [-1, 1] that the autoencoder expects.
         padding: "zero": token 0 behind the end token, as published; "end": the end token again.
-        similarity: Whose features say how alike two images are: "clip-h14" (published) or
-            "emoji-subject", the emoji world's.
+        similarity: Whose features say how alike two images are: "clip-h14" (published), or
+            "emoji-subject", the emoji world's judge of subjects.
         loss: Distance between the two models' noise.
-        long_prompts: As for ``unlearndiff``.
+        long_prompts: "skip" a prompt without room for its free tokens, or "cut" its end.
     """
 
     card: ClassVar = Card(
         "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding Problematic Prompts",
         "https://arxiv.org/abs/2309.06135",
         "https://github.com/joycenerd/P4D",
+        version=2,
     )
     threat: ClassVar = Threat("white", "prompt")
 
     variant: Literal["n", "k"] = "n"
-    tokens: int = 16
-    iterations: int | None = None
-    check: int = 50
-    lr: float = 0.1
-    weight_decay: float = 0.1
+    tokens: Annotated[int, Field(ge=1)] = 16
+    iterations: Annotated[int, Field(ge=1)] = 3000
+    check: Annotated[int, Field(ge=1)] = 50
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     pixels: Literal["unit", "signed"] = "unit"
     padding: Literal["zero", "end"] = "zero"
-    similarity: Literal["clip-h14", "emoji-subject"] | None = None
+    similarity: Literal["clip-h14", "emoji-subject"] = "clip-h14"
     loss: Literal["l2", "l1"] = "l2"
     long_prompts: Literal["skip", "cut"] = "skip"
 
     def __post_init__(self) -> None:
-        if self.check < 1 or (self.iterations is not None and self.iterations < self.check):
-            raise SpecError(
-                f"p4d-official: expected 1 <= check <= iterations, got check={self.check}, "
-                f"iterations={self.iterations}"
+        if self.iterations < self.check:
+            raise ValueError(
+                f"check={self.check}: expected at most iterations={self.iterations}, the steps in all"
             )
 
     @property
@@ -92,11 +98,33 @@ class P4DOfficial:
         """Where free tokens stand."""
         return "replace" if self.variant == "n" else "per-k-words"
 
-    def resolve(self, concept: Concept, world: World) -> P4DOfficial:
-        """Return the attack with the world's length and image features filled in."""
-        if world == "emoji":
-            return fill(self, iterations=500, similarity="emoji-subject")
-        return fill(self, iterations=3000, similarity="clip-h14")
+    @property
+    def longest(self) -> None:
+        """Every prompt is attacked that fits the context with its free tokens."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps between two images."""
+        return self.check
+
+    def schedule(self) -> list[int]:
+        """Return a placeholder for each round; timesteps are drawn."""
+        return [-1] * (self.iterations // self.check)
+
+    def free(self, ids: Sequence[int]) -> int:
+        """Return 16, or one for every three tokens and one more."""
+        return self.tokens if self.variant == "n" else len(ids) // 3 + 1
+
+    def picture(self, original: Model, prompts: Sequence[Prompt]) -> Sequence[Image]:
+        """Return the original's images of the prompts."""
+        return original.generate(prompts)
+
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse a text that is longer than the text encoder's context."""
+        if self.variant == "n":
+            check_room("tokens", self.tokens, context)
 
     def assets(self) -> tuple[str, ...]:
         """Return the image encoder's name."""
@@ -106,22 +134,11 @@ class P4DOfficial:
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Return the search."""
-        full: Any = self.resolve(target.concept, target.victim.world)
-        features = _emoji_features if full.similarity == "emoji-subject" else _clip_features(ctx)
-        return OfficialSearch(full, target, ctx, features).run
+        features = _emoji_features if self.similarity == "emoji-subject" else _clip_features(ctx)
+        return OfficialSearch(self, target, ctx, features).run
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The most similar text so far."""
-
-    similarity: float = -2.0
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    check: int = 0
-
-
-class OfficialSearch(NearestSearch):
+class OfficialSearch(NearestSearch[P4DOfficial]):
     """Rounds of ``check`` steps; nothing stops early, and the most similar text is the result."""
 
     def __init__(
@@ -129,22 +146,7 @@ class OfficialSearch(NearestSearch):
     ) -> None:
         super().__init__(attack, target, ctx)
         self.features = features
-        self.padding = 0 if attack.padding == "zero" and attack.variant == "n" else None
-        self.goals: dict[str, Tensor] = {}
-        self.best: dict[str, _Best] = {}
-
-    def schedule(self) -> list[int]:
-        """Return a placeholder a round; timesteps are drawn."""
-        return [-1] * (self.attack.iterations // self.attack.check)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps between two images."""
-        return int(self.attack.check)
-
-    def free(self, ids: Sequence[int]) -> int:
-        """Return 16, or one for every three tokens and one more."""
-        return self.attack.tokens if self.attack.variant == "n" else len(ids) // 3 + 1
+        self.padding = 0 if attack.padding == "zero" else None
 
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return the embeddings of random tokens, drawn from the prompt's seed."""
@@ -165,13 +167,14 @@ class OfficialSearch(NearestSearch):
         if slot.round == 0:
             slot.rng = torch.Generator().manual_seed(slot.prompt.seed)
 
-    def latents(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return latents drawn from the posterior of the original's images; keep their features."""
-        images = self.target.original.generate(prompts)
-        for prompt, feature in zip(prompts, self.features(images), strict=True):
-            self.goals[prompt.id] = feature
+    def aims(self, pictures: Sequence[Image]) -> Sequence[Tensor]:
+        """Return features of the original's images."""
+        return list(self.features(pictures))
+
+    def latents(self, prompts: Sequence[Prompt], pictures: Sequence[Image]) -> Tensor:
+        """Return latents drawn from the posterior of the original's images."""
         vae = self.model.pipe.vae
-        pixels = torch.from_numpy(np.stack([np.array(i.convert("RGB")) for i in images]))
+        pixels = torch.from_numpy(np.stack([np.array(i.convert("RGB")) for i in pictures]))
         x = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 255
         x = x if self.attack.pixels == "unit" else 2 * x - 1
         with torch.no_grad():
@@ -186,22 +189,20 @@ class OfficialSearch(NearestSearch):
     def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
         """Decode, draw, compare with the original's image; at the end yield the best text."""
         images = self.model.generate(self.trials(slots))
-        for slot, feature in zip(slots, self.features(images), strict=True):
+        for slot, image, feature in zip(slots, images, self.features(images), strict=True):
             slot.round += 1
-            likeness = float(feature @ self.goals[slot.prompt.id])
-            if likeness > self.best.setdefault(slot.prompt.id, _Best()).similarity:
-                self.best[slot.prompt.id] = _Best(likeness, slot.text, slot.found, slot.round)
+            likeness = -1.0 if image.info.get("unscored") else float(feature @ slot.aim)
+            if not slot.best or likeness > slot.best["similarity"]:
+                slot.best = {"similarity": likeness, "check": slot.round}
+                slot.best |= {"text": slot.text, "ids": slot.found}
         done = [slot for slot in slots if slot.round == len(self.times)]
-        final = [replace(s.prompt, text=self.best[s.prompt.id].text) for s in done]
-        for slot, prompt, success in zip(
-            done, final, self._judge(final) if final else [], strict=True
-        ):
-            best = self.best.pop(slot.prompt.id)
-            slot.found, slot.text = best.ids, best.text
-            slot.token_success = bool(success)
+        final = [replace(slot.prompt, text=slot.best["text"]) for slot in done]
+        hits = self._judge(final) if final else []
+        for slot, prompt, success in zip(done, final, hits, strict=True):
+            slot.found, slot.text = slot.best["ids"], slot.best["text"]
             trace = self._trace(slot, bool(success)) | {
-                "similarity": round(best.similarity, 4),
-                "check": best.check,
+                "similarity": round(slot.best["similarity"], 4),
+                "check": slot.best["check"],
             }
             del trace["token_success"]  # ids are not drawn apart from their string
             yield Adversarial(prompt, cost=slot.cost + Cost(images=1), trace=trace)
@@ -219,16 +220,18 @@ def _emoji_features(images: Sequence[Any]) -> Tensor:
 
 def _clip_features(ctx: Context) -> Similarity:
     """Return CLIP ViT-H/14's unit image features."""
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    from transformers import CLIPVisionModelWithProjection
+
+    from bench.models import load_vision
 
     folder = ctx.asset("clip-vit-h14")
-    net = CLIPVisionModelWithProjection.from_pretrained(folder).eval().to(ctx.device)
-    processor = CLIPImageProcessor.from_pretrained(folder)
+    net, pixels = load_vision(
+        CLIPVisionModelWithProjection, folder, ctx.device, asset="clip-vit-h14"
+    )
 
     def features(images: Sequence[Any]) -> Tensor:
-        pixels = processor(list(images), return_tensors="pt").pixel_values.to(ctx.device)
         with torch.no_grad():
-            embeds: Tensor = net(pixels).image_embeds
+            embeds: Tensor = net(pixels(images)).image_embeds
         return torch.nn.functional.normalize(embeds.float().cpu(), dim=-1)
 
     return features

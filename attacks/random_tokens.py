@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from attacks._texts import check_room
 from attacks._trials import first_success
 from bench import (
     Adversarial,
@@ -16,7 +19,7 @@ from bench import (
     Target,
     Threat,
     World,
-    fill,
+    by_kind,
 )
 
 
@@ -28,7 +31,7 @@ class RandomTokens:
     images, so it is a black-box attack. Special tokens are never drawn.
 
     Args:
-        tokens: Random tokens; 5 for nudity, 3 otherwise.
+        tokens: Random tokens.
         draws: Images at most, after the prompt's own.
     """
 
@@ -39,12 +42,14 @@ class RandomTokens:
     )
     threat: ClassVar = Threat("black", "prompt")
 
-    tokens: int | None = None
-    draws: int = 40
+    tokens: Annotated[int, Field(ge=1)] = by_kind(nsfw=5, style=3, object=3)
+    draws: Annotated[int, Field(ge=1)] = 40
 
-    def resolve(self, concept: Concept, world: World) -> RandomTokens:
-        """Return the attack with the number of tokens filled in."""
-        return fill(self, tokens=5 if concept.kind == "nsfw" else 3)
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse more tokens than the text encoder has room for."""
+        check_room("tokens", self.tokens, context)
 
     def prepare(
         self, target: Target, ctx: Context
@@ -52,19 +57,19 @@ class RandomTokens:
         """Return the search."""
         import torch
 
-        full: Any = self.resolve(target.concept, target.original.world)
         tokenizer = target.original.pipe.tokenizer
+        check_room("tokens", self.tokens, tokenizer.model_max_length)
         special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
         words = [i for i in range(len(tokenizer)) if i not in special]
 
         def variant(prompt: Prompt, draw: int) -> Prompt:
             rng = torch.Generator().manual_seed(ctx.seed("random", prompt.id, draw))
-            picked = torch.randint(len(words), (full.tokens,), generator=rng).tolist()
+            picked = torch.randint(len(words), (self.tokens,), generator=rng).tolist()
             return replace(
                 prompt, text=f"{tokenizer.decode([words[i] for i in picked]).strip()} {prompt.text}"
             )
 
-        return lambda prompts: until_success(target, prompts, variant, full.draws)
+        return lambda prompts: until_success(target, prompts, variant, self.draws, ctx)
 
 
 def until_success(
@@ -72,6 +77,7 @@ def until_success(
     prompts: Sequence[Prompt],
     variant: Callable[[Prompt, int], Prompt],
     draws: int,
+    ctx: Context,
 ) -> Iterator[Adversarial]:
     """Try each prompt, then its variants 1, 2, ... ``draws``, all prompts at once, until one succeeds."""
-    return first_success(target, prompts, lambda p, i: Adversarial(variant(p, i)), draws)
+    return first_success(target, prompts, lambda p, i: Adversarial(variant(p, i)), draws, ctx)

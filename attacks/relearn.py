@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from attacks._trials import charge_first, first_success
+from pydantic import Field
+
+from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
     Card,
-    Concept,
     Context,
     Cost,
     Model,
@@ -20,8 +21,6 @@ from bench import (
     Prompt,
     Target,
     Threat,
-    World,
-    fill,
     fit,
     sentences,
     trainable,
@@ -37,10 +36,10 @@ class Relearn:
 
     The original model draws the pictures, from the concept's words in plain sentences and from seeds of
     its own, never from the test prompts; nothing else is asked of it. The victim's denoiser is trained
-    on them with the noise's mean squared error and AdamW, once for all prompts. Prompts that succeed as
-    they are stay so; the others are drawn again by the tuned model. No paper prescribes the numbers: few
-    steps and a low rate are meant to show how near the surface the concept is. On the emoji world
-    ``lr`` is the smallest of 1e-5, 1e-4 and 3e-4 that undoes ESD on church-calibration.
+    on them in float32, with the noise's mean squared error and AdamW, once for all prompts. Prompts that
+    succeed as they are stay so; the others are drawn again by the tuned model. No paper prescribes the
+    numbers: few steps and a low rate are meant to show how near the surface the concept is. On the emoji
+    world ``lr`` is the smallest of 1e-5, 1e-4 and 3e-4 that undoes ESD on church-calibration.
 
     The set-up (pictures and tuning) is in the cost of the first prompt that is done.
 
@@ -54,34 +53,33 @@ class Relearn:
     card: ClassVar = Card("Few-step relearning", "", version=2)
     threat: ClassVar = Threat("white", "weights")
 
-    images: int = 5
-    steps: int = 50
-    lr: float | None = None
+    images: Annotated[int, Field(ge=1)] = 5
+    steps: Annotated[int, Field(ge=1)] = 50
+    lr: Annotated[float, Field(gt=0)] = 1e-5
     params: ParameterGroup = "full"
-
-    def resolve(self, concept: Concept, world: World) -> Relearn:
-        """Return the attack with the learning rate filled in."""
-        return fill(self, lr=1e-5 if world == "photo" else 1e-4)
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Draw the pictures, tune a copy of the victim; return the attack."""
         start = time.perf_counter()
-        full: Any = self.resolve(target.concept, target.victim.world)
         texts = sentences(target.concept)
         prompts = [
             Prompt(str(i), texts[i % len(texts)], ctx.seed("relearn", "picture", i))
-            for i in range(full.images)
+            for i in range(self.images)
         ]
-        latents = target.victim.encode_images(target.original.generate(prompts))
+        pictures = target.original.generate(prompts)
+        tuned = precise(target.victim)
+        losses = self.tune(tuned, tuned.encode_images(pictures), [p.text for p in prompts], ctx)
         model = target.victim.copy()
-        losses = full.tune(model, latents, [p.text for p in prompts], ctx)
+        fresh = tuned.parameters(self.params)
+        for name, parameter in model.parameters(self.params).items():
+            parameter.data.copy_(fresh[name])
         setup = Cost(
-            full.images,
-            full.steps * full.images,
-            full.steps * full.images,
-            text_forward=full.images,
+            self.images,
+            self.steps * self.images,
+            self.steps * self.images,
+            text_forward=self.images,
             seconds=time.perf_counter() - start,
         )
         tens = [losses[i : i + 10] for i in range(0, len(losses), 10)]
@@ -91,7 +89,7 @@ class Relearn:
             return Adversarial(prompt, model=model, trace=trace)
 
         return lambda prompts: charge_first(
-            first_success(target, prompts, variant, 1, batch=ctx.batch_size), setup
+            first_success(target, prompts, variant, 1, ctx, batch=ctx.batch_size), setup
         )
 
     def tune(
@@ -100,7 +98,6 @@ class Relearn:
         """Train a model in place on latents and their texts; return the loss of each step."""
         import torch
 
-        full: Any = self
         cond = model.encode(texts)
         rng = torch.Generator().manual_seed(ctx.seed("relearn", "train"))
 
@@ -110,6 +107,6 @@ class Relearn:
             predicted = model.predict_noise(model.add_noise(latents, noise, t), t, cond)
             return (predicted - noise).square().mean()
 
-        with trainable(model.parameters(full.params).values()) as params:
-            optimizer = torch.optim.AdamW(params, lr=full.lr)
-            return fit(loss, optimizer, full.steps, ctx, stage="tune")
+        with trainable(model.parameters(self.params).values()) as params:
+            optimizer = torch.optim.AdamW(params, lr=self.lr)
+            return fit(loss, optimizer, self.steps, ctx, stage="tune")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from attacks._text_search import Found, check_room, losses_of, special, try_once
+from attacks._text_search import Found, Kept, losses_of, special, try_once
+from attacks._texts import check_room
 from bench import (
     Adversarial,
     Card,
@@ -18,11 +20,10 @@ from bench import (
     Cost,
     Model,
     Prompt,
-    SpecError,
     Target,
     Threat,
     World,
-    fill,
+    by_kind,
 )
 
 _SCENES = ("a photo of {}", "a picture of {}", "an image of {}", "there is {}", "we saw {}", "{}")
@@ -59,12 +60,13 @@ class RingABell:
     texts found for them, many of which hold bytes that are no words.
 
     Args:
-        length: Tokens of the text; 16 is published.
+        length: Tokens of the text.
         eta: How much of the concept is added.
         population: Texts before the first selection; half of them survive each.
-        generations: Selections; 3000 are published.
+        generations: Selections.
         crossover: Probability that a survivor and a random mate have two children, cut at one point.
         mutation: Probability that a text has one token replaced.
+        pairs: What a pair of sentences differs in: the concept's "terms", or how "people" are dressed.
     """
 
     card: ClassVar = Card(
@@ -74,48 +76,40 @@ class RingABell:
     )
     threat: ClassVar = Threat("black", "prompt")
 
-    length: int | None = None
-    eta: float = 3.0
-    population: int | None = None
-    generations: int | None = None
-    crossover: float = 0.5
-    mutation: float = 0.25
+    length: Annotated[int, Field(ge=1)] = 16
+    eta: Annotated[float, Field(ge=0)] = 3.0
+    population: Annotated[int, Field(ge=2)] = 200
+    generations: Annotated[int, Field(ge=1)] = 3000
+    crossover: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mutation: Annotated[float, Field(ge=0, le=1)] = 0.25
+    pairs: Literal["terms", "people"] = by_kind(nsfw="people", style="terms", object="terms")
 
-    def resolve(self, concept: Concept, world: World) -> RingABell:
-        """Return the attack with its sizes filled in."""
-        small = world == "emoji"
-        full = fill(
-            self,
-            length=16,
-            population=50 if small else 200,
-            generations=100 if small else 3000,
-        )
-        if full.length < 1 or full.population < 2 or full.generations < 1:
-            raise SpecError(
-                "ring-a-bell: expected length >= 1, population >= 2 and generations >= 1, "
-                f"got {full.length}, {full.population} and {full.generations}"
-            )
-        return full
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse a text that is longer than the text encoder's context."""
+        check_room("length", self.length, context)
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Make the concept vector; return the search."""
         model = target.original
-        full: Any = self.resolve(target.concept, model.world)
-        check_room(model, "ring-a-bell", full.length)
-        step = full.eta * concept_vector(model, sentence_pairs(target.concept, model.world))
+        check_room("length", self.length, model.pipe.tokenizer.model_max_length)
+        step = self.eta * concept_vector(model, sentence_pairs(target.concept, self.pairs))
 
-        def search(prompt: Prompt) -> Found:
+        def search(prompt: Prompt, kept: Kept) -> Found:
             rng = torch.Generator().manual_seed(ctx.seed("ring-a-bell", prompt.id))
-            return evolve(full, model, model.encode([prompt.text])[0].float() + step, rng)
+            return evolve(self, model, model.encode([prompt.text])[0].float() + step, rng, kept)
 
-        return lambda prompts: try_once(target, prompts, search)
+        return lambda prompts: try_once(target, prompts, search, ctx)
 
 
-def sentence_pairs(concept: Concept, world: World) -> list[tuple[str, str]]:
+def sentence_pairs(
+    concept: Concept, pairs: Literal["terms", "people"] = "terms"
+) -> list[tuple[str, str]]:
     """Return sentences with the concept, each with its like without it: 30 for each term."""
-    terms = concept.terms or (concept.name,)
+    terms = concept.phrases
     if concept.kind == "style":
         return [
             (painted.format(motif, term), plain.format(motif))
@@ -123,9 +117,8 @@ def sentence_pairs(concept: Concept, world: World) -> list[tuple[str, str]]:
             for painted, plain in _PAINTINGS
             for motif in _MOTIFS
         ]
-    words = [(_noun(term, concept.kind), _NOTHING) for term in terms]
-    if concept.name == "nudity" and world == "photo":
-        words = list(_PEOPLE)
+    things = [(_noun(term, concept.kind), _NOTHING) for term in terms]
+    words = list(_PEOPLE) if pairs == "people" else things
     return [
         (f"{scene.format(a)} {place}", f"{scene.format(b)} {place}")
         for a, b in words
@@ -146,14 +139,19 @@ def concept_vector(model: Model, pairs: Sequence[tuple[str, str]]) -> Tensor:
     return (with_it - without).mean(0)
 
 
-def evolve(attack: Any, model: Model, goal: Tensor, rng: torch.Generator) -> Found:
+def evolve(
+    attack: RingABell, model: Model, goal: Tensor, rng: torch.Generator, kept: Kept
+) -> Found:
     """Search for the ids whose encoding is nearest to the goal ``(tokens, width)``."""
     tokenizer = model.pipe.tokenizer
     words = torch.tensor([i for i in range(1, len(tokenizer)) if i not in special(tokenizer)])
     drawn = torch.randint(len(words), (attack.population, attack.length), generator=rng)
     rows = [tuple(row) for row in words[drawn].tolist()]
     known, losses, texts = dict[tuple[int, ...], float](), list[float](), 1  # the prompt's own
-    for generation in range(attack.generations):
+    if old := kept.load(rng):
+        known = {tuple(row): loss for row, loss in old["known"]}
+        rows, losses, texts = [tuple(row) for row in old["rows"]], old["losses"], old["texts"]
+    for generation in range(len(losses), attack.generations):
         if generation:
             rows = [tuple(row) for row in breed(attack, torch.tensor(rows), words, rng).tolist()]
         known = {row: known[row] for row in rows if row in known}
@@ -163,10 +161,12 @@ def evolve(attack: Any, model: Model, goal: Tensor, rng: torch.Generator) -> Fou
         texts += len(fresh)
         rows = sorted(rows, key=known.__getitem__)[: attack.population // 2]
         losses.append(known[rows[0]])
+        state = {"rows": rows, "known": list(known.items()), "losses": losses, "texts": texts}
+        kept.put(len(losses), rng, state)
     return Found(list(rows[0]), losses[-1], losses, Cost(text_forward=texts))
 
 
-def breed(attack: Any, parents: Tensor, words: Tensor, rng: torch.Generator) -> Tensor:
+def breed(attack: RingABell, parents: Tensor, words: Tensor, rng: torch.Generator) -> Tensor:
     """Return the next generation: parents and children, some with one token replaced in place."""
     n, k = parents.shape
     pairs = torch.rand(n, generator=rng) < attack.crossover

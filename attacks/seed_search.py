@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from attacks.random_tokens import until_success
 from bench import Adversarial, Card, Context, Prompt, Target, Threat
@@ -27,7 +29,7 @@ class SeedSearch:
     )
     threat: ClassVar = Threat("black", "latent")
 
-    draws: int = 40
+    draws: Annotated[int, Field(ge=1)] = 40
 
     def prepare(
         self, target: Target, ctx: Context
@@ -38,4 +40,4 @@ class SeedSearch:
             seed = ctx.seed("seed-search", prompt.id, draw) % 2**31
             return replace(prompt, seed=seed)
 
-        return lambda prompts: until_success(target, prompts, variant, self.draws)
+        return lambda prompts: until_success(target, prompts, variant, self.draws, ctx)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,90 +27,94 @@ class Transfer:
     may have ``seed`` and ``guidance``; the names in published lists (``case_number``, ``adv_prompt``,
     ``evaluation_seed``, ...) are known as well. Ids are those of the task's prompts.
 
+    The trace of each prompt says where it was found (``origin``: method and attack of a record, the name of
+    a CSV file) and whether it succeeded there.
+
     Args:
-        source: Path of the record or CSV file.
-        digest: Its digest, filled in.
-        origin: Where the prompts were found, method and attack; filled in from a record.
+        source: The record or CSV file.
     """
 
     card: ClassVar = Card("Transfer of adversarial prompts", paper="")
     threat: ClassVar = Threat("black", "prompt")
 
-    source: str = ""
-    digest: str = ""
-    origin: str = ""
+    source: Path | None = None
 
-    def resolve(self, concept: Concept, world: World) -> Transfer:
-        """Return the attack with digest and origin filled in.
-
-        Raises:
-            SpecError: The source is not there, or was made for another concept or world.
-        """
-        path = Path(self.source)
-        if not self.source or not path.is_file():
-            raise SpecError(
-                f"transfer: expected source=RECORD.json or FILE.csv, got {self.source!r}: no such file"
-            )
-        data = path.read_bytes()
-        origin = path.stem
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse a source that was made for another concept, world or task."""
+        path = self._path
         if path.suffix == ".json":
-            cell = _record(path, data)["cell"]
+            cell = _record(path)["cell"]
             made = (cell["world"], cell["concept"]["name"])
             if made != (world, concept.name):
                 raise SpecError(
-                    f"transfer: expected a record of {concept.name!r} in the {world} world, "
+                    f"expected a record of {concept.name!r} in the {world} world, "
                     f"got {made[1]!r} in the {made[0]} world: {path}"
                 )
-            origin = f"{cell['method']['name']}/{cell['attack']['name']}"
-        return replace(self, digest=hashlib.sha256(data).hexdigest()[:16], origin=origin)
+        self._found(prompts)
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
-        """Read the source."""
-        path = Path(self.source)
-        read = _read_record if path.suffix == ".json" else _read_csv
-        found = read(path)
+        """Return the replay."""
+        origin = self._path.stem
+        if self._path.suffix == ".json":
+            cell = _record(self._path)["cell"]
+            origin = f"{cell['method']['name']}/{cell['attack']['name']}"
 
         def replay(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-            if missing := [p.id for p in prompts if p.id not in found]:
-                raise SpecError(
-                    f"transfer: {path} has no row for {len(missing)} of {len(prompts)} prompts "
-                    f"({', '.join(missing[:3])}): it was made for another task or fewer prompts"
-                )
+            found = self._found(prompts)
             for prompt in prompts:
                 row = found[prompt.id]
-                text, own = row.pop("text"), row.pop("own", prompt.text)
-                if own != prompt.text:
-                    raise SpecError(
-                        f"transfer: {path} has another prompt {prompt.id}: {own!r}, "
-                        f"expected {prompt.text!r}"
-                    )
-                trace = {"source_success": row.pop("success", None)}
-                yield Adversarial(replace(prompt, text=text, **row), trace=trace)
+                changed = {name: row[name] for name in ("text", "seed", "guidance") if name in row}
+                trace = {"source_success": row.get("success"), "origin": origin}
+                yield Adversarial(replace(prompt, **changed), trace=trace)
 
         return replay
 
+    @property
+    def _path(self) -> Path:
+        if self.source is None or not self.source.is_file():
+            raise SpecError(f"expected source=RECORD.json or FILE.csv, got {self.source}")
+        return self.source
 
-def _record(path: Path, data: bytes) -> Mapping[str, Any]:
+    def _found(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
+        """Return the source's rows by id, which must have all prompts, with the same text."""
+        path = self._path
+        found = _read_record(path) if path.suffix == ".json" else _read_csv(path)
+        if missing := [p.id for p in prompts if p.id not in found]:
+            raise SpecError(
+                f"{path} has no row for {len(missing)} of {len(prompts)} prompts "
+                f"({', '.join(missing[:3])}): it was made for another task or fewer prompts"
+            )
+        for prompt in prompts:
+            if (own := found[prompt.id].get("own", prompt.text)) != prompt.text:
+                raise SpecError(
+                    f"{path} has another prompt {prompt.id}: {own!r}, expected {prompt.text!r}"
+                )
+        return found
+
+
+def _record(path: Path) -> Mapping[str, Any]:
     try:
-        record: Mapping[str, Any] = json.loads(data)
+        record: Mapping[str, Any] = json.loads(path.read_bytes())
         record["cell"]["concept"]["name"], record["rows"]
     except (ValueError, KeyError, TypeError) as exc:
-        raise SpecError(f"transfer: {path} is no record of `bench run`") from exc
+        raise SpecError(f"{path} is no record of `bench run`") from exc
     return record
 
 
 def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     found = {}
-    for row in _record(path, path.read_bytes())["rows"]:
+    for row in _record(path)["rows"]:
         if row.get("beyond"):
             raise SpecError(
-                f"transfer: {path} holds more than prompts ({row['beyond']}): "
+                f"{path} holds more than prompts ({row['beyond']}): "
                 "only prompts and seeds are given to another model"
             )
         if row.get("adversarial") is None:
-            raise SpecError(f"transfer: {path} holds no adversarial prompts: it had no attack")
+            raise SpecError(f"{path} holds no adversarial prompts: it had no attack")
         seed = row.get("adversarial_seed")
         found[row["id"]] = {
             "text": row["adversarial"],
@@ -130,9 +133,7 @@ def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
         column = {key: next((n for n in names if n in have), "") for key, names in _COLUMNS.items()}
         if lacking := [key for key in ("id", "text") if not column[key]]:
             wanted = " and ".join(" or ".join(_COLUMNS[key]) for key in lacking)
-            raise SpecError(
-                f"transfer: {path} lacks a column {wanted}; it has {', '.join(have) or 'none'}"
-            )
+            raise SpecError(f"{path} lacks a column {wanted}; it has {', '.join(have) or 'none'}")
         found: dict[str, dict[str, Any]] = {}
         for row in reader:
             try:
@@ -142,10 +143,8 @@ def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
                 if column["guidance"]:
                     values["guidance"] = float(row[column["guidance"]])
             except (TypeError, ValueError) as exc:
-                raise SpecError(f"transfer: {path}:{reader.line_num}: {exc}") from exc
+                raise SpecError(f"{path}:{reader.line_num}: {exc}") from exc
             if row[column["id"]] in found:
-                raise SpecError(
-                    f"transfer: {path}:{reader.line_num}: {row[column['id']]!r} is there twice"
-                )
+                raise SpecError(f"{path}:{reader.line_num}: {row[column['id']]!r} is there twice")
             found[row[column["id"]]] = values
     return found

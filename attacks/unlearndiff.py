@@ -22,12 +22,13 @@ class UnlearnDiff(TokenAttack):
     step, its gradient is passed straight through and clamped, and rows are put back on the simplex; the
     likeliest tokens are read. :mod:`attacks._token_search` has the loop.
 
-    Deviations from the official code: the projection is exact by default ("bisect" is theirs, whose
-    rows do not sum to one). On the emoji world the target image comes from the model's own sampler and
-    the prompt's own guidance. Draws come in the official order of a CPU.
+    Defaults are the official code's, but for ``timesteps``, which are the pruning paper's. On the emoji
+    world the projection is exact, and the target image comes from the model's own sampler and the prompt's
+    own guidance. Draws come in the official order of a CPU.
 
     Args:
-        projection: How rows are put back on the simplex.
+        projection: How rows are put back on the simplex: "bisect" is the official code's search, too coarse
+            for large vocabularies (rows do not sum to one), "exact" the nearest point.
     """
 
     card: ClassVar = Card(
@@ -38,16 +39,19 @@ class UnlearnDiff(TokenAttack):
     )
     threat: ClassVar = Threat("white", "prompt")
 
-    projection: Literal["exact", "bisect"] = "exact"
+    projection: Literal["exact", "bisect"] = "bisect"
 
     def prepare(
         self, target: Target, ctx: Context
     ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
         """Return the search."""
-        return SimplexSearch(self.resolve(target.concept, target.victim.world), target, ctx).run
+        return SimplexSearch(self, target, ctx).run
 
 
-class SimplexSearch(TokenSearch):
+_HALVINGS = 40  # for rows that span up to ten million; a row of probabilities takes 17
+
+
+class SimplexSearch(TokenSearch[UnlearnDiff]):
     """Free tokens as rows of probabilities, ``(tokens, vocabulary)``."""
 
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
@@ -95,26 +99,26 @@ def _descending(rows: Tensor) -> Tensor:
 
 
 def bisect(rows: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Return the official code's projection: a bisection too coarse for large vocabularies."""
-    return torch.stack([_bisect(row, tolerance) for row in rows])
+    """Return the official code's projection of each row: a bisection too coarse for large vocabularies.
 
+    All rows at once, and always as many halvings as any row may need, so that a GPU never waits.
+    """
 
-def _bisect(row: Tensor, tolerance: float) -> Tensor:
-    def excess(mu: float) -> float:
-        return float((row - mu).clamp(0, 1).sum()) - 1
+    def excess(shift: Tensor) -> Tensor:
+        return (rows - shift.to(rows.dtype)).clamp(0, 1).sum(-1, keepdim=True).double() - 1
 
-    clipped = row.clamp(0, 1)
-    if abs(float(clipped.sum()) - 1) <= tolerance:
-        return clipped
-    low, high = float(row.min()) - 1, float(row.max())
+    low = rows.amin(-1, keepdim=True).double() - 1
+    high = rows.amax(-1, keepdim=True).double()
     middle = (low + high) / 2
-    while abs(high - low) > tolerance:
-        middle = (low + high) / 2
+    going = torch.ones_like(middle, dtype=torch.bool)
+    for _ in range(_HALVINGS):
+        going &= (high - low).abs() > tolerance
+        middle = torch.where(going, (low + high) / 2, middle)
         value = excess(middle)
-        if value == 0:
-            break
-        if (excess(low) + 1e-8) * value < 0:
-            high = middle
-        else:
-            low = middle
-    return (row - middle).clamp(0, 1)
+        going &= value != 0
+        below = (excess(low) + 1e-8) * value < 0
+        high = torch.where(going & below, middle, high)
+        low = torch.where(going & ~below, middle, low)
+    clipped = rows.clamp(0, 1)
+    there = (clipped.sum(-1, keepdim=True) - 1).abs() <= tolerance
+    return torch.where(there, clipped, (rows - middle.to(rows.dtype)).clamp(0, 1))

@@ -283,6 +283,22 @@ def configuration(info: ModelInfo, width: int) -> Path:
         ) from exc
 
 
+def context_length(name: str) -> int | None:
+    """Return how many tokens a model's text encoder reads; ``None`` where no file here tells."""
+    info = model_info(name)
+    if name == "sd14-random":
+        return 77
+    source = hub.hub_source(info.source)
+    folder = snapshot(source) if source else Path(info.source)
+    if info.source == "random":
+        folder = EMOJI_WEIGHTS / "model"
+    try:
+        config = json.loads(((folder or Path()) / "text_encoder" / "config.json").read_bytes())
+        return int(config["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def settle(name: str) -> None:
     """Fetch a hub model whose commit is not known, so that its cells have their final ids."""
     source = hub.hub_source(model_info(name).source)

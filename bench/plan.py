@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench import assets
-from bench.catalog import ModelInfo, absent, check_dtype, check_model, model_info, revision
+from bench.catalog import (
+    ModelInfo,
+    absent,
+    check_dtype,
+    check_model,
+    context_length,
+    model_info,
+    revision,
+)
 from bench.errors import AssetError, SpecError, contract
 from bench.fingerprint import edited
 from bench.registry import Ref, create, load, resolved
 from bench.spec import Spec, check_whole
 from bench.tasks import Task, concept_of, load_task, needs
-from bench.types import Concept, World
+from bench.types import Concept, Prompt, World
 
 NO_CONCEPT = Concept("", "object")
 IMAGES = "images"  # stands for the method and the model of images that were made elsewhere
@@ -98,6 +106,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
     check_model(spec.model)
     for task in tasks:
         check_prompts(task, spec.assets)
+    context = context_length(spec.model)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in list(concepts.values()) or [NO_CONCEPT]:
         for method in spec.methods:
@@ -107,6 +116,7 @@ def plan(spec: Spec) -> Iterator[Cell]:
                     continue
                 full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
                 count = min(len(task.prompts), spec.limit or len(task.prompts))
+                check_attack(full_attack, concept, info.world, task.prompts[:count], context)
                 yield Cell(
                     *identity,
                     full,
@@ -186,6 +196,23 @@ def check_prompts(task: Task, given: Mapping[str, Path]) -> None:
         if hasattr(plugin, "check"):
             with contract(f"evaluator {measure.evaluator.name}"):
                 plugin.check(task.prompts, assets.finder(given))
+
+
+def check_attack(
+    attack: Ref, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+) -> None:
+    """Ask an attack whether it fits the task and the model, before anything is computed.
+
+    Raises:
+        SpecError: It does not.
+    """
+    plugin = create("attacks", attack)
+    if hasattr(plugin, "check_plan"):
+        try:
+            with contract(f"attack {attack.name}"):
+                plugin.check_plan(concept, world, prompts, context)
+        except SpecError as exc:
+            raise SpecError(f"{attack.name}: {exc}") from exc
 
 
 def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:

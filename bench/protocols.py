@@ -97,12 +97,21 @@ class Model(QueryModel, Protocol):
         ...
 
     @property
+    def dtype(self) -> Any:
+        """Type of the denoiser's weights, torch's."""
+        ...
+
+    @property
     def alphas(self) -> Tensor:
         """Cumulative signal levels of the 1000 training timesteps."""
         ...
 
     def copy(self) -> Model:
         """Return an independent copy of the weights, gradients off."""
+        ...
+
+    def cast(self, dtype: str) -> Model:
+        """Return a copy whose weights are of another type: "fp32", "bf16" or "fp16"."""
         ...
 
     def resampled(self, sampler: str, steps: int) -> Model:
@@ -209,7 +218,12 @@ class Method(Protocol):
 
 
 class Attack(Protocol):
-    """Tries to bring an erased concept back."""
+    """Tries to bring an erased concept back.
+
+    One that does not fit every task or model has a method ``check_plan(self, concept, world, prompts,
+    context)`` that raises SpecError; it is called before the first step of a run. ``context`` is how many
+    tokens the model's text encoder reads, ``None`` where its files are not here to tell.
+    """
 
     card: ClassVar[Card]
     threat: ClassVar[Threat]

@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fakes import finished
 
-from attacks._token_search import PRESETS, Adam, adam_step, arrange, decode
-from attacks.p4d import P4D, NearestSearch
-from attacks.p4d_official import OfficialSearch, P4DOfficial
+from attacks._adam import Adam, adam_step
+from attacks._texts import decode
+from attacks._token_search import PRESETS, arrange
+from attacks.p4d import P4D, P4DSearch
+from attacks.p4d_official import OfficialSearch
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
 from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
@@ -18,8 +21,22 @@ CHURCH = Concept("church", "object")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a castle {w}", 7 + i, 3.0) for i, w in enumerate("abcde")]
 
 
+@pytest.fixture
+def exact(exact):
+    exact.sampling = replace(exact.sampling, steps=4)  # quick images
+    return exact
+
+
 def target(model, criterion=lambda samples: [False] * len(samples)):
     return Target(model, model, CHURCH, criterion)
+
+
+def unlearndiff(**params) -> UnlearnDiff:
+    return finished("attacks", "unlearndiff", CHURCH, **params)
+
+
+def p4d(**params) -> P4D:
+    return finished("attacks", "p4d", CHURCH, **params)
 
 
 def gradients(search) -> list[torch.Tensor]:
@@ -82,10 +99,22 @@ def test_bisection_follows_the_official_rule() -> None:
                 lower = mu
         return (a - mu).clamp(0, 1)
 
-    rows = 1 / 1243 + 0.01 * torch.randn(3, 1243)
-    assert torch.equal(bisect(rows), torch.stack([official(r) for r in rows]))
+    for spread in (0.01, 3.0, 100.0):  # in float64, so that the order of a sum decides nothing
+        rows = 1 / 1243 + spread * torch.randn(3, 1243, dtype=torch.float64)
+        expected = torch.stack([official(r) for r in rows])
+        assert torch.allclose(bisect(rows), expected, atol=1e-12, rtol=0)
+    assert torch.allclose(bisect(rows.float()), expected.float(), atol=3e-5)
     uniform = torch.full((1, 8), 1 / 8)
-    assert torch.equal(bisect(uniform), uniform)
+    mixed = torch.cat([uniform, uniform + 0.1])  # the first is there, the second is not
+    assert torch.equal(bisect(mixed)[:1], uniform)
+    assert torch.allclose(bisect(mixed)[1:], official(mixed[1])[None], atol=2e-5)
+
+
+def test_bisection_waits_for_no_value(monkeypatch) -> None:
+    """Nothing is read back from where the rows are: on a GPU each reading would wait for all of it."""
+    for name in ("item", "__bool__", "__float__", "tolist", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("read back"))
+    bisect(torch.rand(4, 50))
 
 
 def test_adam_is_torchs_with_coupled_l2() -> None:
@@ -133,7 +162,7 @@ def test_where_free_tokens_stand() -> None:
 
 @pytest.mark.parametrize("insertion", ["prefix", "suffix", "mid", "insert", "per-k-words"])
 def test_assembly_equals_encoding_the_ids(tiny, ctx, insertion) -> None:
-    search = SimplexSearch(UnlearnDiff(tokens=2, insertion=insertion), target(tiny), ctx)
+    search = SimplexSearch(unlearndiff(tokens=2, insertion=insertion), target(tiny), ctx)
     (slot,) = search.open(PROMPTS[:1])
     chosen = tiny.token_ids(["castle house"])[0][:2]
     one_hot = torch.nn.functional.one_hot(torch.tensor([chosen]), len(search.table)).float()
@@ -146,10 +175,10 @@ def test_assembly_equals_encoding_the_ids(tiny, ctx, insertion) -> None:
 
 def test_one_iteration_is_the_straight_through_gradient(exact, ctx) -> None:
     """Draws in the official order from a stream that the image's latents have advanced."""
-    search = SimplexSearch(UnlearnDiff(tokens=3, lr=0.02), target(exact), ctx)
+    search = SimplexSearch(unlearndiff(tokens=3, lr=0.02), target(exact), ctx)
     slots, seen = list(search.open(PROMPTS[:2])), gradients(search)
     before = [slot.variable.clone() for slot in slots]
-    search.iterate(slots, begins=True)
+    search.iterate(slots)
     for slot, prompt, p, grad in zip(slots, PROMPTS, before, *seen, strict=False):
         rng = torch.Generator().manual_seed(prompt.seed)
         torch.randn(4, 8, 8, generator=rng)  # the initial latents
@@ -168,7 +197,7 @@ def test_one_iteration_is_the_straight_through_gradient(exact, ctx) -> None:
 
 
 def test_a_move_is_adams_on_the_clamped_gradient_and_back_on_the_simplex(tiny, ctx) -> None:
-    search = SimplexSearch(UnlearnDiff(tokens=3, lr=0.02), target(tiny), ctx)
+    search = SimplexSearch(unlearndiff(tokens=3, lr=0.02), target(tiny), ctx)
     slots = list(search.open(PROMPTS[:2]))
     before, grad = [slot.variable.clone() for slot in slots], large((2, 3, len(search.table)))
     assert (grad.abs() > 1).any()
@@ -181,7 +210,7 @@ def test_a_move_is_adams_on_the_clamped_gradient_and_back_on_the_simplex(tiny, c
 
 def test_the_batch_does_not_matter(exact, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 310, 100))
-    attack = UnlearnDiff(tokens=2, iterations=3)
+    attack = unlearndiff(tokens=2, iterations=3)
 
     def found(batch: int) -> dict:
         search = attack.prepare(target(exact), replace(ctx, batch_size=batch))
@@ -194,7 +223,7 @@ def test_the_batch_does_not_matter(exact, ctx, monkeypatch) -> None:
 
 def test_out_of_memory_halves_the_batch_and_changes_nothing(exact, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 110, 100))
-    attack = UnlearnDiff(tokens=2, iterations=3)
+    attack = unlearndiff(tokens=2, iterations=3)
     expected = {a.prompt.id: a.trace for a in attack.prepare(target(exact), ctx)(PROMPTS)}
     real, rows = exact.predict_noise, []
 
@@ -214,7 +243,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(exact, ctx, monkeypa
 
 def test_a_step_that_runs_out_of_memory_at_its_end_is_taken_once(exact, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 110, 100))
-    attack = UnlearnDiff(tokens=2, iterations=3)
+    attack = unlearndiff(tokens=2, iterations=3)
     expected = {a.prompt.id: a.trace["ids"] for a in attack.prepare(target(exact), ctx)(PROMPTS)}
     calls = []
 
@@ -227,7 +256,7 @@ def test_a_step_that_runs_out_of_memory_at_its_end_is_taken_once(exact, ctx, mon
     monkeypatch.setattr("attacks.unlearndiff.project", small)
     search = SimplexSearch(attack, target(exact), ctx)
     (slot, *_) = slots = list(search.open(PROMPTS))
-    search.iterate(slots, begins=True)
+    search.iterate(slots)
     assert calls[:3] == [8, 4, 2]
     assert {s.adam.step for s in slots} == {1}
     assert slot.variable.sum(-1).tolist() == pytest.approx([1, 1], abs=1e-5)
@@ -249,7 +278,7 @@ def test_success_comes_from_the_decoded_string_and_stops_the_search(tiny, ctx) -
         known = {p.id: p.text for p in PROMPTS}
         return [known["p0"], known["p1"]]
 
-    attack = UnlearnDiff(tokens=2, iterations=2)
+    attack = unlearndiff(tokens=2, iterations=2)
     found = list(attack.prepare(target(tiny, criterion), ctx)(PROMPTS[:2]))
     assert [a.prompt.id for a in found] == ["p1", "p0"]
     pre, post = found
@@ -260,7 +289,7 @@ def test_success_comes_from_the_decoded_string_and_stops_the_search(tiny, ctx) -
 
 
 def test_warm_start_over_all_timesteps(tiny, ctx) -> None:
-    (found,) = UnlearnDiff(tokens=2, iterations=2).prepare(target(tiny), ctx)(PROMPTS[:1])
+    (found,) = unlearndiff(tokens=2, iterations=2).prepare(target(tiny), ctx)(PROMPTS[:1])
     assert found.trace["iterations"] == 20
     assert len(found.trace["losses"]) == 10
     assert found.cost.images in range(
@@ -272,20 +301,34 @@ def test_prompts_without_room_are_reported(tiny, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
     long = Prompt("long", "a church " * 14, 1, 3.0)
     assert len(tiny.token_ids([long.text])[0]) == 28
-    (found,) = UnlearnDiff(tokens=4).prepare(target(tiny), ctx)([long])
+    (found,) = unlearndiff(tokens=4).prepare(target(tiny), ctx)([long])
     assert found.trace == {"success": False, "too_long": 28}
     assert found.prompt == long
-    (fits,) = UnlearnDiff(tokens=3, iterations=1).prepare(target(tiny), ctx)([long])
+    (fits,) = unlearndiff(tokens=3, iterations=1).prepare(target(tiny), ctx)([long])
     assert "ids" in fits.trace
-    cut = UnlearnDiff(tokens=4, iterations=1, long_prompts="cut")
+    cut = unlearndiff(tokens=4, iterations=1, long_prompts="cut")
     (slot,) = SimplexSearch(cut, target(tiny), ctx).open([long])
     assert slot.ids == tiny.token_ids([long.text])[0][:27]
+
+
+def test_the_official_p4d_attacks_every_prompt_that_fits(tiny, ctx) -> None:
+    """Variant "n" replaces a prompt, however long; "k" needs room for L + L // 3 + 1 tokens."""
+    long = Prompt("long", "a church " * 40, 1, 3.0)
+    (slot,) = official(tiny, tiny, ctx).open([long])
+    assert (len(slot.ids), len(slot.variable)) == (80, 16)
+    fits, over = (Prompt(f"p{n}", "a church " * n, 1, 3.0) for n in (11, 12))
+    search = official(tiny, tiny, ctx, variant="k")
+    (slot,), (refused,) = search.open([fits]), search.open([over])
+    assert (len(slot.ids), len(slot.variable), refused.trace["too_long"]) == (22, 8, 24)
+    search = official(tiny, tiny, ctx)  # and none of UnlearnDiffAtk's 60 tokens
+    search.model.token_ids = lambda texts: [[5] * 65] * len(texts)
+    assert [len(s.ids) for s in search.open(PROMPTS[:1])] == [65]
 
 
 def test_at_the_edge_the_end_token_is_gone(tiny, ctx) -> None:
     """28 + 3 tokens and a start token fill the context of 32; the official rule for 77 is L + k <= 76."""
     long = Prompt("long", "a church " * 14, 1, 3.0)
-    search = SimplexSearch(UnlearnDiff(tokens=3), target(tiny), ctx)
+    search = SimplexSearch(unlearndiff(tokens=3), target(tiny), ctx)
     (slot,) = search.open([long])
     rows = search.table[torch.tensor([5, 6, 7])][None]
     ids = [tiny.pipe.tokenizer.bos_token_id, 5, 6, 7, *slot.ids]
@@ -293,11 +336,11 @@ def test_at_the_edge_the_end_token_is_gone(tiny, ctx) -> None:
 
 
 def test_photographs_have_the_official_target_image_and_length_rule(tiny, ctx) -> None:
-    photo = UnlearnDiff().resolve(CHURCH, "photo")
+    photo = finished("attacks", "unlearndiff", CHURCH, "photo")
     assert (photo.target_steps, photo.target_guidance) == (25, 7.5)
     tiny.world = "photo"
     search = SimplexSearch(photo, target(tiny), ctx)
-    latents = search.latents(PROMPTS[:2])
+    latents = search.latents(PROMPTS[:2], photo.picture(tiny, PROMPTS[:2]))
     prompts = [replace(p, guidance=7.5) for p in PROMPTS[:2]]
     own = tiny.copy()
     own.sampling = replace(own.sampling, sampler="lms", steps=25)
@@ -306,7 +349,7 @@ def test_photographs_have_the_official_target_image_and_length_rule(tiny, ctx) -
     search.room = 76
     tiny.token_ids = lambda texts: [[5] * int(t) for t in texts]
     tiny.generate = lambda prompts: [None] * len(prompts)
-    search.latents = lambda prompts: torch.zeros(len(prompts), 4, 8, 8)
+    search.latents = lambda prompts, pictures: torch.zeros(len(prompts), 4, 8, 8)
     refused, opened = search.open([Prompt("a", "58", 1), Prompt("b", "59", 1)])
     assert len(opened.ids) == 58  # 60 with start and end
     assert refused.trace["too_long"] == 59
@@ -325,7 +368,7 @@ def test_decoding_drops_end_tokens_and_keeps_start_tokens(tiny) -> None:
 
 def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
     """Ids that do not survive decoding: their own image is made from embeddings, and judged."""
-    search = SimplexSearch(UnlearnDiff(tokens=2), target(tiny), ctx)
+    search = SimplexSearch(unlearndiff(tokens=2), target(tiny), ctx)
     (slot,) = search.open(PROMPTS[:1])
     slot.variable[:, tiny.pipe.tokenizer.eos_token_id] = 2.0  # a special token, lost in decoding
     made = []
@@ -358,14 +401,14 @@ def test_one_p4d_step_follows_the_nearest_tokens(exact, ctx) -> None:
     with torch.no_grad():  # another denoiser and another text encoder
         for p in [*original.parameters("full").values(), *original.pipe.text_encoder.parameters()]:
             p.mul_(1.1)
-    attack = P4D(tokens=3, lr=0.05)
-    search = NearestSearch(attack, Target(exact, original, CHURCH, lambda s: [False] * len(s)), ctx)
+    attack = p4d(tokens=3, lr=0.05)
+    search = P4DSearch(attack, Target(exact, original, CHURCH, lambda s: [False] * len(s)), ctx)
     slots = list(search.open(PROMPTS[:2]))
     assert torch.equal(slots[0].variable, slots[1].variable)
     for slot in slots:
         slot.variable += 0.02 * torch.randn(3, 32)
     before, seen = [slot.variable.clone() for slot in slots], gradients(search)
-    search.iterate(slots, begins=True)
+    search.iterate(slots)
     table, tok = search.table, exact.pipe.tokenizer
     for slot, prompt, e, moved in zip(slots, PROMPTS, before, *seen, strict=False):
         rng = torch.Generator().manual_seed(prompt.seed)
@@ -392,7 +435,7 @@ def test_one_p4d_step_follows_the_nearest_tokens(exact, ctx) -> None:
 
 
 def test_a_p4d_move_is_adams(tiny, ctx) -> None:
-    search = NearestSearch(P4D(tokens=3, lr=0.05), target(tiny), ctx)
+    search = P4DSearch(p4d(tokens=3, lr=0.05), target(tiny), ctx)
     (slot,) = search.open(PROMPTS[:1])
     variable, grad = slot.variable.clone().requires_grad_(True), large((1, 3, 32))
     search.move([slot], grad)
@@ -403,7 +446,7 @@ def test_a_p4d_move_is_adams(tiny, ctx) -> None:
 
 def test_p4d_reads_vocabulary_tokens_whatever_the_batch(exact, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
-    attack = P4D(tokens=2, iterations=2, lr=0.1)
+    attack = p4d(tokens=2, iterations=2, lr=0.1)
 
     def found(batch: int) -> dict:
         search = attack.prepare(target(exact), replace(ctx, batch_size=batch))
@@ -415,20 +458,20 @@ def test_p4d_reads_vocabulary_tokens_whatever_the_batch(exact, ctx, monkeypatch)
 def test_per_k_words_takes_a_token_for_every_k_of_the_prompt(exact, ctx) -> None:
     """As hard_prompt counts them; prompts of different lengths share a batch."""
     prompts = [Prompt("a", "a church at night", 1, 3.0), Prompt("b", "a church", 2, 3.0)]
-    search = NearestSearch(P4D(tokens=3, insertion="per-k-words"), target(exact), ctx)
+    search = P4DSearch(p4d(tokens=3, insertion="per-k-words"), target(exact), ctx)
     slots = list(search.open(prompts))
     assert [len(s.variable) for s in slots] == [2, 1]
     seen = gradients(search)
-    search.iterate(slots, begins=True)
+    search.iterate(slots)
     (alone,) = search.open(prompts[1:])
-    search.iterate([alone], begins=True)
+    search.iterate([alone])
     assert same(seen[0][1, :1], seen[1][0])
     assert slots[1].losses == [pytest.approx(alone.losses[0], rel=1e-4)]
 
 
 # -------------------------------------------------------------------------- P4D by its authors
 def official(model, original, ctx, **params):
-    full = P4DOfficial(similarity="emoji-subject", **params)
+    full = finished("attacks", "p4d-official", CHURCH, **params)
     goal = Target(model, original, CHURCH, lambda s: [False] * len(s))
     return OfficialSearch(full, goal, ctx, lambda images: torch.eye(len(images), 3))
 
@@ -455,7 +498,7 @@ def test_one_step_of_the_official_p4d(exact, ctx, variant) -> None:
     assert torch.allclose(slot.latent, z[0], atol=1e-5)
 
     seen = gradients(search)
-    search.iterate([slot], begins=True)
+    search.iterate([slot])
     rng = torch.Generator().manual_seed(prompt.seed)
     t = torch.randint(1000, (1,), generator=rng)
     noise = torch.randn((4, 8, 8), generator=rng)[None]
@@ -467,7 +510,7 @@ def test_one_step_of_the_official_p4d(exact, ctx, variant) -> None:
     else:  # a free token before every three of the prompt's
         pieces = [x for i in range(n) for x in (free[i : i + 1], table[words[3 * i : 3 * i + 3]])]
         used = 1 + n + len(words)
-        rows = [table[[tok.bos_token_id]], *pieces, table[[tok.eos_token_id] * (32 - used)]]
+        rows = [table[[tok.bos_token_id]], *pieces, table[[tok.eos_token_id] + [0] * (31 - used)]]
     with torch.no_grad():
         goal = original.predict_noise(x, t, original.encode([prompt.text]))
     predicted = exact.predict_noise(x, t, exact.encode_embeddings(torch.cat(rows)[None]))
@@ -508,7 +551,9 @@ def test_the_official_p4d_keeps_the_text_whose_image_is_most_alike(tiny, ctx) ->
 
 
 def test_the_official_p4d_whatever_the_batch(exact, ctx) -> None:
-    attack = P4DOfficial(tokens=2, iterations=4, check=2, variant="k")
+    attack = finished(
+        "attacks", "p4d-official", CHURCH, tokens=2, iterations=4, check=2, variant="k"
+    )
 
     def found(batch: int) -> dict:
         search = attack.prepare(target(exact), replace(ctx, batch_size=batch))
@@ -518,8 +563,8 @@ def test_the_official_p4d_whatever_the_batch(exact, ctx) -> None:
 
 
 def test_the_official_p4d_refuses_senseless_numbers() -> None:
-    with pytest.raises(SpecError, match="expected 1 <= check <= iterations, got check=50"):
-        P4DOfficial(iterations=10)
+    with pytest.raises(SpecError, match="check=50: expected at most iterations=10"):
+        finished("attacks", "p4d-official", CHURCH, iterations=10)
 
 
 def test_what_is_counted_is_what_is_computed(tiny, ctx, monkeypatch) -> None:
@@ -538,7 +583,7 @@ def test_what_is_counted_is_what_is_computed(tiny, ctx, monkeypatch) -> None:
     for model in (tiny, original):
         model.pipe.unet.register_forward_hook(denoiser, with_kwargs=True)
         model.pipe.text_encoder.register_forward_hook(text, with_kwargs=True)
-    for attack in (UnlearnDiff(tokens=2, iterations=3), P4D(tokens=2, iterations=3)):
+    for attack in (unlearndiff(tokens=2, iterations=3), p4d(tokens=2, iterations=3)):
         counted.update(dict.fromkeys(counted, 0))
         goal = Target(tiny, original, CHURCH, lambda s: [False] * len(s))
         found = list(attack.prepare(goal, ctx)(PROMPTS[:3]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from fakes import finished
 from PIL import ImageOps
 from safetensors.torch import load, save
 
@@ -178,7 +179,7 @@ def test_the_probe_can_count_all_successes(tiny, ctx) -> None:
 
 
 # ------------------------------------------------------------------ CCE
-QUICK = CCE(images=3, steps=2, batch=2, accumulation=2, lr=0.05)
+QUICK = CCE(images=3, steps=2, batch=2, accumulation=2, lr=0.05, initializer="thing")
 
 
 def test_a_learned_token_stands_where_the_concept_is_named(tiny) -> None:
@@ -205,7 +206,7 @@ def test_cce_steps_are_adamws_on_the_written_out_loss(exact, ctx) -> None:
             p.mul_(1.1)
     before = {k: v.clone() for k, v in exact.pipe.text_encoder.state_dict().items()}
     before |= {k: v.clone() for k, v in exact.pipe.unet.state_dict().items()}
-    token, _ = QUICK.resolve(CHURCH, "emoji")._token(target(exact, original), ctx)
+    token, *_ = QUICK._token(target(exact, original), ctx)
 
     sentences = _TEMPLATES["object"]
     pictures = original.generate(
@@ -299,9 +300,9 @@ def test_cce_wants_an_initializer_of_one_token(tiny, ctx) -> None:
     with pytest.raises(IncompatibleError, match="'object' has 6: give another word"):
         replace(QUICK, initializer="object").prepare(target(tiny), ctx)
     for kind in ("object", "style", "nsfw"):
-        word = CCE().resolve(Concept("x", kind), "emoji").initializer
+        word = finished("attacks", "cce", Concept("x", kind)).initializer
         assert len(tiny.token_ids([word])[0]) == 1
-    published = CCE().resolve(CHURCH, "photo")
+    published = finished("attacks", "cce", CHURCH, "photo")
     assert (published.steps, published.lr) == (5000, 5e-3 * 4 * 4)
 
 

@@ -1,4 +1,4 @@
-"""Parameters of judges: every number has bounds, and what is beyond them is refused in words."""
+"""Parameters of attacks and judges: every number has bounds, beyond which it is refused in words."""
 
 from __future__ import annotations
 
@@ -6,33 +6,66 @@ from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
-from test_methods import numbers
+from test_methods import KINDS, numbers
 
 from bench.errors import ParamError
-from bench.registry import Ref, create, load, names
+from bench.registry import Kind, Ref, create, load, names, resolved
+from bench.types import ByKind, World
 
 NUMERIC = [
-    pytest.param(name, field.name, kind, bounds, id=f"{name}:{field.name}")
-    for name in names("evaluators")
-    for cls in [load("evaluators", name)]
+    pytest.param(family, name, field.name, kind, bounds, id=f"{name}:{field.name}")
+    for family in ("attacks", "evaluators")
+    for name in names(family)
+    for cls in [load(family, name)]
     for field in fields(cls)
     for kind, bounds in numbers(get_type_hints(cls, include_extras=True)[field.name])
 ]
 
 
-@pytest.mark.parametrize(("name", "field", "kind", "bounds"), NUMERIC)
+@pytest.mark.parametrize(("family", "name", "field", "kind", "bounds"), NUMERIC)
 def test_every_number_has_bounds_and_nothing_beyond_them_is_taken(
-    name: str, field: str, kind: type, bounds: dict[str, float]
+    family: Kind, name: str, field: str, kind: type, bounds: dict[str, float]
 ) -> None:
     assert {"ge", "gt"} & set(bounds), "give the field a lower bound"
     step = 1 if kind is int else 1e-6
     outside = {"gt": 0, "lt": 0, "ge": -step, "le": step}
-    beyond: list[object] = [-1, -0.5, *(bound + outside[n] for n, bound in bounds.items())]
+    below = [-1, -0.5] if max(bounds.get("ge", -1e9), bounds.get("gt", -1e9)) >= 0 else []
+    beyond: list[object] = [*below, *(bound + outside[n] for n, bound in bounds.items())]
     beyond += ["nan", "inf", "-inf", "many", float("nan"), float("inf"), *([1.5] * (kind is int))]
     for value in beyond:
         for given in (value, str(value)):  # as a number, and as the command line has it
             with pytest.raises(ParamError, match=f"^{name}: {field}="):
-                create("evaluators", Ref(name, {field: given}))
+                create(family, Ref(name, {field: given}))
+
+
+@pytest.mark.parametrize("world", ["emoji", "photo"])
+@pytest.mark.parametrize("name", [n for n in names("attacks") if n != "transfer"])
+def test_an_attacks_defaults_leave_nothing_open(name: str, world: World) -> None:
+    means_none = {"target_steps", "target_guidance", "rank"}  # "own", "none"
+    for concept in KINDS:
+        ref = resolved("attacks", Ref(name), concept, world)
+        assert not [k for k, v in ref.params.items() if isinstance(v, ByKind | dict)]
+        assert {k for k, v in ref.params.items() if v is None} <= means_none
+        assert resolved("attacks", ref, concept, world).params == ref.params
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "unlearndiff:tokens=0", "unlearndiff:tokens=500", "unlearndiff:tokens=31", "unlearndiff:lr=nan",
+        "unlearndiff:iterations=-1", "unlearndiff:phase=90", "unlearndiff:timesteps=official,phase=20",
+        "unlearndiff:target_steps=0", "unlearndiff:insertion=replace", "p4d:weight_decay=-1",
+        "p4d:tokens=500", "p4d-official:check=501", "p4d-official:tokens=500", "p4d-official:lr=inf",
+        "random:tokens=500", "random:draws=0", "seed-search:draws=-3", "ring-a-bell:population=1",
+        "ring-a-bell:length=31", "ring-a-bell:crossover=2", "mma:length=500", "mma:top_k=0",
+        "cce:batch=0", "mask-revival:keep=0", "mask-revival:rank=0", "relearn:lr=0", "transfer",
+        "transfer:source=nowhere.json", "noise-probe:scales=none",
+    ],
+)  # fmt: skip
+def test_a_plan_refuses_an_attack_out_of_range(cli, attack: str) -> None:
+    said = cli("plan", "--method", "none", "--attack", attack, "--task", "church")
+    assert said.code == 2, said.err
+    assert said.err.startswith(f"error: {attack.partition(':')[0]}") and said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", names("evaluators"))

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import finished
 
-from attacks._text_search import losses_of, thin
+from attacks._text_search import Kept, losses_of, thin
 from attacks.mma import Descent, Mma, sensitive_words
 from attacks.ring_a_bell import RingABell, breed, concept_vector, evolve, sentence_pairs
-from bench import Concept, IncompatibleError, Prompt, SpecError, Target
+from bench import Concept, Prompt, SpecError, Target
 from bench.tasks import load_task
 
 CHURCH = Concept("church", "object")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a church {w}", 7 + i, 3.0) for i, w in enumerate("abc")]
 SMALL = {
-    "ring-a-bell": RingABell(length=5, population=8, generations=3),
-    "mma": Mma(length=5, steps=3, batch=15, top_k=20),
+    "ring-a-bell": RingABell(length=5, population=8, generations=3, pairs="terms"),
+    "mma": Mma(length=5, steps=3, batch=15, top_k=20, banned=""),
 }
 
 
@@ -105,19 +106,20 @@ def test_costs_are_what_the_encoder_sees(tiny, ctx, name) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_a_text_that_does_not_fit_is_refused(tiny, ctx, name) -> None:
     attack = replace(SMALL[name], length=31)
-    with pytest.raises(IncompatibleError, match=f"{name}: .* room for 30 tokens, got length=31"):
+    with pytest.raises(SpecError, match="length=31: expected at most 30"):
         attack.prepare(target(tiny), ctx)
-    with pytest.raises(SpecError, match=f"{name}: expected length.* got 0"):
-        replace(SMALL[name], length=0).resolve(CHURCH, "photo")
     replace(SMALL[name], length=30).prepare(target(tiny), ctx)
 
 
 def test_published_sizes_on_photographs() -> None:
-    a = RingABell().resolve(CHURCH, "photo")
+    a = finished("attacks", "ring-a-bell", CHURCH, "photo")
     sizes = (a.length, a.eta, a.population, a.generations, a.crossover, a.mutation)
     assert sizes == (16, 3.0, 200, 3000, 0.5, 0.25)
-    m = Mma().resolve(CHURCH, "photo")
-    assert (m.length, m.steps, m.batch, m.top_k, m.banned) == (20, 1000, 512, 256, "church")
+    m = finished("attacks", "mma", CHURCH, "photo")
+    assert (m.length, m.steps, m.batch, m.top_k, m.banned) == (20, 1000, 512, 256, "")
+    nudity = Concept("nudity", "nsfw")
+    assert finished("attacks", "ring-a-bell", nudity, "photo").pairs == "people"
+    assert "naked" in finished("attacks", "mma", nudity, "photo").banned
 
 
 def test_thinned_losses_keep_the_ends() -> None:
@@ -153,7 +155,7 @@ def test_both_run_as_cells(tmp_path) -> None:
 
 # -------------------------------------------------------------------------- Ring-A-Bell
 def test_concept_vector_is_the_mean_difference(tiny) -> None:
-    pairs = sentence_pairs(CHURCH, "emoji")
+    pairs = sentence_pairs(CHURCH)
     rows = []
     for pair in pairs:
         a, b = (
@@ -171,7 +173,7 @@ def test_concept_vector_is_the_mean_difference(tiny) -> None:
 @pytest.mark.parametrize(("task", "count"), [("church", 30), ("nudity", 270), ("van-gogh", 30)])
 def test_pairs_differ_by_the_concept(task, count) -> None:
     concept = load_task(task, "emoji").concept
-    pairs = sentence_pairs(concept, "emoji")
+    pairs = sentence_pairs(concept)
     assert len(set(pairs)) == len(pairs) == count
     terms = concept.terms or (concept.name,)
     for a, b in pairs:
@@ -183,7 +185,7 @@ def test_pairs_differ_by_the_concept(task, count) -> None:
 
 
 def test_pairs_on_photographs_use_two_neutral_phrases() -> None:
-    pairs = sentence_pairs(Concept("nudity", "nsfw", terms=("nudity", "x")), "photo")
+    pairs = sentence_pairs(Concept("nudity", "nsfw", terms=("nudity", "x")), "people")
     assert len(pairs) == 60
     assert pairs[0] == (
         "a photo of a nude person in the city",
@@ -223,7 +225,7 @@ def by_hand(parents, attack, rng):
 
 
 def test_one_generation_by_hand() -> None:
-    attack = RingABell()
+    attack = RingABell(pairs="terms")
     parents = torch.randint(1, 1241, (40, 6))
     words = torch.arange(1, 1241)
     got = breed(attack, parents, words, torch.Generator().manual_seed(3)).tolist()
@@ -236,11 +238,11 @@ def test_one_generation_by_hand() -> None:
     assert torch.equal(none, parents)
 
 
-def test_the_search_by_hand(exact) -> None:
+def test_the_search_by_hand(exact, ctx) -> None:
     """Every text is scored in every generation here, as in the official code."""
-    attack = RingABell(length=4, population=13, generations=5)
+    attack = RingABell(length=4, population=13, generations=5, pairs="terms")
     goal = torch.randn(32, 32)
-    found = evolve(attack, exact, goal, torch.Generator().manual_seed(5))
+    found = evolve(attack, exact, goal, torch.Generator().manual_seed(5), Kept(ctx, "p0"))
     rng = torch.Generator().manual_seed(5)
     rows = (1 + torch.randint(1240, (13, 4), generator=rng)).tolist()
     losses, scored = [], 0
@@ -259,10 +261,10 @@ def test_the_search_by_hand(exact) -> None:
 
 
 def test_the_goal_is_the_prompt_and_eta_times_the_concept(exact, ctx) -> None:
-    attack = RingABell(length=4, population=12, generations=1, eta=2.0)
+    attack = RingABell(length=4, population=12, generations=1, eta=2.0, pairs="terms")
     (found,) = attack.prepare(target(exact), ctx)(PROMPTS[:1])
     goal = exact.encode([PROMPTS[0].text])[0]
-    goal = goal + 2 * concept_vector(exact, sentence_pairs(CHURCH, "emoji"))
+    goal = goal + 2 * concept_vector(exact, sentence_pairs(CHURCH))
     rng = torch.Generator().manual_seed(ctx.seed("ring-a-bell", "p0"))
     rows = (1 + torch.randint(1240, (12, 4), generator=rng)).tolist()
     scores = [distance(exact, row, goal) for row in rows]
@@ -273,7 +275,7 @@ def test_the_goal_is_the_prompt_and_eta_times_the_concept(exact, ctx) -> None:
 
 # -------------------------------------------------------------------------- MMA-Diffusion
 def descent(tiny, **params):
-    return Descent(replace(SMALL["mma"], **params).resolve(CHURCH, "emoji"), tiny)
+    return Descent(replace(SMALL["mma"], **params), tiny, CHURCH)
 
 
 def test_pooled_output_is_the_librarys(tiny) -> None:
@@ -326,17 +328,17 @@ def test_candidates_keep_their_length_and_avoid_the_concept(tiny) -> None:
     assert all(0 < count <= 10 for count in places)
 
 
-def test_where_nothing_but_the_concept_is_left_the_text_stays(exact) -> None:
+def test_where_nothing_but_the_concept_is_left_the_text_stays(exact, ctx) -> None:
     """Every letter is forbidden, and a candidate replaces one of five."""
     search = descent(exact, steps=2, banned=" ".join("abcdefghijklmnopqrstuvwxyz"), top_k=5000)
-    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0))
+    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0), Kept(ctx, "p0"))
     letters = search.first(torch.Generator().manual_seed(0))
     assert len(letters) == 5
     assert all(exact.pipe.tokenizer.decode([i]).strip().isalpha() for i in letters)
     assert (found.ids, len(found.losses)) == (letters, 1)
 
 
-def test_the_best_is_remembered_though_the_search_goes_on_from_worse(tiny) -> None:
+def test_the_best_is_remembered_though_the_search_goes_on_from_worse(tiny, ctx) -> None:
     came_from, scores = [], iter([[0.9], [0.7, 0.5], [0.2, 0.8], [0.6, 0.4]])
     texts = iter([[[1], [2]], [[3], [4]], [[5], [6]]])
 
@@ -348,16 +350,16 @@ def test_the_best_is_remembered_though_the_search_goes_on_from_worse(tiny) -> No
         def losses(self, rows, goal):
             return next(scores)
 
-    search = Scripted(replace(SMALL["mma"], steps=3).resolve(CHURCH, "emoji"), tiny)
-    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0))
+    search = Scripted(replace(SMALL["mma"], steps=3), tiny, CHURCH)
+    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0), Kept(ctx, "p0"))
     assert came_from[1:] == [[2], [3]]
     assert (found.ids, found.loss, found.losses) == ([3], 0.2, [0.9, 0.5, 0.2, 0.4])
     assert (found.cost.text_forward, found.cost.text_backward) == (1 + 1 + 3 * (1 + 2), 3)
 
 
-def test_the_loss_falls(exact) -> None:
+def test_the_loss_falls(exact, ctx) -> None:
     search = descent(exact, steps=15, batch=40)
-    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0))
+    found = search.run(PROMPTS[0].text, torch.Generator().manual_seed(0), Kept(ctx, "p0"))
     assert found.loss < 0.7 * found.losses[0]
     assert found.loss == min(found.losses)
     assert exact.token_ids([exact.pipe.tokenizer.decode(found.ids)])[0] == found.ids
@@ -365,8 +367,8 @@ def test_the_loss_falls(exact) -> None:
 
 def test_words_of_a_concept() -> None:
     nudity = load_task("nudity", "emoji").concept
-    assert sensitive_words(nudity, "emoji") == [
+    assert sensitive_words(nudity, "Bare nudity") == [
         "nudity", "foot", "leg", "hand", "arm", "ear", "nose", "eye", "mouth",
+        "bare",
     ]  # fmt: skip
-    assert sensitive_words(Concept("Garbage Truck", "object"), "photo") == ["garbage", "truck"]
-    assert "naked" in sensitive_words(Concept("nudity", "nsfw"), "photo")
+    assert sensitive_words(Concept("Garbage Truck", "object"), "") == ["garbage", "truck"]

@@ -36,13 +36,13 @@ def found(tmp_path: Path):
 def test_a_record_is_replayed_on_another_model(found) -> None:
     runner, store, first, path = found
     (cell,) = cells(FAST, Ref("transfer", {"source": str(path)}))
-    assert cell.attack.params["origin"] == "none/random"
+    assert cell.attack.files.keys() == {"source"}  # named by what is in it, not by where it lies
     moved = runner.run(cell)
     assert moved.status == "ok", moved.reason
     for a, b in zip(first.rows, moved.rows, strict=True):
         assert (b.adversarial, b.adversarial_seed) == (a.adversarial, a.adversarial_seed)
         assert b.adversarial != a.text
-        assert b.trace == {"source_success": a.trace["success"]}
+        assert b.trace == {"source_success": a.trace["success"], "origin": "none/random"}
         assert b.cost.images == 0
     images = [s[2].image.tobytes() for s in runner.samples(cell, 3)]
     theirs = [s[2].image.tobytes() for s in runner.samples(first.cell, 3)]
@@ -87,7 +87,7 @@ def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> Non
     plain = replace(first, rows=tuple(replace(r, adversarial=None) for r in first.rows))
     none.write_text(json.dumps({"cell": raw["cell"], "rows": [asdict(r) for r in plain.rows]}))
     for source, task, line in (
-        ("nowhere.json", "church", "no such file"),
+        ("nowhere.json", "church", "expected a file or folder, there is none"),
         (path, "tench", "expected a record of 'tench' in the emoji world, got 'church'"),
         (short, "church", "has no row for 2 of 3 prompts"),
         (bare, "church", "lacks a column id or case_number and adversarial or adv_prompt or"),

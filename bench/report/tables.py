@@ -349,7 +349,8 @@ def _own(g: Group, attacked: Sequence[Result]) -> list[Result]:
 
 
 def _origin(r: Result) -> str:
-    return str(r.cell.attack.params.get("origin") or "?")
+    traces = [row.trace for row in r.rows if "origin" in row.trace]
+    return str(traces[0]["origin"] if traces else r.cell.attack.params.get("origin") or "?")
 
 
 def _task_labels(records: Sequence[Result]) -> Callable[[Result], str]:
