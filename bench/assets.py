@@ -255,7 +255,7 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
     asset = ASSETS[name]
     if given and name in given:
         return _checked(name, asset, Path(given[name]))
-    found, gone = _found(asset)
+    found, gone = find(asset)
     if found and not gone:
         return found
     size = f", {asset.size} MB" if asset.size else ""
@@ -268,13 +268,16 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
 
 
 def here(asset: Asset) -> Path | None:
-    """Return where an asset is, whole, without the user's help: installed, or in the hub's cache."""
-    found, gone = _found(asset)
+    """Return where an asset is without the user's help, if it is whole."""
+    found, gone = find(asset)
     return None if gone else found
 
 
-def _found(asset: Asset) -> tuple[Path | None, list[str]]:
-    """Return where an asset is without the user's help, and the files that it lacks there."""
+def find(asset: Asset) -> tuple[Path | None, list[str]]:
+    """Return where an asset is without the user's help, and the files that it lacks there.
+
+    It is installed, or in the hub's cache.
+    """
     if found := _installed(asset):
         return found, []
     source = hub_source(asset.source)

@@ -795,7 +795,8 @@ def _assets_table(items: list[Any]) -> Any:
         source, _, commit = about.source.partition("@")
         source = f"{source} at {commit[:8]}" if commit else source
         text = f"{about.about}\n{source}\n{item.flag}"
-        cells = (name, "yes" if item.path else "no", str(about.size or "?"), text)
+        state = "yes" if item.path else "in part" if item.partly else "no"
+        cells = (name, state, str(about.size or "?"), text)
         table.add_row(*("\n".join(map(plain, cell.split("\n"))) for cell in cells))
     return table
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.assets import ASSETS, OPTIONAL, Asset, here, locate
+from bench.assets import ASSETS, OPTIONAL, Asset, find, locate
 from bench.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snapshot
 from bench.errors import AssetError, UnknownNameError
-from bench.hub import HubSource, hub_source
+from bench.hub import HubSource, cached, hub_source
 from bench.hub import fetch as fetch_hub
 from bench.tasks import ProtocolName, needs
 from bench.types import World
@@ -23,13 +23,15 @@ class Item:
         name: The asset's, or the model's.
         asset: What it is and where it comes from.
         flag: The option that takes a copy of one's own.
-        path: Where it is; ``None`` if it is not here.
+        path: Where it is, whole; ``None`` if it is not here.
+        partly: It is here in part, as after a download that was stopped.
     """
 
     name: str
     asset: Asset
     flag: str
     path: Path | None
+    partly: bool = False
 
 
 def inventory(
@@ -64,8 +66,9 @@ def inventory(
     for name in dict.fromkeys(names):
         if name not in ASSETS:
             raise UnknownNameError("asset", name, ASSETS)
-        path = locate(name, given) if name in given else here(ASSETS[name])
-        yield Item(name, ASSETS[name], f"--asset {name}={ASSETS[name].form.upper()}", path)
+        path, gone = (locate(name, given), []) if name in given else find(ASSETS[name])
+        flag = f"--asset {name}={ASSETS[name].form.upper()}"
+        yield Item(name, ASSETS[name], flag, None if gone else path, bool(gone))
 
 
 def fetch(name: str) -> Path:
@@ -108,4 +111,5 @@ def _model(name: str) -> Item | None:
     if source is None:
         return None
     asset = Asset(info.about, info.source, info.size, info.licence, "folder")
-    return Item(name, asset, "--model FOLDER", snapshot(source))
+    whole, part = snapshot(source), cached(source, "model_index.json")
+    return Item(name, asset, "--model FOLDER", whole, bool(part and not whole))

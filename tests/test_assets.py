@@ -103,13 +103,16 @@ def test_what_is_here(tmp_path: Path) -> None:
     assert here(ASSETS["one-file"]) is None
 
 
-def test_what_is_here_in_part_is_not_here(tmp_path: Path) -> None:
+def test_what_is_here_in_part_is_not_here(cli, tmp_path: Path) -> None:
     """A download that was stopped, or links of the cache to files that were deleted."""
     folder = _cache(tmp_path, "models--a--network", "main", "config.json", "model.safetensors")
     assert here(ASSETS["network"]) is None
     message = rf"network is not here in whole: {folder} lacks preprocessor_config.json \(A network"
     with pytest.raises(AssetError, match=message):
         locate("network")
+    shown = {item.name: (bool(item.path), item.partly) for item in inventory({})}
+    assert shown["network"] == (False, True) and shown["judge"] == (False, False)
+    assert " in part " in cli("assets").out
     (folder / "preprocessor_config.json").write_text("{}")
     assert here(ASSETS["network"]) == locate("network") == folder
     (folder / "model.safetensors").unlink()
