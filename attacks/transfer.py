@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench import Adversarial, Card, Concept, Context, Prompt, SpecError, Target, Threat, World
+from bench import (
+    Adversarial,
+    Card,
+    Concept,
+    Context,
+    Prompt,
+    SpecError,
+    Target,
+    Threat,
+    World,
+    read_table,
+)
 
-_COLUMNS = {  # ours first, then what published lists call it
-    "id": ("id", "case_number"),
-    "text": ("adversarial", "adv_prompt", "prompt", "text"),
-    "seed": ("adversarial_seed", "seed", "evaluation_seed", "sd_seed"),
-    "guidance": ("guidance", "evaluation_guidance", "sd_guidance_scale"),
-}
+_TEXTS = (  # ours first, then what published lists call it
+    "adversarial", "adv_prompt", "adversarial_prompt", "sensitive prompt", "prompt", "text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,24 +134,19 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        have = reader.fieldnames or []
-        column = {key: next((n for n in names if n in have), "") for key, names in _COLUMNS.items()}
-        if lacking := [key for key in ("id", "text") if not column[key]]:
-            wanted = " and ".join(" or ".join(_COLUMNS[key]) for key in lacking)
-            raise SpecError(f"{path} lacks a column {wanted}; it has {', '.join(have) or 'none'}")
-        found: dict[str, dict[str, Any]] = {}
-        for row in reader:
-            try:
-                values: dict[str, Any] = {"text": row[column["text"]]}
-                if column["seed"]:
-                    values["seed"] = int(row[column["seed"]])
-                if column["guidance"]:
-                    values["guidance"] = float(row[column["guidance"]])
-            except (TypeError, ValueError) as exc:
-                raise SpecError(f"{path}:{reader.line_num}: {exc}") from exc
-            if row[column["id"]] in found:
-                raise SpecError(f"{path}:{reader.line_num}: {row[column['id']]!r} is there twice")
-            found[row[column["id"]]] = values
+    table = read_table(path, path.read_bytes(), texts=_TEXTS)
+    if "id" not in table.columns:
+        raise SpecError(
+            f"{path} lacks a column id or case_number, which says whose prompts they are; a list "
+            "without it is drawn as it is with --prompts FILE and --attack none"
+        )
+    own = table.named("adversarial_seed")
+    found: dict[str, dict[str, Any]] = {}
+    for i in range(len(table.rows)):
+        values = table.values(i)
+        name = values["id"].strip()
+        if name in found:
+            raise SpecError(f"{table.where(i)}: {name!r} is there twice")
+        row = {"text": values["text"], "seed": table.seed(i, own), "guidance": table.guidance(i)}
+        found[name] = {key: value for key, value in row.items() if value is not None}
     return found

@@ -76,6 +76,8 @@ def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> Non
     bare.write_text("name,words\nx,y\n")
     broken = tmp_path / "broken.csv"
     broken.write_text("id,adversarial,seed\nchurch-001,lo,many\n")
+    list_ = tmp_path / "list.csv"
+    list_.write_text("adv_prompt,target_prompt\nlo,church\n")
     raw = json.loads(path.read_text())
     raw["rows"][0]["text"] = "something else"
     other = tmp_path / "other.json"
@@ -90,8 +92,13 @@ def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> Non
         ("nowhere.json", "church", "expected a file or folder, there is none"),
         (path, "tench", "expected a record of 'tench' in the emoji world, got 'church'"),
         (short, "church", "has no row for 2 of 3 prompts"),
-        (bare, "church", "lacks a column id or case_number and adversarial or adv_prompt or"),
-        (broken, "church", "broken.csv:2: invalid literal for int()"),
+        (bare, "church", "bare.csv:1: expected a column adversarial or adv_prompt or"),
+        (list_, "church", "lacks a column id or case_number"),
+        (
+            broken,
+            "church",
+            "broken.csv:2: expected a whole number from 0 to 9223372036854775807 as",
+        ),
         (other, "church", "has another prompt church-001: 'something else', expected"),
         (beyond, "church", "holds more than prompts (embedding)"),
         (none, "church", "holds no adversarial prompts"),
