@@ -43,15 +43,25 @@ def task(*ids: str, excluded: tuple[str, ...] = ()) -> Task:
     return replace(CHURCH, prompts=prompts, rows=ids, exclusions={"never": len(excluded)})
 
 
-@pytest.fixture
-def drawn(tmp_path: Path) -> Path:
-    """What tiny-random draws for church, one file for each prompt."""
-    folder = tmp_path / "drawn"
+def draw(name: str, folder: Path, limit: int | None = None) -> Path:
+    """Write what tiny-random draws for a task, one file for each prompt, or each of the first."""
     folder.mkdir()
-    images = load_model("tiny-random", batch_size=25).generate(CHURCH.prompts)
-    for prompt, image in zip(CHURCH.prompts, images, strict=True):
+    prompts = load_task(name, "emoji").prompts[:limit]
+    images = load_model("tiny-random", batch_size=25).generate(prompts)
+    for prompt, image in zip(prompts, images, strict=True):
         image.save(folder / f"{prompt.id}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def _drawn(tmp_path_factory) -> Path:
+    return draw("church", tmp_path_factory.mktemp("church") / "drawn")
+
+
+@pytest.fixture
+def drawn(_drawn: Path, tmp_path: Path) -> Path:
+    """What tiny-random draws for church; each test has its own copy."""
+    return Path(shutil.copytree(_drawn, tmp_path / "drawn"))
 
 
 def judged(folder: Path, name: str = "church", **more) -> Result:
@@ -59,9 +69,9 @@ def judged(folder: Path, name: str = "church", **more) -> Result:
     return judge_images(*plan_folder(folder, name, **more), settings)
 
 
-def of_a_run(name: str, cache: Path) -> Result:
+def of_a_run(name: str, cache: Path, limit: int | None = None) -> Result:
     none = (Ref("none"),)
-    (cell,) = plan(Spec("tiny-random", none, none, (name,)))
+    (cell,) = plan(Spec("tiny-random", none, none, (name,), limit=limit))
     return Runner(Settings(batch_size=25, artifacts=Artifacts(cache))).run(cell)
 
 
@@ -85,19 +95,17 @@ def test_the_record_is_that_of_the_run_that_drew_the_images(drawn, tmp_path) -> 
 
 
 def test_a_measure_of_the_whole_set_is_that_of_the_run(tmp_path) -> None:
-    benign = load_task("benign", "emoji")
-    folder = tmp_path / "drawn"
-    folder.mkdir()
-    images = load_model("tiny-random", batch_size=25).generate(benign.prompts)
-    for prompt, image in zip(benign.prompts, images, strict=True):
-        image.save(folder / f"{prompt.id}.png")
-    theirs = of_a_run("benign", tmp_path / "run").measurements["frechet"]
+    """A run of the first 40 prompts, and a folder that has images of these alone."""
+    every = len(load_task("benign", "emoji").prompts)
+    folder = draw("benign", tmp_path / "drawn", 40)
+    theirs = of_a_run("benign", tmp_path / "run", 40).measurements["frechet"]
     ours = judged(folder, "benign").measurements["frechet"]
-    assert (ours.n, ours.unscored) == (theirs.n, theirs.unscored) == (len(benign.prompts), 0)
+    assert (theirs.n, theirs.unscored) == (40, 0)
+    assert (ours.n, ours.unscored) == (40, every - 40)
     assert ours.value == pytest.approx(theirs.value, rel=1e-5)
-    (folder / f"{benign.prompts[0].id}.png").unlink()
+    next(folder.iterdir()).unlink()
     fewer = judged(folder, "benign").measurements["frechet"]
-    assert (fewer.n, fewer.unscored) == (len(benign.prompts) - 1, 1)
+    assert (fewer.n, fewer.unscored) == (39, every - 39)
     assert fewer.value != ours.value
 
 
