@@ -57,8 +57,7 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
     put_back = _global_state()
     failure: Exception | None = None
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     except (IncompatibleError, SpecError, StoreError) as exc:
         failure = exc
     except PluginError as exc:
@@ -136,45 +135,63 @@ def _at_rest(model: DiffusersModel) -> None:
         module.zero_grad(set_to_none=True)
 
 
+def _set_cudnn(values: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = values
+
+
+def _set_environment(values: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(values)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (
+        lambda: None if torch.get_default_device().type == "cpu" else torch.get_default_device(),
+        torch.set_default_device,  # None is the CPU, without a hook into every call
+    ),
+    (
+        torch.get_deterministic_debug_mode,
+        torch.set_deterministic_debug_mode,
+    ),
+    (
+        lambda: (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+        _set_cudnn,
+    ),
+    (os.getcwd, os.chdir),
+    (lambda: dict(os.environ), _set_environment),
+)
+_STREAMS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.random.get_state, np.random.set_state),
+    (random.getstate, random.setstate),
+)
+
+
 def _global_state() -> Callable[[], None]:
     """Return what puts the process's global state back as it is now."""
-    threads, grad, dtype = (
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-    )
-    device, folder, environment = torch.get_default_device(), os.getcwd(), dict(os.environ)  # noqa: PTH109
-    exact = torch.are_deterministic_algorithms_enabled()
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    precision, anomaly = torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()
-    cudnn = {
-        k: getattr(torch.backends.cudnn, k) for k in ("deterministic", "benchmark", "allow_tf32")
-    }
-    rng, rng_np, rng_py = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    settings = [get() for get, _ in _SETTINGS]
+    streams = [get() for get, _ in _STREAMS]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Not catch_warnings, after which every warning that was shown once is shown again.
+    filters, shown, show = warnings.filters, list(warnings.filters), warnings.showwarning
 
     def put_back() -> None:
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)
-        torch.set_grad_enabled(grad)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(exact, warn_only=warn)
-        torch.set_float32_matmul_precision(precision)
-        torch.autograd.set_detect_anomaly(anomaly)
-        for key, value in cudnn.items():
-            setattr(torch.backends.cudnn, key, value)
-        torch.set_rng_state(rng)
-        np.random.set_state(rng_np)
-        random.setstate(rng_py)
+        for (get, put), value in zip(_SETTINGS, settings, strict=True):
+            if get() != value:
+                put(value)
+        for (_, put), state in zip(_STREAMS, streams, strict=True):
+            put(state)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-        os.chdir(folder)
-        if os.environ != environment:
-            os.environ.clear()
-            os.environ.update(environment)
+        warnings.filters, warnings.showwarning = filters, show
+        if list(filters) != shown:
+            filters[:] = shown  # type: ignore[index]
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 if handler is not None and signal.getsignal(number) is not handler:
