@@ -467,7 +467,7 @@ def test_kill_nine_loses_nothing_finished(tmp_path: Path) -> None:
     """Kill the real command in mid-attack, give it again, compare with a run that was left alone."""
     command = [
         sys.executable, "-m", "bench", "run", "--model", "tiny-random", "--method", "none",
-        "--attack", "unlearndiff:iterations=2,tokens=1", "--task", "church", "--limit", "4",
+        "--attack", "unlearndiff:iterations=1,tokens=1", "--task", "church", "--limit", "3",
         "--batch-size", "1",
     ]  # fmt: skip
 
