@@ -401,6 +401,13 @@ class Artifacts:
         """Return the folder of what a plug-in keeps for itself."""
         return self.root / "work" / key
 
+    def drop_older(self, folder: Path) -> None:
+        """Delete what a plug-in wrote in its folder before a fresh run began."""
+        for path in folder.rglob("*") if self.since else ():
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.stat().st_mtime_ns < self.since:
+                    path.unlink()
+
     @contextlib.contextmanager
     def lock(self, name: str, what: str) -> Iterator[None]:
         """Hold a piece of work, so that no other process does it too; a line says if one has to wait.

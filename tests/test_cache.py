@@ -133,6 +133,16 @@ def test_ids_that_look_alike_have_their_own_files(settings) -> None:
     assert len({p.name.lower() for p in paths}) == len(ids)
 
 
+def test_a_fresh_run_finds_an_empty_folder_of_its_own(settings) -> None:
+    path = settings.context("key", "common").workdir / "states" / "x"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    when = path.stat().st_mtime_ns
+    for since, there in ((0, True), (when, True), (when + 1, False)):
+        Settings(artifacts=Artifacts(settings.artifacts.root, since)).context("key", "common")
+        assert path.exists() == there
+
+
 def test_what_a_plugin_keeps_is_held_to_its_digest(settings, caplog) -> None:
     ctx, made = settings.context("own", "common"), []
 

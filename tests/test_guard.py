@@ -202,13 +202,18 @@ POISON += [(original, zero), (behind, zero)]
 
 
 @pytest.mark.parametrize(("of", "change"), POISON)
-def test_an_attack_that_changes_a_model_poisons_nothing(run, settings, change, of) -> None:
+def test_an_attack_that_changes_a_model_poisons_nothing(
+    run, settings, monkeypatch, change, of
+) -> None:
     clean = Runner(replace(settings, artifacts=Artifacts(settings.artifacts.root / "x")))
     expected = clean.run(cell_of())
     attacked: list[object] = []
+    monkeypatch.setitem(attacks.PLUGINS, "fake", "fakes:Does")
+    key = cell_of(attack="fake").attack_key
 
     def poison(target: Any, prompts: Any) -> Any:
         def attack() -> Any:
+            (settings.artifacts.root / "work" / key).mkdir(parents=True)
             for prompt in prompts:
                 if not attacked:
                     change(of(target, prompts))
@@ -222,6 +227,7 @@ def test_an_attack_that_changes_a_model_poisons_nothing(run, settings, change, o
     assert result.status == "failed"
     assert f"attack fake changed {which}, which it must leave as it is" in result.reason
     assert not list(settings.artifacts.root.glob("attacks/*/*"))
+    assert not (settings.artifacts.root / "work" / key).exists()
     again = call_again(run)
     assert [(r.own, r.detail) for r in again.rows] == [(r.own, r.detail) for r in expected.rows]
     for path in settings.artifacts.root.glob("images/*/*.png"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, replace
 from typing import Any, cast
@@ -116,6 +117,7 @@ class CellAttack:
                     yield adversarial
         except ContractError:
             self.replay.drop(p for p in prompts if p.id not in left)
+            shutil.rmtree(self.settings.artifacts.work(self.cell.attack_key), ignore_errors=True)
             raise
 
     def _valid(self, found: Adversarial, left: dict[str, Prompt]) -> Adversarial:

@@ -79,6 +79,7 @@ class Settings:
     def context(self, key: str, shared: str) -> Context:
         """Return what a plug-in may use in the stage of that name; ``shared`` names what others use too."""
         own, common = self.artifacts.work(key), self.artifacts.work(shared)
+        self.artifacts.drop_older(own)
 
         def keep(
             name: str, make: Callable[[], dict[str, Tensor]], *, shared: bool = False
