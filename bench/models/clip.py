@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -56,7 +55,8 @@ def load_vision(
         if any(isinstance(cause, UnpicklingError) for cause in _causes(exc)):
             reason = "its .bin file holds more than tensors and is not read; give safetensors"
         raise AssetError(f"{where}: expected files that {kind.__name__} loads: {reason}") from exc
-    unfit = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    entries = (*report["missing_keys"], *report["mismatched_keys"])
+    unfit = sorted({e if isinstance(e, str) else e[0] for e in entries})  # some have shapes beside
     if unfit:
         raise AssetError(
             f"{where}: expected all weights of a {kind.__name__}, but {len(unfit)} are missing or of "
@@ -101,8 +101,9 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _processor(folder: Path | str) -> Any:
-    from transformers import AutoImageProcessor
+    import transformers
 
-    old = version("transformers").startswith("4.")
-    pil: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
-    return AutoImageProcessor.from_pretrained(folder, **pil)
+    # Releases up to 5.2 know no backends; later ones will drop the old word.
+    backends = hasattr(transformers, "CLIPImageProcessorPil")
+    pil: dict[str, Any] = {"backend": "pil"} if backends else {"use_fast": False}
+    return transformers.AutoImageProcessor.from_pretrained(folder, **pil)
