@@ -896,6 +896,8 @@ LORA = {  # names of down, up and alpha; what alpha / rank is; where the configu
                              "unet.{name}.alpha", 0.5, ""),
     "diffusers with metadata": ("unet.{name}.lora_A.weight", "unet.{name}.lora_B.weight", "", 0.5,
                                 "metadata"),
+    "diffusers' DreamBooth": ("unet.{name}.lora_linear_layer.down.weight",
+                              "unet.{name}.lora_linear_layer.up.weight", "", 1.0, ""),
     "diffusers before PEFT": ("unet.{old}_lora.down.weight", "unet.{old}_lora.up.weight", "", 1.0, ""),
     "PEFT": ("base_model.model.{name}.lora_A.weight", "base_model.model.{name}.lora_B.weight", "",
              0.5, "beside"),

@@ -25,9 +25,9 @@ _LORA = re.compile(r"(^|[._])lora[._]|\.lora_[AB]\.")
 _KOHYA = re.compile(r"lora_(unet|te1?)_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 _OLD = re.compile(r"(.+)\.processor\.(to_\w+)_lora\.(down|up)\.weight")
 _DOTTED = re.compile(
-    r"(.+)\.(lora_down|lora_up|lora\.down|lora\.up|lora_A|lora_B)(?:\.\w+)?\.weight"
+    r"(.+)\.(lora_(?:down|up|A|B)|lora(?:_linear_layer)?\.(?:down|up))(?:\.\w+)?\.weight"
 )
-_DOWN = {"lora_down", "lora.down", "lora_A", "lora_down.weight", "down"}
+_DOWN = re.compile(r"(^|[._])(down(\.weight)?|A)$")
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ def _place(key: str, find: Find, flat: Mapping[str, tuple[str, str]]) -> tuple[s
         role = "alpha"
     else:
         return "", "", ""
-    return owner, name, role if role == "alpha" else "down" if role in _DOWN else "up"
+    return owner, name, role if role == "alpha" else "down" if _DOWN.search(role) else "up"
 
 
 def _fuse(file: Path, name: str, layer: _Layer, weight: Tensor, alpha: _Alpha | None) -> Tensor:
