@@ -15,7 +15,7 @@ from attacks.p4d_official import OfficialSearch
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
 from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
-from bench import Concept, Cost, Prompt, SpecError, Target
+from bench import Concept, Cost, PluginError, Prompt, SpecError, Target
 
 CHURCH = Concept("church", "object")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a castle {w}", 7 + i, 3.0) for i, w in enumerate("abcde")]
@@ -647,3 +647,30 @@ def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
         )
     for _, erased, attacked in Runner(settings).samples(cell, 2):
         assert erased.image.tobytes() != attacked.image.tobytes()
+
+
+# -------------------------------------------------------------------------- half precision
+def test_a_gradient_in_fp16_is_not_lost(tiny, ctx) -> None:
+    """Its loss is scaled: most of this gradient is below what float16 holds."""
+    model, grads = tiny.cast("fp16"), {}
+    for name, victim in {"fp16": model, "fp32": model.cast("fp32")}.items():
+        search = SimplexSearch(unlearndiff(tokens=2), target(victim), ctx)
+        slots = list(search.open(PROMPTS[:1]))
+        slots[0].latent = torch.ones(4, 8, 8)
+        seen = gradients(search)
+        search.iterate(slots)
+        (grads[name],) = seen
+    size = grads["fp32"].abs().max()
+    assert torch.allclose(grads["fp16"], grads["fp32"], atol=0.05 * float(size), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [("fp16", "give --dtype bf16 or fp32"), ("fp32", "its weights may not be")]
+)
+def test_a_victim_that_is_not_finite_is_said_to_be(tiny, ctx, dtype, advice) -> None:
+    victim = tiny.cast(dtype)
+    search = SimplexSearch(unlearndiff(tokens=2), target(victim), ctx)
+    slots = list(search.open(PROMPTS[:1]))
+    victim.pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(PluginError, match=f"not finite.*{advice}"):
+        search.iterate(slots)

@@ -573,3 +573,33 @@ def test_attacks_on_weights_cannot_read_the_base(tmp_path, monkeypatch, name, cl
     assert result.status == "failed"
     assert "ContractError" in result.reason
     assert "may only generate with this model; it asked for 'pipe'" in result.reason
+
+
+# ------------------------------------------------------------------ half precision
+def test_relearning_in_bf16_trains_in_fp32(tiny, ctx) -> None:
+    """A rate of 1e-5 is lost in bf16's rounding; its weights are those of the fp32 run, rounded."""
+    victim, attack = tiny.cast("bf16"), Relearn(images=2, steps=3, lr=1e-5)
+    trained = {}
+    for name, model in {"bf16": victim, "fp32": victim.cast("fp32")}.items():
+        (found,) = attack.prepare(target(model, tiny.copy()), ctx)(PROMPTS[:1])
+        assert {p.dtype for p in found.model.parameters("full").values()} == {model.dtype}
+        trained[name] = found.model.parameters("full")
+    for name, p in trained["bf16"].items():
+        assert torch.equal(p, trained["fp32"][name].bfloat16()), name
+    moved = [(p != trained["fp32"][n].detach().clone().bfloat16()).any() for n, p in
+             victim.parameters("full").items()]  # fmt: skip
+    assert any(moved)
+    assert all(p.dtype == torch.bfloat16 for p in victim.parameters("full").values())
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_cce_learns_in_fp32_whatever_the_model_is_drawn_in(tiny, ctx, dtype) -> None:
+    victim, original = tiny.cast(dtype), tiny.copy()
+    half, full = (
+        QUICK._token(target(model, original), replace(ctx, workdir=ctx.workdir / str(i)))[0]
+        for i, model in enumerate((victim, victim.cast("fp32")))
+    )
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
+    found = list(QUICK.prepare(target(victim, original), ctx)(PROMPTS))
+    assert all(a.embedding.isfinite().all() for a in found)
