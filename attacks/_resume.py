@@ -63,7 +63,7 @@ class Resume:
         found: dict[str, State] = {}
         for path in sorted(self._folder.glob("*.state")):
             states = _read(path, self._key)
-            mine = states.keys() & self._ids
+            mine = [name for name in states if name in self._ids]  # in the batch's order
             if mine and {name for name in states if not finished(states[name])} <= self._ids:
                 self._old.append(path)  # nobody else goes on from it: a newer one replaces it
             for name in mine:

@@ -115,6 +115,10 @@ def test_a_state_is_what_was_kept(ctx) -> None:
     assert found.keys() == {"a"}
     assert (found["a"].steps, found["a"].values) == (5, state.values)
     assert all(torch.equal(found["a"].tensors[k], v) for k, v in state.tensors.items())
+    many = [f"p{i * 7 % 20}" for i in range(20)]
+    other = replace(ctx, workdir=ctx.workdir / "order")
+    Resume(other, many).keep({name: State(1, {}) for name in many})
+    assert list(Resume(other, sorted(many)).load()) == many  # a batch is put together as it was
 
 
 def test_a_damaged_or_foreign_state_is_none(ctx) -> None:
