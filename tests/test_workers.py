@@ -50,7 +50,8 @@ def crew():
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> None:
-    cell, seen = cell_of(), []
+    """An attack that searches for each prompt alone: another batch may round another way."""
+    cell, seen = cell_of("mma", length=4, steps=2, batch=8, top_k=8), []
     alone = Runner(settings(tmp_path, "alone")).run(cell)
     heard = settings(tmp_path, "together", progress=lambda *said: seen.append(said))
     together = Runner(heard, crew).run(cell)
