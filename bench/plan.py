@@ -58,6 +58,8 @@ class Cell:
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
         values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}
+        if self.dtype != TRAIN:  # the first versions erased in the type of drawing
+            values["train"] = TRAIN
         later = {"assets", "judges", "sources"}  # added after the first records
         return digest({k: v for k, v in values.items() if v or k not in later})
 

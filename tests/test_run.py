@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bench import Adversarial, Prompt, SamplerNoise
 from bench.metrics import Measurement, rate
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
-from bench.plan import plan
+from bench.plan import digest, plan
 from bench.registry import Ref, load, names
 from bench.run import Runner, Settings, provenance
 from bench.spec import Spec
@@ -76,6 +76,12 @@ def test_ids_depend_on_what_changes_a_value() -> None:
     assert (a.erase_key, a.attack_key) == (b.erase_key, b.attack_key)
     (c,) = cells(dtype="bf16")
     assert (a.erase_key == c.erase_key, a.attack_key == c.attack_key) == (True, False)
+    erased_in_bf16 = {
+        **asdict(c), "method": c.method.identity, "attack": c.attack.identity,
+    }  # fmt: skip
+    for later in ("assets", "judges", "sources"):
+        erased_in_bf16.pop(later)
+    assert c.id != digest(erased_in_bf16)  # what the first versions called such a cell
 
 
 def test_ids_depend_on_the_judge(monkeypatch) -> None:
