@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import shutil
@@ -720,6 +721,26 @@ def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> Non
         model._scheduler("pndm")
 
 
+def test_betas_that_are_given_may_end_without_signal(tiny) -> None:
+    """They are the same schedule as the rescaled one, for every sampler."""
+    model = zero_snr(tiny)
+    tiny.pipe.scheduler = DDIMScheduler(
+        trained_betas=DDIMScheduler(**SD, **ZERO).betas.tolist(),
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+    given = type(tiny)(tiny.pipe, "photo", tiny.sampling)
+    assert float(given.alphas[-1]) == 0
+    x, cond = model.noise([1]), model.encode(["a church"])
+    for sampler in ("lms", "ddim", "dpm"):
+        (*_, (_, own)), (*_, (_, theirs)) = (
+            m.denoise(x, cond, 7.5, steps=5, sampler=sampler) for m in (model, given)
+        )
+        assert (own - theirs).abs().max() <= 1e-2 * own.abs().max(), sampler
+    with pytest.raises(IncompatibleError, match="pndm cannot draw with this model"):
+        given._scheduler("pndm")
+
+
 def test_a_schedule_is_the_models_own(tiny, tmp_path) -> None:
     """Betas that were given, and timesteps that were chosen; a class's default is no choice."""
     betas = np.linspace(0.001, 0.01, 1000)
@@ -748,6 +769,10 @@ def test_a_schedule_is_the_models_own(tiny, tmp_path) -> None:
         ),
         (DDIMScheduler(**SD, rescale_betas_zero_snr=True), "ends at a signal level of 0"),
         (DDIMScheduler(**SD, num_train_timesteps=500), "has 500 training timesteps: expected 1000"),
+        (DDIMScheduler(trained_betas=[math.nan] * 1000), "betas that are not all from 0 to 1"),
+        (DDIMScheduler(trained_betas=[1e-3] * 999 + [1.5]), "betas that are not all from 0 to 1"),
+        (DDIMScheduler(trained_betas=[1e-3] * 999 + [1.0]), "ends at a signal level of 0"),
+        (DDIMScheduler(**SD, timestep_spacing="even"), "timestep_spacing is 'even': expected lea"),
         (
             FlowMatchEulerDiscreteScheduler(),
             "FlowMatchEulerDiscreteScheduler has no betas: expected",
@@ -832,6 +857,7 @@ def test_denoiser_in_every_published_form(tmp_path, tiny, erased) -> None:
         "state.pt": {"state_dict": {f"module.{n}": t for n, t in whole.items()}},
         "compiled.safetensors": {f"_orig_mod.{n}": t for n, t in whole.items()},
         "model.pt": {"model": {f"unet.module._orig_mod.{n}": t for n, t in whole.items()}},
+        "blocks.pt": {n.replace("blocks.0.", "blocks.0._orig_mod."): t for n, t in whole.items()},
         "bare.safetensors": {n.removeprefix("model."): t for n, t in ldm.items()},
         "barest.ckpt": {n.removeprefix("model.diffusion_model."): t for n, t in ldm.items()},
         "half.safetensors": {n: t.double() for n, t in whole.items()},

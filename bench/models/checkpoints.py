@@ -45,6 +45,7 @@ _NO_WEIGHTS = (
         r"|position_ids|logit_scale|visual_projection\.weight|text_projection\.weight)$"
     )
 )
+_WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _LAYOUTS = (  # what is in a name, what such a file is, what to do
     (r"hada_|lokr_|oft_|dora_scale|lora_magnitude", "a LyCORIS or DoRA adapter",
      "merge it into the base with the program that made it, and give the merged weights"),
@@ -183,7 +184,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, value in data.items() if isinstance(data, Mapping) else ():
         if isinstance(value, Tensor):
-            found[f"{prefix}{key}"] = value
+            found[_WRAPPERS.sub("", f"{prefix}{key}")] = value
         elif isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
     return found

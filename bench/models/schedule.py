@@ -27,6 +27,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "pndm": (PNDMScheduler, {**_SD, "skip_prk_steps": True}),
     "dpm": (DPMSolverMultistepScheduler, {"steps_offset": 1}),  # DPM-Solver++ of order 2
 }
+_SPACINGS = ("leading", "linspace", "trailing")
 _LEAST = 2.0**-24  # the library's stand-in for a signal level of 0 where a sampler divides by it
 
 
@@ -60,7 +61,7 @@ class Schedule:
             raise SpecError(
                 f"the model predicts {self.prediction!r}: expected 'epsilon' or 'v_prediction'"
             )
-        self._rescaled = bool(config.get("rescale_betas_zero_snr"))
+        self._rescaled: bool = bool(config.get("rescale_betas_zero_snr"))
         try:
             self.alphas: Tensor = DDIMScheduler(
                 **self._betas, rescale_betas_zero_snr=self._rescaled
@@ -71,6 +72,9 @@ class Schedule:
             raise SpecError(
                 f"the model has {len(self.alphas)} training timesteps: expected {STEPS}"
             )
+        if not ((self.alphas >= 0) & (self.alphas <= 1)).all():
+            raise SpecError(f"the model's {kind} has betas that are not all from 0 to 1")
+        self._rescaled |= float(self.alphas[-1]) == 0  # betas that are given may end there, too
         if self._rescaled and self.prediction == "epsilon":
             raise SpecError(
                 "the model's noise schedule ends at a signal level of 0 (rescale_betas_zero_snr), where "
@@ -139,6 +143,10 @@ def _spacing(scheduler: Any) -> dict[str, Any]:
     value = scheduler.config.get("timestep_spacing")
     if value is None or (own and value == own.default):
         return {}
+    if value not in _SPACINGS:
+        raise SpecError(
+            f"the model's timestep_spacing is {value!r}: expected {', '.join(_SPACINGS)}"
+        )
     return {"timestep_spacing": value, "steps_offset": scheduler.config.get("steps_offset", 0)}
 
 
