@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import nn
 
@@ -100,13 +101,13 @@ def _scheduler(model) -> None:
 
 FORBIDDEN = {
     "a hook": (lambda m: m.pipe.unet.mid_block.register_forward_hook(lambda *_: None),
-               "unet.mid_block has a hook"),
+               "a hook of unet.mid_block is not the base's"),
     "a hook before": (lambda m: m.pipe.vae.decoder.register_forward_pre_hook(lambda *_: None),
-                      "vae.decoder has a hook"),
+                      "a hook of vae.decoder is not the base's"),
     "a module": (lambda m: m.pipe.unet.add_module("more", nn.Linear(1, 1)),
                  "unet has 2 tensors that the base lacks, first more.weight"),
     "a module without tensors": (lambda m: m.pipe.unet.mid_block.add_module("d", nn.Dropout()),
-                                 "unet.mid_block.d is a Dropout"),
+                                 "the class of unet.mid_block.d is not the base's"),
     "layers of LoRA": (_lora, "unet has .* first .*lora.* .fuse it first: pipe.fuse_lora"),
     "a resized embedding": (lambda m: m.pipe.text_encoder.resize_token_embeddings(2000),
                             "token_embedding.weight: expected .1243, 32. float32, got .2000, 32. float32"),
@@ -114,17 +115,29 @@ FORBIDDEN = {
         next(n for n, _ in m.pipe.text_encoder.named_buffers() if "position_ids" in n)).zero_(),
         "the buffer text_encoder.*position_ids is not the base's"),
     "a type": (lambda m: m.pipe.unet.half(), "unet.*: expected .* float32, got .* float16"),
-    "another class": (_other_class, "unet.conv_in is a Doubles"),
-    "another forward": (_other_forward, "unet.conv_in works otherwise"),
+    "another class": (_other_class, "the class of unet.conv_in is not the base's"),
+    "another forward": (_other_forward, "a setting or the code of unet.conv_in is not the base's"),
     "a scale": (lambda m: setattr(m.pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2,
-                                  "scale", 0.0), "attn2 works otherwise"),
+                                  "scale", 0.0), "a setting or the code of unet.*attn2 is not the base's"),
+    "a pair of numbers": (lambda m: setattr(m.pipe.unet.conv_in, "dilation", (2, 2)),
+                          "a setting or the code of unet.conv_in is not the base's"),
+    "a function": (lambda m: setattr(m.pipe.text_encoder, "get_input_embeddings", list),
+                   "a setting or the code of text_encoder is not the base's"),
+    "a processor": (lambda m: m.pipe.unet.set_attn_processor(AttnProcessor()),
+                    "a setting or the code of unet.*attn1 is not the base's"),
+    "a processor's number": (lambda m: setattr(
+        next(iter(m.pipe.unet.attn_processors.values())), "strength", 0.5),
+        "a setting or the code of unet.*attn1 is not the base's"),
+    "the noise schedule": (lambda m: m.alphas.mul_(0.5), "the noise schedule is not the base's"),
+    "a longest text": (lambda m: setattr(m.pipe.tokenizer, "model_max_length", 3),
+                       "the tokenizer is not the base's"),
     "a token": (lambda m: m.pipe.tokenizer.add_tokens(["<new>"]), "the tokenizer is not the base's"),
     "a scheduler": (_scheduler, "the scheduler is not the base's"),
     "a setting": (lambda m: m.pipe.vae.register_to_config(scaling_factor=0.5),
                   "the configuration of vae is not the base's"),
     "the sampler": (lambda m: setattr(m, "sampling", replace(m.sampling, steps=1)),
-                    "the erased model draws with Sampling.*steps=1.*, the base with"),
-    "a method of the model": (lambda m: setattr(m, "generate", list), "attributes of its own"),
+                    "the way of drawing is not the base's"),
+    "a method of the model": (lambda m: setattr(m, "generate", list), "the class or an attribute of the model is not the base's"),
     "weights of nan": (lambda m: m.pipe.unet.conv_in.weight.data.fill_(float("nan")),
                        "the erased weights are not finite .nan or inf.: unet.conv_in.weight"),
 }  # fmt: skip

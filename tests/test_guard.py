@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,8 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 
 import attacks
 import evaluators
@@ -84,7 +88,7 @@ WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
     "a hook": (
         "method",
         lambda m: m.pipe.unet.register_forward_hook(lambda *_: None) and None,
-        "method fake: unet has a hook",
+        "method fake: a hook of unet is not the base's",
     ),
     "a screen that raises": (
         "method", lambda m: setattr(m, "screen", lambda images: 1 / 0), "method fake raised Zero",
@@ -197,7 +201,24 @@ def behind(target: Any, _: object) -> DiffusersModel:
     return target.victim._QueryOnly__generate.__self__
 
 
+def process(model: DiffusersModel) -> None:
+    model.pipe.unet.set_attn_processor(AttnProcessor())
+
+
+def dilate(model: DiffusersModel) -> None:
+    model.pipe.unet.conv_out.dilation = model.pipe.unet.conv_out.padding = (2, 2)
+
+
+def scale(model: DiffusersModel) -> None:
+    model.pipe.vae.register_to_config(scaling_factor=3.0)
+
+
+def darken(model: DiffusersModel) -> None:
+    model.generate = lambda prompts: [Image.new("RGB", (32, 32)) for _ in prompts]
+
+
 POISON = [(victim, c) for c in (zero, swap, blur, guide, hook, words)]
+POISON += [(victim, c) for c in (process, dilate, scale, darken)]
 POISON += [(original, zero), (behind, zero)]
 
 
@@ -248,12 +269,24 @@ def test_a_method_gets_a_copy_of_everything(run, settings) -> None:
     assert len(after.pipe.tokenizer) == len(before.pipe.tokenizer)
 
 
+def test_what_a_judge_does_to_an_image_stays_with_it(run) -> None:
+    def paint(samples: Any) -> None:
+        for sample in samples:
+            sample.image.paste((255, 0, 0), (0, 0, *sample.image.size))
+            sample.image.info["unscored"] = "painted"
+
+    assert run("judge", paint).status == "ok"
+    kept = run.runner._images.memory.values()
+    assert not any("unscored" in image.info for image in kept)
+    assert not any((np.asarray(image) == (255, 0, 0)).all() for image in kept)
+
+
 def test_what_a_plugin_leaves_behind_is_put_back(tmp_path: Path) -> None:
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     expected = torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     threads, folder, stopped = torch.get_num_threads(), Path.cwd(), signal.getsignal(signal.SIGINT)
-    filters = list(warnings.filters)
+    filters, output = list(warnings.filters), sys.stdout
     with pytest.raises(PluginError, match="fake raised ValueError: late"), guard("fake"):
         torch.rand(3), np.random.rand(3), random.random()
         torch.set_default_dtype(torch.float64)
@@ -264,6 +297,11 @@ def test_what_a_plugin_leaves_behind_is_put_back(tmp_path: Path) -> None:
         torch.set_float32_matmul_precision("medium")
         torch.autograd.set_detect_anomaly(True)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.autocast("cpu", torch.bfloat16).__enter__()
+        np.seterr(all="raise")
+        logging.disable()
+        sys.stdout = None
         warnings.simplefilter("error")
         os.chdir(tmp_path.parent)
         os.environ["FAKE"] = "1"
@@ -278,7 +316,11 @@ def test_what_a_plugin_leaves_behind_is_put_back(tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.is_anomaly_enabled()
-    assert not torch.backends.cudnn.benchmark
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (False, True)
+    assert not torch.is_autocast_enabled("cpu")
+    assert "raise" not in np.geterr().values()
+    assert not logging.root.manager.disable
+    assert sys.stdout is output
     assert list(warnings.filters) == filters
     assert Path.cwd() == folder
     assert ("FAKE" in os.environ, "BENCH_CACHE" in os.environ) == (False, True)

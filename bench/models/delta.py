@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ Delta = dict[str, Tensor]
 PARTS = ("unet", "text_encoder", "vae")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HARMLESS = {"training", "gradient_checkpointing"}  # of a module: they change no image
+_SIMPLE = (bool, int, float, str, Tensor)
 _ALLOWED = (
     "a method may change the values of the weights of denoiser, text encoder and autoencoder, "
     "the guidance and the screen, nothing else"
@@ -103,20 +105,12 @@ def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
 
 def _unlike(base: DiffusersModel, erased: DiffusersModel) -> Iterator[str]:
     """Yield in words what an erased model has that a delta cannot hold."""
-    if type(erased) is not type(base) or vars(erased).keys() != vars(base).keys():
-        yield "the erased model is of another class than the base, or has attributes of its own"
-    if (erased.world, erased.sampling) != (base.world, base.sampling):
-        yield f"the erased model draws with {erased.sampling}, the base with {base.sampling}"
     for part in PARTS:
-        old, new = getattr(base.pipe, part), getattr(erased.pipe, part)
-        yield from _unlike_tensors(part, old, new)
-        yield from _unlike_modules(part, old, new)
-        if _settings(old.config) != _settings(new.config):
-            yield f"the configuration of {part} is not the base's"
-    for name in ("scheduler", "tokenizer"):
-        old, new = getattr(base.pipe, name), getattr(erased.pipe, name)
-        if type(old) is not type(new) or _facts(old) != _facts(new):
-            yield f"the {name} is not the base's"
+        yield from _unlike_tensors(part, getattr(base.pipe, part), getattr(erased.pipe, part))
+    before, after = facts(base), facts(erased)
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            yield f"{name} is not the base's"
 
 
 def _unlike_tensors(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
@@ -131,47 +125,68 @@ def _unlike_tensors(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
         wanted, got = _form(before[name]), _form(tensor)
         if wanted != got:
             yield f"{part}.{name}: expected {wanted}, got {got}"
-    kept = dict(new.named_buffers())
-    for name, tensor in old.named_buffers():
-        if name not in before and not (
-            name in kept and torch.equal(tensor, kept[name].to(tensor.device))
-        ):
-            yield f"the buffer {part}.{name} is not the base's"
 
 
 def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _unlike_modules(part: str, old: nn.Module, new: nn.Module) -> Iterator[str]:
-    before, after = dict(old.named_modules()), dict(new.named_modules())
-    for name, module in after.items():
-        where, kind = f"{part}.{name}".rstrip("."), type(module)
-        if name not in before or kind is not type(before[name]):
-            yield f"{where} is a {kind.__name__} that the base does not have there"
-        elif any(len(getattr(module, h)) != len(getattr(before[name], h)) for h in _HOOKS):
-            yield f"{where} has a hook that the base does not have"
-        elif _traits(module) != _traits(before[name]):
-            yield f"{where} works otherwise than the base's: a setting or its code was replaced"
-    if gone := before.keys() - after.keys():
-        yield f"{part} lacks the base's {min(gone)}"
+def facts(model: DiffusersModel) -> dict[str, object]:
+    """Return what else than its weights, guidance and screen decides what a model draws.
+
+    Names are as a message gives them; values stay as they are when the model changes.
+    """
+    pipe = model.pipe
+    found: dict[str, object] = {
+        "the class or an attribute of the model": (type(model), *sorted(vars(model))),
+        "the way of drawing": (model.world, model.sampling),
+        "the noise schedule": _plain(vars(model.schedule)),
+        "the scheduler": (type(pipe.scheduler), _settings(pipe.scheduler.config)),
+        "the tokenizer": (
+            type(pipe.tokenizer),
+            pipe.tokenizer.model_max_length,
+            pipe.tokenizer.get_vocab(),
+        ),
+    }
+    for part in PARTS:
+        whole = getattr(pipe, part)
+        found[f"the configuration of {part}"] = _settings(whole.config)
+        saved = whole.state_dict().keys()
+        for name, tensor in whole.named_buffers():
+            if name not in saved:
+                found[f"the buffer {part}.{name}"] = _plain(tensor)
+        for name, module in whole.named_modules():
+            where = f"{part}.{name}".rstrip(".")
+            found[f"the class of {where}"] = type(module)
+            found[f"a hook of {where}"] = [len(getattr(module, hooks)) for hooks in _HOOKS]
+            found[f"a setting or the code of {where}"] = {
+                key: _plain(value)
+                for key, value in vars(module).items()
+                if not key.startswith("_") and key not in _HARMLESS
+            }
+    return found
 
 
-def _traits(module: nn.Module) -> dict[str, Any]:
-    """Return what else than tensors and hooks decides what a module computes."""
-    mine = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in _HARMLESS}
-    plain = {k: v for k, v in mine.items() if isinstance(v, bool | int | float | str | None)}
-    return plain | {k: type(mine[k]) for k in ("processor", "forward") if k in mine}
+def _plain(value: object) -> object:
+    """Return what stands for a value: equal for a copy, and left as it is when the value changes."""
+    match value:
+        case bool() | int() | float() | str() | None:
+            return value
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case dict():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case Tensor():
+            return _form(value), value.tolist()
+        case type() | FunctionType() | MethodType():
+            return value.__module__, value.__qualname__
+    parts = getattr(value, "__dict__", {}).items()
+    return type(value), {k: _plain(v) for k, v in parts if isinstance(v, _SIMPLE)}
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Any) -> dict[str, object]:
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return {key: value for key, value in values.items() if not key.startswith("_")}
-
-
-def _facts(part: Any) -> Any:
-    """Return what makes a scheduler or a tokenizer what it is."""
-    return part.get_vocab() if hasattr(part, "get_vocab") else _settings(part.config)
+    return {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
 
 
 def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -101,17 +103,10 @@ def finite(value: Any) -> bool:
 
 def _state(model: DiffusersModel) -> Mapping[str, object]:
     """Return what decides what a model draws, by part; equal states, equal images."""
-    pipe = model.pipe
-    modules = [m for part in delta.PARTS for m in getattr(pipe, part).modules()]
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
     return {
         **{name: _digest(tensor) for name, tensor in delta.weights(model).items()},
-        "its modules": tuple(map(id, modules)),
-        "its hooks": sum(len(getattr(m, h)) for m in modules for h in hooks),
-        "its code": sum("forward" in vars(m) for m in modules),
-        "its way of drawing": (model.sampling, model.guidance, model.screen, model.refuse),
-        "its scheduler": tuple(sorted((k, str(v)) for k, v in pipe.scheduler.config.items())),
-        "its tokenizer": len(pipe.tokenizer),
+        **delta.facts(model),
+        "its guidance and screen": (model.guidance, model.screen, model.refuse),
     }
 
 
@@ -135,8 +130,27 @@ def _at_rest(model: DiffusersModel) -> None:
         module.zero_grad(set_to_none=True)
 
 
-def _set_cudnn(values: tuple[bool, bool]) -> None:
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = values
+def _cudnn() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+
+
+def _set_cudnn(values: tuple[bool, bool, bool]) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = values
+
+
+def _autocast() -> list[bool]:
+    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+
+
+def _set_autocast(values: list[bool]) -> None:
+    for kind, value in zip(("cpu", "cuda"), values, strict=True):
+        torch.set_autocast_enabled(kind, value)
+
+
+def _set_output(streams: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = streams
 
 
 def _set_environment(values: dict[str, str]) -> None:
@@ -158,10 +172,11 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
         torch.get_deterministic_debug_mode,
         torch.set_deterministic_debug_mode,
     ),
-    (
-        lambda: (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
-        _set_cudnn,
-    ),
+    (_cudnn, _set_cudnn),
+    (_autocast, _set_autocast),
+    (np.geterr, lambda values: np.seterr(**values)),
+    (lambda: logging.root.manager.disable, logging.disable),
+    (lambda: (sys.stdout, sys.stderr), _set_output),
     (os.getcwd, os.chdir),
     (lambda: dict(os.environ), _set_environment),
 )

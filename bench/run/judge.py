@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,11 @@ def unfit(sample: Sample) -> str:
     return str(getattr(sample.image, "info", {}).get(UNSCORED, ""))
 
 
+def shown(sample: Sample) -> Sample:
+    """Return a sample as a judge gets it, with a copy of the image: what it draws there stays with it."""
+    return replace(sample, image=sample.image.copy())
+
+
 def hit(score: Score, threshold: float) -> bool | None:
     """Say whether an image shows the concept; ``None`` if it could not be scored."""
     return None if score.value is None else score.value >= threshold
@@ -185,7 +190,7 @@ def _checked(inner: Scorer, name: str) -> Scorer:
         scores: Iterator[Score] = iter(())
         if fit:
             with guard(f"evaluator {name}"):
-                given = list(inner(fit))
+                given = list(inner([shown(s) for s in fit]))
                 if len(given) != len(fit):
                     raise ContractError(f"{name} returned {len(given)} scores, expected {len(fit)}")
                 scores = iter([valid(score) for score in given])

@@ -18,7 +18,7 @@ from bench.protocols import Evaluator, SetScorer
 from bench.registry import create
 from bench.run.guard import guard
 from bench.run.images import Source
-from bench.run.judge import Judges, failing, reduce, unfit, valid
+from bench.run.judge import Judges, failing, reduce, shown, unfit, valid
 from bench.run.settings import Settings, tensors, timed
 from bench.tasks import Measure, Task
 from bench.types import Prompt, Sample, Score
@@ -102,7 +102,7 @@ class Stream:
                 if not fit:
                     return torch.full((len(samples), 1), torch.nan)
                 with guard(f"evaluator {ref.name}"):
-                    found = whole.features([samples[i] for i in fit])
+                    found = whole.features([shown(samples[i]) for i in fit])
                     if found.ndim != 2 or len(found) != len(fit):
                         expected = f"({len(fit)}, width)"
                         raise ContractError(
