@@ -1,7 +1,8 @@
 """Which plug-ins are not as they were released: a digest of their source, for the content address.
 
-A plug-in's source is its module and every module of the same top-level package that it imports, directly
-or through others. The digests of the plug-ins that ship with a release are in ``fingerprints.json``; a
+A plug-in's source is its module and what it imports, directly or through others, of the same top-level
+package, of the modules beside that (unless it is installed among those of strangers), and of our plug-ins.
+Other files that it reads count if they are parameters. The digests of the plug-ins that ship with a release are in ``fingerprints.json``; a
 plug-in whose source has that digest is named by its version alone. Any other, edited here or of another
 distribution, carries its digest in the identity of its cells, so that its old results are not reused.
 """
@@ -16,6 +17,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+FAMILIES = ("methods", "attacks", "evaluators")
+_INSTALLED = {"site-packages", "dist-packages"}
 LISTING = Path(__file__).with_name("fingerprints.json")
 
 
@@ -27,7 +30,7 @@ def source_digest(module: str) -> str:
         return ""
     total = hashlib.sha256()
     for name, text in sorted(files.items()):
-        total.update(f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+        total.update(f"{name} {hashlib.sha256(text).hexdigest()}\n".encode())
     return total.hexdigest()[:16]
 
 
@@ -44,38 +47,67 @@ def released() -> dict[str, str]:
     return listing
 
 
-def _sources(module: str) -> dict[str, str]:
-    """Return the source of a module and of what it imports of its own package, by module name."""
-    family, found, todo = module.partition(".")[0], {}, [module]
+def _sources(module: str) -> dict[str, bytes]:
+    """Return the source of a module and of what it imports of its own, by module name."""
+    found: dict[str, bytes] = {}
+    todo = [module]
     while todo:
         name = todo.pop()
-        if name in found or (text := _source(name)) is None:
+        if name in found or (path := _file(name)) is None:
             continue
-        found[name] = text
-        for node in ast.walk(ast.parse(text)):
-            todo += [n for n in _imported(node, name) if n.partition(".")[0] == family]
+        found[name] = _source(path)
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        for node in ast.walk(_parsed(found[name])):
+            todo += [n for n in _imported(node, package) if _is_own(n, module)]
     return found
 
 
-def _source(name: str) -> str | None:
+def _is_own(name: str, module: str) -> bool:
+    """Say whether a module belongs to a plug-in's code: a library that it imports does not."""
+    top, own = name.partition(".")[0], module.partition(".")[0]
+    if top in (own, *FAMILIES):
+        return True
+    place = _place(own) if own not in FAMILIES else None
+    return place is not None and place.name not in _INSTALLED and _place(top) == place
+
+
+@cache
+def _place(top: str) -> Path | None:
+    """Return the folder in which a top-level module or package lies."""
+    path = _file(top) if top else None
+    return path and (path.parent.parent if path.stem == "__init__" else path.parent)
+
+
+def _file(name: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
+    except (Exception, SystemExit):  # it imports the packages around, which may raise anything
         return None
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
-    return Path(spec.origin).read_text(encoding="utf-8").replace("\r\n", "\n")
+    return Path(spec.origin)
 
 
-def _imported(node: ast.AST, importer: str) -> list[str]:
+def _source(path: Path) -> bytes:
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+def _parsed(source: bytes) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):  # whoever imports it will hear of it
+        return ast.Module([], [])
+
+
+def _imported(node: ast.AST, package: str) -> list[str]:
+    """Return the modules that a statement in a module of a package may import."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    base = node.module or ""
-    if node.level:
-        package = importer.split(".")[: -node.level]
-        base = ".".join([*package, *([node.module] if node.module else [])])
+    parts = package.split(".")
+    around = parts[: len(parts) - node.level + 1] if node.level else []
+    base = ".".join([*around, *([node.module] if node.module else [])])
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 
@@ -83,7 +115,7 @@ def main() -> None:
     """Write the listing of the plug-ins in this tree: ``make fingerprints``, before a commit."""
     modules = {
         place.partition(":")[0]
-        for family in ("methods", "attacks", "evaluators")
+        for family in FAMILIES
         for place in importlib.import_module(family).PLUGINS.values()
     }
     listing = {module: source_digest(module) for module in sorted(modules)}

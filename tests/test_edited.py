@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,8 @@ def cell_of(method: str = "none", attack: str = "none") -> Cell:
 def forget(*modules: str) -> None:
     """Do what a new process does."""
     fingerprint.source_digest.cache_clear()
+    fingerprint._place.cache_clear()
+    importlib.invalidate_caches()
     for module in modules:
         sys.modules.pop(module, None)
 
@@ -76,6 +79,55 @@ def test_an_edited_plugin_of_another_distribution(tmp_path: Path, monkeypatch) -
     forget("my_plugin")
 
 
+MINE = PLUGIN.replace("0.01", "K")
+HELPER = "K = 0.01\n"
+LAYOUTS = {
+    "a package's own __init__": {"lab/__init__.py": f"from .k import K\n{MINE}", "lab/k.py": HELPER},
+    "through the package": {
+        "lab/__init__.py": "from .k import K\nfrom .mine import Mine",
+        "lab/mine.py": f"import lab\n{MINE.replace('K', 'lab.K')}",
+        "lab/k.py": HELPER,
+    },
+    "of a folder beside": {
+        "lab/__init__.py": "from lab.a.mine import Mine",
+        "lab/a/__init__.py": "",
+        "lab/a/mine.py": f"from ..b import K\n{MINE}",
+        "lab/b/__init__.py": "from .k import K",
+        "lab/b/k.py": HELPER,
+    },
+    "a module beside": {"lab.py": f"from lab_k import K\n{MINE}", "lab_k.py": HELPER},
+    "not in UTF-8": {"lab.py": f"# coding: latin-1\n# \xfc\n{HELPER}{MINE}"},
+    "a helper that is broken": {
+        "lab/__init__.py": f"def later():\n    from . import bad\n\n\n{HELPER}{MINE}",
+        "lab/bad.py": "def (",
+    },
+    "a helper that raises": {
+        "lab/__init__.py": f"def later():\n    from .gpu import fast\n\n\n{HELPER}{MINE}",
+        "lab/gpu/__init__.py": "raise RuntimeError('needs a GPU')",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_whatever_a_plugin_imports_of_its_own(tmp_path: Path, monkeypatch, name: str) -> None:
+    place = SimpleNamespace(name="mine", value="lab:Mine", dist=SimpleNamespace(name="lab"))
+    monkeypatch.setattr(
+        "bench.registry.entry_points", lambda group: [place] if group == "bench.methods" else []
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    ids = []
+    for value in ("0.01", "0.20", "0.01"):
+        for file, text in LAYOUTS[name].items():
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("0.01", value), encoding="latin-1")
+        forget(*[module for module in sys.modules if module.partition(".")[0] in ("lab", "lab_k")])
+        ids.append(cell_of("lab/mine").id)
+    assert ids[0] == ids[2] != ids[1]
+    forget(*[module for module in sys.modules if module.partition(".")[0] in ("lab", "lab_k")])
+
+
 JUDGE = load_task("church", "emoji").measures[0].evaluator.name
 
 
@@ -96,9 +148,9 @@ def test_an_edited_plugin_of_ours(monkeypatch, module: str, changed: tuple[str, 
     assert (released.method.source, released.attack.source, released.sources) == ("", "", {})
     honest = fingerprint._source
 
-    def source(name: str) -> str | None:
-        text = honest(name)
-        return f"{text}\n# edited\n" if name == module and text else text
+    def source(path: Path) -> bytes:
+        edit = b"\n# edited\n" if path == fingerprint._file(module) else b""
+        return honest(path) + edit
 
     monkeypatch.setattr(fingerprint, "_source", source)
     forget()

@@ -137,7 +137,8 @@ FORBIDDEN = {
                   "the configuration of vae is not the base's"),
     "the sampler": (lambda m: setattr(m, "sampling", replace(m.sampling, steps=1)),
                     "the way of drawing is not the base's"),
-    "a method of the model": (lambda m: setattr(m, "generate", list), "the class or an attribute of the model is not the base's"),
+    "a method of the model": (lambda m: setattr(m, "generate", list),
+                             "the class or an attribute of the model is not the base's"),
     "weights of nan": (lambda m: m.pipe.unet.conv_in.weight.data.fill_(float("nan")),
                        "the erased weights are not finite .nan or inf.: unet.conv_in.weight"),
 }  # fmt: skip
