@@ -1,10 +1,11 @@
 """Which plug-ins are not as they were released: a digest of their source, for the content address.
 
-A plug-in's source is its module and what it imports, directly or through others, of the same top-level
-package, of the modules beside that (unless it is installed among those of strangers), and of our plug-ins.
-Other files that it reads count if they are parameters. The digests of the plug-ins that ship with a release are in ``fingerprints.json``; a
-plug-in whose source has that digest is named by its version alone. Any other, edited here or of another
-distribution, carries its digest in the identity of its cells, so that its old results are not reused.
+A plug-in's source is its module and what it imports, directly or through others: of the same top-level
+package, of the modules beside that (unless it is installed among strangers'), of our plug-ins. Other files
+that it reads count if they are parameters. The digests of the plug-ins that ship with a release are in
+``fingerprints.json``; a plug-in whose source has that digest is named by its version alone. Any other,
+edited here or of another distribution, carries its digest in the identity of its cells, so that its old
+results are not reused.
 """
 
 from __future__ import annotations
