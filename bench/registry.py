@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
 import re
 import tomllib
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from bench.assets import digest
 from bench.errors import (
@@ -154,7 +155,7 @@ def create(kind: Kind, ref: Ref) -> Any:
     for name, expected in ref.files.items():
         if name not in known:  # an asset, whose path is not a parameter
             continue
-        if (got := digest(getattr(plugin, name))) != expected:
+        if (got := digest(Path(getattr(plugin, name)))) != expected:
             raise AssetError(
                 f"{ref.name}: {name}={getattr(plugin, name)} has changed: "
                 f"expected digest {expected}, got {got}"
@@ -173,6 +174,9 @@ def resolved(
 
     A value is the user's, else the model's own (``defaults``), else the world's, else the class's for
     this kind of concept.
+
+    Raises:
+        PluginLoadError: A field holds what no record can.
     """
     create(kind, ref)  # what the user gave is checked before anything is put beside it
     cls = load(kind, ref.name)
@@ -188,6 +192,13 @@ def resolved(
     values = asdict(plugin)
     files = {name: digest(value) for name, value in values.items() if isinstance(value, Path)}
     params = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    for name, value in params.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as exc:
+            raise PluginLoadError(
+                f"{ref.name}: {name}={value!r:.60}: expected finite numbers, texts, lists, or one Path"
+            ) from exc
     return Ref(ref.name, params, plugin.card.version, files, edited(cls.__module__))
 
 
@@ -211,6 +222,8 @@ def _world_table(world: World) -> dict[str, Any]:
 def _validated(cls: type[Any], name: str, params: Mapping[str, Any]) -> Any:
     try:
         plugin = TypeAdapter(cls).validate_python(params)
+    except PydanticUserError as exc:
+        raise PluginLoadError(f"{name}: {str(exc).splitlines()[0]}") from exc
     except ValidationError as exc:
         raise ParamError(f"{name}: {_what_is_wrong(exc)}") from exc
     for key in params:

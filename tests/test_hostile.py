@@ -315,6 +315,37 @@ def test_a_broken_plug_in_is_named_and_stops_nobody_else(
     sys.modules.pop("no_card", None)
 
 
+FIELDS = {
+    "several files": ("tuple[Path, ...] = (Path('d'),)", 3, "one Path"),
+    "not finite": ("tuple[float, ...] = (float('nan'),)", 3, "finite"),
+    "a class": ("object = object", 3, "data="),
+    "a set": ("frozenset = frozenset({1})", 3, "data="),
+    "a type that nobody can check": ("'Random' = None", 3, "broken"),
+    "a text or a file": ("str | Path = Path('d')", 0, ""),
+}
+
+
+@pytest.mark.parametrize("what", FIELDS)
+def test_a_plug_ins_field_of_a_kind_that_no_record_holds(
+    cli, files: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    kind, code, word = FIELDS[what]
+    (files / "d").mkdir()
+    (files / "odd_field.py").write_text(
+        "from dataclasses import dataclass\nfrom pathlib import Path\nfrom random import Random\n"
+        "from typing import ClassVar\nfrom bench import Card\n\n\n@dataclass(frozen=True)\nclass X:\n"
+        f"    card: ClassVar = Card('X', '')\n    data: {kind}\n\n"
+        "    def erase(self, model, concept, ctx):\n        return model\n"
+    )
+    monkeypatch.syspath_prepend(str(files))
+    name = plugin(monkeypatch, "methods", "broken", "odd_field:X")
+    said = cli(*RUN.replace("none", name, 1).split())
+    assert said.code == code, said.err
+    assert word in said.err
+    assert "Traceback" not in said.err
+    sys.modules.pop("odd_field", None)
+
+
 MISBEHAVING = {
     "raises": "raise ZeroDivisionError('by design')",
     "exits": "raise SystemExit(0)",

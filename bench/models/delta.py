@@ -23,6 +23,7 @@ from bench.errors import ContractError, StoreError
 from bench.models.diffusers import DiffusersModel
 
 Delta = dict[str, Tensor]
+UNCHANGED = "unchanged"  # the digest of no change
 PARTS = ("unet", "text_encoder", "vae")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HARMLESS = {"training", "gradient_checkpointing"}  # of a module: they change no image
@@ -295,4 +296,4 @@ def from_file(path: Path) -> Delta:
 
 def digest(delta: Delta) -> str:
     """Return a short digest of what changed."""
-    return hashlib.sha256(to_bytes(delta)).hexdigest()[:16] if delta else "unchanged"
+    return hashlib.sha256(to_bytes(delta)).hexdigest()[:16] if delta else UNCHANGED

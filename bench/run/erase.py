@@ -106,6 +106,7 @@ class Eraser:
             card, change = json.loads(said), load(data)
         else:
             card, change = self._erase_now(cell, base)
+            card_path.unlink(missing_ok=True)  # an old card must not stand beside a new delta
             cache.save(delta_path, delta.to_bytes(change))
             said = json.dumps(card, indent=1).encode()
             cache.save(card_path, said)
