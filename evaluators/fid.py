@@ -326,22 +326,30 @@ def _reference_files(folder: Path, prompts: Sequence[Prompt], which: Reference) 
     """Return the reference's images; none of a file of statistics, which stands for them.
 
     Raises:
-        AssetError: The folder has not every one of them.
+        AssetError: The folder has none, or has not each of the prompts' once.
     """
     if folder.is_file():
         return []
-    files = {p.name: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES}
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    if which == "folder":
+        if not found:
+            raise AssetError(f"coco-val2014={folder}: expected a folder of images, got none")
+        return found
     names = sorted({f"COCO_val2014_{p.id:0>12}.jpg" for p in prompts})
-    wanted = names if which == "prompts" else list(files)
-    missing = [name for name in wanted if name not in files]
-    if missing or not wanted:
-        lacks = f"{len(missing)} are missing, the first is {missing[0]}" if missing else "none"
+    files = {p.name: p for p in found}
+    if missing := [name for name in names if name not in files]:
         raise AssetError(
             f"coco-val2014={folder}: expected the real image of each of the {len(names)} prompts, "
-            f"{lacks}; complete it, or give statistics of another reference as "
-            "--asset coco-reference=FILE"
+            f"{len(missing)} are missing, the first is {missing[0]}; complete it, or give statistics of "
+            "another reference as --asset coco-reference=FILE"
         )
-    return [files[name] for name in wanted]
+    wanted = set(names)
+    if twice := [p for p in found if p.name in wanted and p != files[p.name]]:
+        raise AssetError(
+            f"coco-val2014={folder}: {twice[0].name} is there twice, as {twice[0]} and "
+            f"{files[twice[0].name]}: give the folder of one of them"
+        )
+    return [files[name] for name in names]
 
 
 def _moments(path: Path, width: int | None = None) -> tuple[Tensor, Tensor]:

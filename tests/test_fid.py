@@ -239,6 +239,20 @@ def test_a_file_that_cannot_be_read_is_an_error_until_it_is_whole(context, given
     assert scorer.score([torch.rand(8, 6)], prompts).detail["reference_n"] == N
 
 
+def test_images_of_one_name_in_two_folders(tmp_path, context, given) -> None:
+    """All of a folder's images are the reference; of the prompts' ids each must be one image."""
+    root = given["coco-val2014"]
+    name = "COCO_val2014_000000000003.jpg"
+    (root / "more").mkdir()
+    (root / "more" / name).write_bytes((root / name).read_bytes())
+    scorer = scorer_of("fid", context)
+    score = scorer.score([scorer.features(samples(folder(tmp_path / "generated", 1)))], [])
+    assert score.detail["reference_n"] == N + 1
+    with pytest.raises(AssetError, match=f"{name} is there twice, as .*: give the folder of one"):
+        create("evaluators", Ref("fid")).check([Prompt("3", "x", 0)], context.asset)
+    create("evaluators", Ref("fid")).check([Prompt("4", "x", 0)], context.asset)
+
+
 def test_reference_is_extracted_once(tmp_path, context, given) -> None:
     generated = samples(folder(tmp_path / "generated", 1))
     scorer = scorer_of("fid", context)
