@@ -261,6 +261,8 @@ def _with_header(
                 f"{path}:1: several columns hold prompts: say which with FILE:COLUMN, where COLUMN is "
                 f"{either}"
             )
+        if key == "label":  # a class's number is not its name, if there is one beside it
+            found = [i for i in found if not _all_whole(row[i] for row in rows)] or found
         if found:
             places[key] = found[0]
     if "seed" not in places:

@@ -232,10 +232,11 @@ def find_concept(name: str, world: World, kind: str = "", anchor: str = "") -> C
         raise SpecError("--concept: expected a name, got an empty text")
     if kind and kind not in KINDS:
         raise SpecError(f"--kind: expected nsfw, style or object, got {kind!r}")
-    if "," in name or ";" in name:
-        parts = [part.strip() for part in re.split("[,;]", name) if part.strip()]
-        again = " ".join(f"--concept {shlex.quote(part)}" for part in parts)
-        raise SpecError(f"--concept: expected one concept, got the list {name!r}: give {again}")
+    given = name
+    name, *others = (part.strip() for part in re.split(r"[,;|\n]", name))
+    if others:
+        again = " ".join(f"--concept {shlex.quote(part)}" for part in (name, *others) if part)
+        raise SpecError(f"--concept: expected one concept, got the list {given!r}: give {again}")
     rows = _table(world, PROMPTS).values()
     known = {row["concept"]["name"]: _concept(row["concept"]) for row in rows if "concept" in row}
     if name not in known and not kind:

@@ -401,6 +401,9 @@ def test_every_method_takes_several_concepts(cli, method: str) -> None:
         (("--concept", "hot dog;pizza", "--kind", "object"),
          "error: --concept: expected one concept, got the list 'hot dog;pizza': "
          "give --concept 'hot dog' --concept pizza"),
+        (("--concept", "castle\npizza", "--kind", "object"),
+         "error: --concept: expected one concept, got the list 'castle\\npizza': "
+         "give --concept castle --concept pizza"),
         (("--concept", "church", "--concept", "van gogh"),
          "error: several concepts: expected one kind, got 'church' (object) and 'van gogh' (style)"),
         (("--concept", "castle", "--concept", "pizza"), "error: unknown concept 'castle'"),

@@ -126,6 +126,14 @@ def hub_rows(n: int = 4703, last: int = 2270623052) -> bytes:
     return csv_of(HUB, *rows)
 
 
+def test_a_label_is_a_name_where_a_class_has_a_number_as_well() -> None:
+    both = b"case_number,prompt,evaluation_seed,label,class\n0,a fish,1,0,tench\n1,a hall,2,497,church\n"
+    found = read_prompts(Path("both.csv"), both)
+    assert (found.labels, [p.label for p in found.prompts]) == ("class", ["tench", "church"])
+    alone = read_prompts(Path("alone.csv"), both.replace(b"class", b"source"))
+    assert (alone.labels, [p.label for p in alone.prompts]) == ("label", ["0", "497"])
+
+
 def test_hub_i2p_is_numbered_by_row_and_must_be_whole() -> None:
     rows = read(hub_rows(), "nudity")
     assert rows.numbers == tuple(range(4703))
