@@ -59,6 +59,11 @@ class ModelInfo:
     config: str = ""
 
 
+SAME_NUMBERS = {"525e062b0cc4c972": "ba446fa8817f3551"}
+"""Revisions of the same numbers in other files, by the first that had them: records keep their names.
+
+emoji-sd was written anew once, in files that transformers 4 reads as well.
+"""
 MODELS = {
     "emoji-sd": ModelInfo(
         "emoji", EMOJI, str(EMOJI_WEIGHTS / "model"), "tiny, trained, shipped (default)"
@@ -362,7 +367,8 @@ def revision(name: str, world: World | None = None) -> str:
 
 def _weights(info: ModelInfo) -> str:
     said = [text for text in (info.prediction, info.config and _named(info.config)) if text]
-    return "+".join([_source(info), *said])
+    source = _source(info)
+    return "+".join([SAME_NUMBERS.get(source, source), *said])
 
 
 def _named(config: str) -> str:
