@@ -71,7 +71,7 @@ class EsdObjective:
 
     def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, no gradients."""
-        stops, t = self._draw(self.batch)
+        stops, labels = self._draw(self.batch)
         if self.calls % self.reuse == 0:
             if len(self._encoded) > self.batch:
                 chosen = torch.randperm(len(self._encoded), generator=self.rng)
@@ -80,9 +80,9 @@ class EsdObjective:
             self._trajectory = self._denoise(student, last)
         self.calls += 1
         x = torch.stack([self._trajectory[int(k)][1][i] for i, k in enumerate(stops)])
-        if self.alignment == "exact":  # the model's own schedule says which timesteps these are
-            t = torch.stack([self._trajectory[int(k)][0] for k in stops])
-        t = t.to(student.device)
+        if labels is None:  # the model's own schedule says which timesteps these are
+            labels = torch.stack([self._trajectory[int(k)][0] for k in stops])
+        t = labels.to(student.device)
         with torch.no_grad():
             both = self.teacher.predict_noise(
                 torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.null, self.cond])
@@ -90,12 +90,11 @@ class EsdObjective:
         null, cond = both.chunk(2)
         return x, t, null - self.eta * (cond - null)
 
-    def _draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Return how many denoising steps each row takes, and its timestep label."""
-        stride = 1000 // self.steps
+    def _draw(self, batch: int) -> tuple[Tensor, Tensor | None]:
+        """Return how many denoising steps each row takes, and its timestep label if that is drawn, too."""
         if self.alignment == "exact":
-            stops = torch.randint(self.steps, (batch,), generator=self.rng)
-            return stops, 1 + stride * (self.steps - 1 - stops)
+            return torch.randint(self.steps, (batch,), generator=self.rng), None
+        stride = 1000 // self.steps
         t_enc = torch.randint(self.steps, (batch,), generator=self.rng)
         offset = torch.randint(stride, (batch,), generator=self.rng)
         return compvis_stops(t_enc, self.steps), stride * t_enc + offset
