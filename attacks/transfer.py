@@ -107,7 +107,7 @@ def _record(path: Path) -> Mapping[str, Any]:
     try:
         record: Mapping[str, Any] = json.loads(path.read_bytes())
         record["cell"]["concept"]["name"], record["rows"]
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise SpecError(f"{path} is no record of `bench run`") from exc
     return record
 

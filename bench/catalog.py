@@ -300,7 +300,7 @@ def context_length(name: str) -> int | None:
     try:
         config = json.loads(((folder or Path()) / "text_encoder" / "config.json").read_bytes())
         return int(config["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -121,7 +121,7 @@ def _card(path: Path) -> dict[str, Any]:
         good = all(isinstance(card[key], kind) for key, kind in kinds.items())
         if not good or not all(isinstance(text, str) for text in texts):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise StoreError(
             f"{path} is no card of an erasure: expected what `bench erase --out` wrote"
         ) from exc

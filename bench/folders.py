@@ -140,7 +140,7 @@ def shards(index: Path) -> list[Path]:
 def _json(path: Path, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         name = path.relative_to(folder)
         raise SpecError(
             f"{folder} is no diffusers model: expected a folder with {name}, in JSON"

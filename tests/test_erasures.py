@@ -266,7 +266,7 @@ def test_a_delta_without_a_card_needs_force(cli, tmp_path, tiny, erasure) -> Non
     assert cli(*APPLY, "--force").code == 0
     assert equal(load_model("m"), delta.apply(tiny, change))
     shutil.rmtree(tmp_path / "m")
-    for text in ("{", "[]", "{}", '{"base": 1}', '{"base": {"model": 1}}'):
+    for text in ("{", "[]", "{}", '{"base": 1}', '{"base": {"model": 1}}', "[" * 100_000):
         (folder / "card.json").write_text(text)
         said = cli(*APPLY, "--force")
         assert said.err.strip().startswith("error: e/card.json is no card of an erasure: expected")

@@ -115,6 +115,7 @@ REQUESTS = {
     "attack: negative": (RUN.replace("k none", "k unlearndiff:iterations=-1"), 2, "iterations"),
     "attack: no source": (RUN.replace("k none", "k transfer"), 2, "source"),
     "attack: source missing": (RUN.replace("k none", "k transfer:source=no.csv"), 2, "no.csv"),
+    "attack: source nested": (RUN.replace("k none", "k transfer:source=deep.json"), 2, "deep"),
     "external: nothing": (RUN.replace("none", "external", 1), 2, "unet"),
     # numbers
     "seed: negative": (RUN + " --seed -1", 2, "seed"),

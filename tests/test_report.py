@@ -397,13 +397,13 @@ def test_notes_say_what_is_not_as_published() -> None:
     )
     idle, sampler = (
         replace(result("none", [False], method=method), erasure={"digest": "unchanged", **more})
-        for method, more in (("esd", {}), ("sld", {"sampler_time": True}))
+        for method, more in (("fmn", {}), ("sld", {"sampler_time": True}))
     )
     notes = cer_table([exact, default, same, idle, sampler]).notes
     assert "not as published: nudenet-640m for best.onnx (church)" in notes
     assert any(n.startswith("not as published: unlearndiff's projection is exact") for n in notes)
     equal = [n.partition(":")[0] for n in notes if "equals the base, nothing was erased" in n]
-    assert equal == ["church, external", "church, esd"]
+    assert equal == ["church, external", "church, fmn"]
 
 
 # ---------------------------------------------------------------------------- layout

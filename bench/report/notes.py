@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from bench.models.delta import UNCHANGED
 from bench.report.axes import labels
 from bench.report.frame import Figure, measured
 from bench.store import Result
@@ -84,16 +85,15 @@ def _excluded(records: Sequence[Result], who: Who) -> Iterator[str]:
 
 
 def _unchanged(records: Sequence[Result], who: Who) -> Iterator[str]:
-    """Say of which erased models the given weights are those of the base."""
+    """Say which erased models are the base: a method changed nothing, or was given the base's weights."""
     found: dict[str, None] = {}
     for r in records:
-        given = r.erasure.get("notes")
+        given, method = r.erasure.get("notes"), r.cell.method.name
         said = given.get("unchanged") if isinstance(given, dict) else None
-        if said:
-            what = "" if said is True else f" ({said})"
-            found[
-                f"{r.cell.task}, {r.cell.method.name}: equals the base, nothing was erased{what}"
-            ] = None
+        equal = r.erasure.get("digest") == UNCHANGED and not r.erasure.get("sampler_time")
+        if said or (equal and method != "none"):
+            what = f" ({said})" if isinstance(said, str) else ""
+            found[f"{r.cell.task}, {method}: equals the base, nothing was erased{what}"] = None
     yield from found
 
 
