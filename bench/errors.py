@@ -78,6 +78,15 @@ class StoreError(BenchError):
     exit_code = 5
 
 
+def raised(exc: BaseException) -> str:
+    """Say what a plug-in raised: the exception's name and the first line of what it says."""
+    try:
+        said = str(exc).strip()
+    except Exception:  # an exception's own text is a plug-in's code, too
+        said = "(its text cannot be read)"
+    return f"{type(exc).__name__}: {(said.splitlines() or [''])[0][:300]}".removesuffix(": ")
+
+
 @contextmanager
 def contract(who: str) -> Iterator[None]:
     """Turn whatever a plug-in raises into a PluginError that names it."""
@@ -85,5 +94,7 @@ def contract(who: str) -> Iterator[None]:
         yield
     except BenchError:
         raise
-    except (Exception, SystemExit) as exc:
-        raise PluginError(f"{who} raised {type(exc).__name__}: {exc}") from exc
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:
+        raise PluginError(f"{who} raised {raised(exc)}") from exc

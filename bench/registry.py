@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -31,6 +31,7 @@ from bench.errors import (
     PluginLoadError,
     ShadowedPackageError,
     UnknownNameError,
+    raised,
 )
 from bench.fingerprint import edited
 from bench.types import ByKind, Card, Concept, Threat, World
@@ -116,13 +117,18 @@ def load(kind: Kind, name: str) -> type[Any]:
     if name not in table:
         raise UnknownNameError(kind.removesuffix("s"), name, table)
     module, _, attr = table[name].partition(":")
+    put_back = _foreign_state() if "/" in name else None
     try:
         cls = getattr(importlib.import_module(module), attr)
-    except (Exception, SystemExit) as exc:  # a broken plug-in may raise anything when imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # a broken plug-in may raise anything when imported
         raise PluginLoadError(
-            f"cannot load {kind.removesuffix('s')} {name!r} from {table[name]}: "
-            f"{type(exc).__name__}: {exc}"
+            f"cannot load {kind.removesuffix('s')} {name!r} from {table[name]}: {raised(exc)}"
         ) from exc
+    finally:
+        if put_back:
+            put_back()
     who = f"{kind.removesuffix('s')} {name!r} from {table[name]}"
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise PluginLoadError(f"{who}: expected a frozen dataclass, got {cls!r}")
@@ -134,6 +140,13 @@ def load(kind: Kind, name: str) -> type[Any]:
                 f"got {value!r}"
             )
     return cls
+
+
+def _foreign_state() -> Callable[[], None]:
+    """Return what puts back the global state that importing a foreign plug-in may change."""
+    from bench.state import global_state  # needs torch, which a list of names does not
+
+    return global_state()
 
 
 def create(kind: Kind, ref: Ref) -> Any:
@@ -226,6 +239,10 @@ def _validated(cls: type[Any], name: str, params: Mapping[str, Any]) -> Any:
         raise PluginLoadError(f"{name}: {str(exc).splitlines()[0]}") from exc
     except ValidationError as exc:
         raise ParamError(f"{name}: {_what_is_wrong(exc)}") from exc
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # its __post_init__, or annotations that name nothing
+        raise PluginLoadError(f"{name} cannot be made from its parameters: {raised(exc)}") from exc
     for key in params:
         value = getattr(plugin, key)
         if isinstance(value, float) and not math.isfinite(value):
@@ -241,6 +258,8 @@ def _what_is_wrong(error: ValidationError) -> str:
     if not first["loc"]:  # a plug-in's own check of several fields
         return first["msg"].removeprefix("Value error, ")
     field = first["loc"][0]
+    if first["type"] == "missing":
+        return f"{field} has no default: give {field}=..."
     wanted = [e["msg"] for e in (first, *rest) if e["loc"][:1] == (field,)]
     choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
     close = get_close_matches(str(first["input"]), choices, n=1)

@@ -23,7 +23,7 @@ from PIL import Image
 import attacks
 import evaluators
 import methods
-from bench import Adversarial, Cost, Guidance, Score
+from bench import Adversarial, Cost, Guidance, Prompt, Sample, SamplerNoise, Score
 from bench.errors import PluginError
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
@@ -31,6 +31,7 @@ from bench.plan import Cell, plan
 from bench.registry import Ref
 from bench.run import Runner, Settings
 from bench.run.guard import _digest, guard
+from bench.run.judge import Judges
 from bench.spec import Spec
 from bench.store import Artifacts, Result
 
@@ -78,6 +79,26 @@ def each(**change: object) -> Callable[..., list[Adversarial]]:
     return lambda target, prompts: [replace(Adversarial(p), **change) for p in prompts]
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Bare(BaseException):
+    """No Exception, as asyncio's CancelledError is none."""
+
+
+def raises(what: type[BaseException]) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        raise what
+
+    return call
+
+
+DEEP: list[Any] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
 WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
     "exit in a method": ("method", stop, "method fake raised SystemExit: 7"),
     "exit in an attack": ("attack", stop, "attack fake raised SystemExit: 7"),
@@ -116,6 +137,28 @@ WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
     "no model": ("attack", each(model="x"), "expected a copy of the victim, got 'x'"),
     "no noise": ("attack", each(noise=1.0), "expected SamplerNoise, got 1.0"),
     "no cost": ("attack", each(cost=Cost(seconds=float("nan"))), "expected a Cost of finite"),
+    "no array of torch": ("attack", each(embedding=np.ones((32, 32))), "got (32, 32) in a ndarray"),
+    "no finite noise": (
+        "attack", each(noise=SamplerNoise(float("nan"))), "expected finite noise from 0, got",
+    ),
+    "another space": ("attack", each(embedding=torch.ones(32, 32)), "changed the embedding, its threat"),
+    "another label": (
+        "attack", lambda _, ps: [Adversarial(replace(p, label="x")) for p in ps], "got 'x'",
+    ),
+    "half a character": (
+        "attack", lambda _, ps: [Adversarial(replace(p, text="\ud800")) for p in ps], "surrogates",
+    ),
+    "a truth as seed": (
+        "attack", lambda _, ps: [Adversarial(replace(p, seed=True)) for p in ps], "got True",
+    ),
+    "a negative cost": ("attack", each(cost=Cost(images=-5)), "expected a Cost of finite numbers"),
+    "a trace without end": ("attack", each(trace={"x": DEEP}), "trace: expected plain"),
+    "no text in its error": ("method", raises(Mute), "raised Mute: (its text cannot be read)"),
+    "more than an exception": ("judge", raises(Bare), "evaluator fake raised Bare"),
+    "no notes": ("method", lambda m: setattr(m, "notes", None), "method fake raised TypeError"),
+    "half a character in a detail": (
+        "judge", lambda s: [Score(1.0, {"x": "\ud800"})] * len(s), "detail: expected plain",
+    ),
     "a tensor in a trace": ("attack", each(trace={"x": torch.ones(2)}), "trace: expected plain"),
     "a text as score": ("judge", lambda s: [Score("1")] * len(s), "returned the score '1', exp"),
     "a tensor as score": ("judge", lambda s: [Score(torch.ones(()))] * len(s), "returned the score"),
@@ -346,3 +389,19 @@ def test_a_digest_tells_any_change(shape, dtype) -> None:
         assert _digest(other) != _digest(x)
     if len(shape) > 1:
         assert len({_digest(y) for y in (x, x.flip(0), x.flip(1), x.roll(1, 0))}) == 4
+
+
+@pytest.mark.parametrize("spoil", ["paste", "close"])
+def test_a_judge_gets_images_of_its_own(spoil: str, settings, monkeypatch) -> None:
+    """One that paints over an image, or closes it, leaves the next measure and the picture alone."""
+
+    def act(samples: Any) -> None:
+        for sample in samples:
+            sample.image.paste(0, (0, 0, 8, 8)) if spoil == "paste" else sample.image.close()
+
+    monkeypatch.setitem(evaluators.PLUGINS, "fake", "fakes:Does")
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(act), raising=False)
+    image = Image.new("RGB", (8, 8), "white")
+    sample = Sample(Prompt("a", "a church", 1), image)
+    assert Judges(settings).scorer(Ref("fake"))([sample]) == [Score(0.0, {})]
+    assert image.getbbox() == (0, 0, 8, 8)

@@ -280,6 +280,32 @@ def plugin(monkeypatch: pytest.MonkeyPatch, family: str, name: str, value: str) 
     return f"foreign/{name}"
 
 
+UNMAKEABLE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from bench import Card, Threat
+
+@dataclass(frozen=True)
+class X:
+    card: ClassVar = Card("X", "")
+    def __post_init__(self): raise RuntimeError("by design")
+
+@dataclass(frozen=True)
+class Exits:
+    card: ClassVar = Card("X", "")
+    threat: ClassVar = Threat("white", "prompt")
+    def __post_init__(self): raise SystemExit(0)
+
+@dataclass(frozen=True)
+class Odd:
+    card: ClassVar = Card("X", "")
+    size: "Nowhere" = 3
+
+@dataclass(frozen=True)
+class Open:
+    card: ClassVar = Card("X", "")
+    size: int
+"""
 BROKEN = {
     "no module": ("methods", "no_such_module:X"),
     "no attribute": ("methods", "json:Nothing"),
@@ -287,6 +313,12 @@ BROKEN = {
     "a syntax error": ("methods", "bad_syntax:X"),
     "an exit": ("methods", "exits_at_import:X"),
     "no card": ("methods", "no_card:X"),
+    "an exception that is none": ("methods", "bare:X"),
+    "an exception without text": ("methods", "mute:X"),
+    "no way to be made": ("methods", "unmakeable:X"),
+    "an exit when it is made": ("attacks", "unmakeable:Exits"),
+    "a type that is none": ("methods", "unmakeable:Odd"),
+    "a value to be given": ("methods", "unmakeable:Open"),
     "an attack": ("attacks", "no_such_module:X"),
     "a judge": ("evaluators", "no_such_module:X"),
 }
@@ -302,6 +334,11 @@ def test_a_broken_plug_in_is_named_and_stops_nobody_else(
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass X:\n"
         "    def erase(self, model, concept, ctx):\n        return model\n"
     )
+    (files / "bare.py").write_text("class B(BaseException): pass\nraise B\n")
+    (files / "mute.py").write_text(
+        "class E(Exception):\n    def __str__(self): raise RuntimeError\nraise E\n"
+    )
+    (files / "unmakeable.py").write_text(UNMAKEABLE)
     monkeypatch.syspath_prepend(str(files))
     family, value = BROKEN[what]
     name = plugin(monkeypatch, family, "broken", value)
@@ -310,9 +347,10 @@ def test_a_broken_plug_in_is_named_and_stops_nobody_else(
     assert name in listed.out
     option = {"methods": "--method", "attacks": "--attack", "evaluators": "--judge"}[family]
     said = cli(*RUN.split(), option, name)
-    assert said.code == 3, said.err
+    assert said.code == (2 if what == "a value to be given" else 3), said.err
     assert name in said.err
     assert "Traceback" not in said.err
+    assert len(said.err.strip().splitlines()) == 1
     sys.modules.pop("no_card", None)
 
 
@@ -345,6 +383,23 @@ def test_a_plug_ins_field_of_a_kind_that_no_record_holds(
     assert word in said.err
     assert "Traceback" not in said.err
     sys.modules.pop("odd_field", None)
+
+
+def test_what_a_plug_in_sets_when_it_is_imported_is_put_back(
+    cli, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else records go to another folder, and every cell is computed in another type."""
+    (files / "settles.py").write_text(
+        "import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\n" + UNMAKEABLE.partition("@dataclass")[0]
+        + "@dataclass(frozen=True)\nclass X:\n    card: ClassVar = Card('X', '')\n"
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(str(files))
+    name = plugin(monkeypatch, "methods", "x", "settles:X")
+    before = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    assert cli("plan", *RUN.split()[1:], "--method", name).code == 0
+    assert (Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
+    sys.modules.pop("settles", None)
 
 
 MISBEHAVING = {

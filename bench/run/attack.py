@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, replace
 from typing import Any, cast
 
+import torch
 from PIL import Image
 
 from bench.errors import ContractError
@@ -125,33 +126,58 @@ class CellAttack:
         if not isinstance(found, Adversarial) or not isinstance(found.prompt, Prompt):
             raise ContractError(f"{self.name} returned {found!r:.80}, expected an Adversarial")
         prompt, who = found.prompt, f"{self.name}, prompt {found.prompt.id!r:.40}"
-        if left.pop(prompt.id, None) is None:
+        asked = left.pop(prompt.id, None)
+        if asked is None:
             raise ContractError(f"{who}: it was not asked for, or is returned twice")
         if not isinstance(prompt.text, str):
             raise ContractError(f"{who}: expected a text, got {prompt.text!r:.60}")
-        if not (isinstance(prompt.seed, int) and 0 <= prompt.seed < 2**63):
+        plain(prompt.text, f"{who}, text")
+        if prompt.label != asked.label:  # what the judge looks for is not the attack's to choose
+            raise ContractError(
+                f"{who}: expected the label {asked.label!r:.60}, got {prompt.label!r:.60}"
+            )
+        if not (type(prompt.seed) is int and 0 <= prompt.seed < 2**63):
             raise ContractError(
                 f"{who}: expected a seed from 0 to 2**63 - 1, got {prompt.seed!r:.60}"
             )
         if not finite(prompt.guidance):
             raise ContractError(f"{who}: expected a finite guidance, got {prompt.guidance!r:.60}")
-        if not (isinstance(found.cost, Cost) and all(map(finite, astuple(found.cost)))):
-            raise ContractError(f"{who}: expected a Cost of finite numbers, got {found.cost!r:.80}")
-        if found.noise is not None and not isinstance(found.noise, SamplerNoise):
-            raise ContractError(f"{who}: expected SamplerNoise, got {found.noise!r:.60}")
-        if found.model is not None and not isinstance(found.model, DiffusersModel):
-            raise ContractError(f"{who}: expected a copy of the victim, got {found.model!r:.60}")
-        if found.embedding is not None:
-            expected = tuple(self.victim.encode([""]).shape[1:])
-            got = tuple(getattr(found.embedding, "shape", ()))
-            if got != expected:
-                raise ContractError(f"{who}: expected an embedding of shape {expected}, got {got}")
+        if not (
+            isinstance(found.cost, Cost) and all(finite(n) and n >= 0 for n in astuple(found.cost))
+        ):
+            raise ContractError(
+                f"{who}: expected a Cost of finite numbers from 0, got {found.cost!r:.80}"
+            )
+        self._check_beyond(found, who)
         passes = found.cost.images * self.victim.passes_per_image
         return replace(
             found,
             cost=found.cost + Cost(forward=passes),
             trace=plain(dict(found.trace), f"{who}, trace"),
         )
+
+    def _check_beyond(self, found: Adversarial, who: str) -> None:
+        """Refuse noise, an embedding or weights that cannot be used, or that are of another space."""
+        if found.noise is not None and not isinstance(found.noise, SamplerNoise):
+            raise ContractError(f"{who}: expected SamplerNoise, got {found.noise!r:.60}")
+        if found.noise and not all(finite(n) and n >= 0 for n in astuple(found.noise)):
+            raise ContractError(f"{who}: expected finite noise from 0, got {found.noise!r:.80}")
+        if found.model is not None and not isinstance(found.model, DiffusersModel):
+            raise ContractError(f"{who}: expected a copy of the victim, got {found.model!r:.60}")
+        if found.embedding is not None:
+            expected = tuple(self.victim.encode([""]).shape[1:])
+            got = tuple(getattr(found.embedding, "shape", ()))
+            if got != expected or not isinstance(found.embedding, torch.Tensor):
+                raise ContractError(
+                    f"{who}: expected an embedding of shape {expected}, got {got} in a "
+                    f"{type(found.embedding).__name__}"
+                )
+        space = self.attack.threat.space
+        spaces = {"embedding": found.embedding, "latent": found.noise, "weights": found.model}
+        if beyond := [
+            name for name, value in spaces.items() if value is not None and name != space
+        ]:
+            raise ContractError(f"{who} changed the {beyond[0]}, its threat says {space}")
 
 
 def _target(

@@ -141,7 +141,7 @@ class Eraser:
                 raise ContractError(
                     f"{who} set guidance {erased.guidance!r:.60}, expected Guidance"
                 )
-            erased.notes = plain(erased.notes, f"{who}, notes")
+            erased.notes = plain(dict(erased.notes), f"{who}, notes")
             delta.check(base, erased)
         return erased
 

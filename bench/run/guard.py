@@ -7,15 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
-import random
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,9 +23,11 @@ from bench.errors import (
     PluginError,
     SpecError,
     StoreError,
+    raised,
 )
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
+from bench.state import global_state
 
 _BLOCKS = 1021  # sums of so many blocks tell tensors apart whose values only changed places
 
@@ -56,8 +51,8 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
         SpecError: The plug-in says that the user's request is wrong.
     """
     before = {name: _state(model) for name, model in kept.items()}
-    put_back = _global_state()
-    failure: Exception | None = None
+    put_back = global_state()
+    failure: BenchError | None = None
     try:
         yield
     except (IncompatibleError, SpecError, StoreError) as exc:
@@ -66,9 +61,10 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
         failure = exc if who in str(exc) else type(exc)(f"{who}: {exc}")
     except BenchError as exc:
         failure = PluginError(f"{who}: {exc}")
-    except (Exception, SystemExit) as exc:
-        said = (str(exc).strip().splitlines() or [""])[0][:300]
-        failure = PluginError(f"{who} raised {type(exc).__name__}: {said}")
+    except (KeyboardInterrupt, GeneratorExit):  # the user's, and the end of a loop over the plug-in
+        raise
+    except BaseException as exc:  # whatever it is, it is the plug-in's
+        failure = PluginError(f"{who} raised {raised(exc)}")
         failure.__cause__ = exc
     finally:
         put_back()
@@ -91,8 +87,8 @@ def plain(value: Any, what: str) -> Any:
         ContractError: It cannot be written as JSON.
     """
     try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as exc:
+        return json.loads(json.dumps(value, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError) as exc:
         raise ContractError(f"{what}: expected plain numbers, texts, lists, dicts: {exc}") from exc
 
 
@@ -128,88 +124,3 @@ def _at_rest(model: DiffusersModel) -> None:
         module = getattr(model.pipe, part)
         module.eval().requires_grad_(False)
         module.zero_grad(set_to_none=True)
-
-
-def _cudnn() -> tuple[bool, bool, bool]:
-    cudnn = torch.backends.cudnn
-    return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
-
-
-def _set_cudnn(values: tuple[bool, bool, bool]) -> None:
-    cudnn = torch.backends.cudnn
-    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = values
-
-
-def _autocast() -> list[bool]:
-    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
-
-
-def _set_autocast(values: list[bool]) -> None:
-    for kind, value in zip(("cpu", "cuda"), values, strict=True):
-        torch.set_autocast_enabled(kind, value)
-
-
-def _set_output(streams: tuple[Any, Any]) -> None:
-    sys.stdout, sys.stderr = streams
-
-
-def _set_environment(values: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(values)
-
-
-_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    (
-        lambda: None if torch.get_default_device().type == "cpu" else torch.get_default_device(),
-        torch.set_default_device,  # None is the CPU, without a hook into every call
-    ),
-    (
-        torch.get_deterministic_debug_mode,
-        torch.set_deterministic_debug_mode,
-    ),
-    (_cudnn, _set_cudnn),
-    (_autocast, _set_autocast),
-    (np.geterr, lambda values: np.seterr(**values)),
-    (lambda: logging.root.manager.disable, logging.disable),
-    (lambda: (sys.stdout, sys.stderr), _set_output),
-    (os.getcwd, os.chdir),
-    (lambda: dict(os.environ), _set_environment),
-)
-_STREAMS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.get_rng_state, torch.set_rng_state),
-    (np.random.get_state, np.random.set_state),
-    (random.getstate, random.setstate),
-)
-
-
-def _global_state() -> Callable[[], None]:
-    """Return what puts the process's global state back as it is now."""
-    settings = [get() for get, _ in _SETTINGS]
-    streams = [get() for get, _ in _STREAMS]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    # Not catch_warnings, after which every warning that was shown once is shown again.
-    filters, shown, show = warnings.filters, list(warnings.filters), warnings.showwarning
-
-    def put_back() -> None:
-        for (get, put), value in zip(_SETTINGS, settings, strict=True):
-            if get() != value:
-                put(value)
-        for (_, put), state in zip(_STREAMS, streams, strict=True):
-            put(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        warnings.filters, warnings.showwarning = filters, show
-        if list(filters) != shown:
-            filters[:] = shown  # type: ignore[index]
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                if handler is not None and signal.getsignal(number) is not handler:
-                    signal.signal(number, handler)
-
-    return put_back
