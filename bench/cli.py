@@ -810,6 +810,10 @@ def main() -> None:
 
 
 def _run_app() -> int:
+    if odd := [text for text in sys.argv[1:] if not _is_text(text)]:
+        return _failed(
+            f"expected text in UTF-8, got {odd[0]!r:.300}; rename it", SpecError.exit_code
+        )
     try:
         code = int(app(standalone_mode=False) or 0)
         sys.stdout.flush()
@@ -831,6 +835,15 @@ def _run_app() -> int:
     if code == 130:
         _say("stopped; what is finished is kept. Give the same command again to go on.", err)
     return code
+
+
+def _is_text(argument: str) -> bool:
+    """Say whether a record can hold an argument: bytes that are no text come as half characters."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mute() -> None:

@@ -198,6 +198,10 @@ REQUESTS = {
     "judge: an empty folder": ("judge folder --task church", 2, "folder"),
     "judge: an unknown task": ("judge half --task curch", 2, "half"),
     "speed: an unknown attack": ("speed attack --attack x", 2, "unknown"),
+    "bytes that are no text": (RUN + " --prompts \udcff.csv", 2, "UTF-8"),
+    "a concept that is no text": (
+        "erase --method uce --kind object --out d --concept a\udcff", 2, "UTF-8",
+    ),
     "no such command": ("rnu", 2, "rnu"),
     "no such option": (RUN + " --metod x", 2, "--metod"),
 }  # fmt: skip
