@@ -183,10 +183,10 @@ def _beyond(found: Adversarial) -> str:
 
 
 def _checked(inner: Scorer, name: str) -> Scorer:
-    """Return a scorer that gets copies of the images that may be judged, and is held to its contract."""
+    """Return a scorer that never sees an image that must not be judged, and is held to its contract."""
 
     def score(samples: Sequence[Sample]) -> Sequence[Score]:
-        fit = [shown(s) for s in samples if not unfit(s)]
+        fit = [s for s in samples if not unfit(s)]
         scores: Iterator[Score] = iter(())
         if fit:
             with guard(f"evaluator {name}"):
