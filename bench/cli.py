@@ -803,6 +803,8 @@ def _assets_table(items: list[Any]) -> Any:
 
 def main() -> None:
     """Run the app: an expected error is one line, an unexpected one a traceback."""
+    nowhere = Path(os.devnull)  # of a stream that was closed by who started this
+    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a table
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

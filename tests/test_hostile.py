@@ -470,3 +470,15 @@ def test_the_current_folder_is_not_searched_for_code(files: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not (files / "ran").exists()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_is_closed_stops_nothing(files: Path, closed: str) -> None:
+    import subprocess
+
+    command = f"{Path(sys.executable).with_name('bench')} list tasks {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=files, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("church" in done.stdout) == (closed != ">&-")
