@@ -437,7 +437,7 @@ def test_unreadable_images_are_counted(tmp_path, coco, all_given, monkeypatch) -
 
     def broken(self, prompts, **more):
         images = generate(self, prompts, **more)
-        return ["no image" if p.id == "3" else i for p, i in zip(prompts, images, strict=True)]
+        return [["no image"] if p.id == "3" else i for p, i in zip(prompts, images, strict=True)]
 
     monkeypatch.setattr(DiffusersModel, "generate", broken)
     runner, cell = start(tmp_path / "a", all_given)
