@@ -33,10 +33,17 @@ RESULTS = Path("results/local")
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])  # click's, wherever that is
 
 Model = Annotated[
-    str, typer.Option(help="A model's name, a diffusers folder, a checkpoint file, or a hub id.")
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="A model's name, a diffusers folder, a checkpoint file, or a hub id.",
+    ),
 ]
 World = Annotated[
-    str | None, typer.Option(help="emoji or photo, for a model that fits both.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="NAME", help="emoji or photo, for a model that fits both.", show_default=False
+    ),
 ]
 Unet = Annotated[
     str | None, typer.Option(metavar="PATH", help="A denoiser erased elsewhere: method external.")
@@ -44,18 +51,38 @@ Unet = Annotated[
 TextEncoder = Annotated[
     str | None, typer.Option(metavar="PATH", help="A text encoder erased elsewhere, likewise.")
 ]
-Methods = Annotated[list[str] | None, typer.Option("--method", help="name or name:key=value,...")]
-Attacks = Annotated[list[str] | None, typer.Option("--attack", help="name or name:key=value,...")]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="See `bench list tasks`.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first N prompts of each task.")]
-Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="`bench list methods`; NAME or NAME:key=value,... Repeatable.",
+    ),
+]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option("--attack", metavar="NAME", help="`bench list attacks`, likewise. Repeatable."),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="`bench list tasks`. Repeatable."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")]
+Limit = Annotated[
+    int | None, typer.Option(metavar="N", help="Only the first N prompts of each task.")
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="TYPE", help="Type of drawing and attacking: fp32, bf16 or fp16.")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Images made or attacked at once.")]
 Assets = Annotated[
     list[str] | None, typer.Option("--asset", metavar="NAME=PATH", help="See `bench assets`.")
 ]
 Judge = Annotated[
     str,
     typer.Option(
+        metavar="NAME",
         help="Evaluator in place of the target tasks' judge: name or name:key=value,...",
         show_default=False,
     ),
@@ -63,6 +90,7 @@ Judge = Annotated[
 Prediction = Annotated[
     str,
     typer.Option(
+        metavar="KIND",
         help="What the denoiser of your own --model predicts, where nothing in it says so: epsilon or "
         "v_prediction. Elsewhere: --model NAME:prediction=epsilon.",
         show_default=False,
@@ -71,6 +99,7 @@ Prediction = Annotated[
 Config = Annotated[
     str,
     typer.Option(
+        metavar="PATH|ID",
         help="A diffusers folder or hub model whose configuration and tokenizer a checkpoint file takes. "
         "Elsewhere: --model FILE:config=FOLDER.",
         show_default=False,
@@ -81,8 +110,8 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE[:COLUMN]",
-        help="A CSV, or a .txt of a prompt a line, in place of the task's prompt set; COLUMN holds the "
-        "prompts where several could.",
+        help="A CSV, or a .txt with one prompt per line, in place of the task's prompt set; COLUMN holds "
+        "the prompts where several could.",
     ),
 ]
 Guidance = Annotated[
@@ -99,10 +128,11 @@ Workers = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes that attack together; each loads the models. Try one a core on a CPU.",
+        metavar="N",
+        help="Processes that attack together; each loads the models. On a CPU, try one per core.",
     ),
 ]
-Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of records.")]
 Fresh = Annotated[
     bool,
     typer.Option(
@@ -139,8 +169,8 @@ def run(
     model: Model = "emoji-sd",
     seed: Seed = 0,
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(help="Images made or attacked at once.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    batch_size: BatchSize = 64,
+    device: Device = "cpu",
     workers: Workers = 1,
     dtype: Dtype = "fp32",
     asset: Assets = None,
@@ -158,7 +188,7 @@ def run(
         bool | None,
         typer.Option(
             "--images/--no-images",
-            help="Keep images and draw a grid a cell; by default not those of which only features "
+            help="Keep images and draw one grid per cell; by default not those of which only features "
             "are measured, as for FID.",
             show_default=False,
         ),
@@ -175,7 +205,7 @@ def run(
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
-    A command that was stopped goes on where it was when it is given again.
+    A command that was stopped resumes when it is given again.
 
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
@@ -301,7 +331,7 @@ def judge_(
     asset: Assets = None,
     protocol: Protocol = "default",
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     results: Results = RESULTS,
     fresh: Fresh = False,
 ) -> None:
@@ -438,7 +468,7 @@ def erase(
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Also write a diffusers folder.")] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     dtype: Dtype = "fp32",
     world: World = None,
 ) -> None:
@@ -581,7 +611,7 @@ def speed_attack(
     ] = False,
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
     ] = "fp32",

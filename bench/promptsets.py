@@ -1,7 +1,7 @@
 """Reads prompt sets: this project's CSV files, and other people's as they are published.
 
-A file has a header line, which names its columns, or is a list without one: a prompt a line. Columns are
-known by the names of :data:`COLUMNS`. What a file does not say follows from these rules:
+A file has a header line, which names its columns, or is a list without one: one prompt per line. Columns
+are known by the names of :data:`COLUMNS`. What a file does not say follows from these rules:
 
 * without ids, a row is called by its number, from 0;
 * without seeds, a row's seed is its number, from 0, plus the run's ``--seed``;
@@ -273,7 +273,7 @@ def _with_header(
 
 
 def _without_header(path: Path, content: str) -> Table:
-    """Read a prompt a line, or prompts with numbers beside them: an id on the left, a seed on the right."""
+    """Read one prompt per line, perhaps with numbers: an id on the left, a seed on the right."""
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     rows, ends, places = [], [], {"text": 0}
     try:

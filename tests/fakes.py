@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -137,6 +138,15 @@ class Miscounts:
 
     def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
         return lambda samples: [Score(0.0)]
+
+
+@dataclass(frozen=True)
+class NeverEnds:
+    card: ClassVar = Card("Scores without end", "")
+    scope: ClassVar = "image"
+
+    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Any]:
+        return lambda samples: repeat(Score(0.0))
 
 
 judged: Callable[[str], None] = len  # told the id of every image that a judge sees

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def _checked(inner: Scorer, name: str) -> Scorer:
         scores: Iterator[Score] = iter(())
         if fit:
             with guard(f"evaluator {name}"):
-                given = list(inner([shown(s) for s in fit]))
+                given = list(islice(inner([shown(s) for s in fit]), len(fit) + 1))
                 if len(given) != len(fit):
                     raise ContractError(f"{name} returned {len(given)} scores, expected {len(fit)}")
                 scores = iter([valid(score) for score in given])
