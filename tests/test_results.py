@@ -21,16 +21,8 @@ RECORDS = [
 ]
 
 SUPERSEDED = {
-    **dict.fromkeys(
-        (("methods", name) for name in ("esd", "np-esd", "pre-prune", "post-prune")),
-        "esd-u trains what ESD's first code trains: norms, too, but neither time embedding nor output",
-    ),
     ("methods", "ac"): "anchors by DPM-Solver, prompts rewritten and images mirrored at each visit",
     ("methods", "p-ac"): "AC's anchors and visits are the published ones",
-    ("methods", "fmn"): "the pooler is applied after inversion (no change without it)",
-    ("methods", "uce"): "takes artists from a file (no change without it)",
-    ("methods", "concept-prune"): "which prompts it looks at is a parameter",
-    ("methods", "sld"): "its text is empty where it is the concept's own words",
 }
 """Plug-ins whose committed records are of another identity than today's, and why."""
 
