@@ -20,12 +20,6 @@ RECORDS = [
     if (result := Store(folder).read(path))
 ]
 
-SUPERSEDED = {
-    ("methods", "ac"): "anchors by DPM-Solver, prompts rewritten and images mirrored at each visit",
-    ("methods", "p-ac"): "AC's anchors and visits are the published ones",
-}
-"""Plug-ins whose committed records are of another identity than today's, and why."""
-
 
 @pytest.mark.parametrize(("result", "path"), RECORDS)
 def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, path: Path) -> None:
@@ -34,7 +28,5 @@ def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, p
     assert revision(cell.model) == cell.revision
     assert load_task(cell.task, cell.world).digest == cell.task_digest
     for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
-        if (kind, ref.name) in SUPERSEDED:
-            continue
         today = resolved(kind, Ref(ref.name), cell.concept, cell.world)  # type: ignore[arg-type]
         assert today.identity == ref.identity
