@@ -33,7 +33,6 @@ from bench.types import (
     Threat,
     World,
     by_kind,
-    fill,
 )
 
 __all__ = [
@@ -65,7 +64,6 @@ __all__ = [
     "World",
     "by_kind",
     "check_length",
-    "fill",
     "fit",
     "may_mention_minors",
     "read_table",

@@ -28,9 +28,8 @@ from bench.types import Concept, Prompt, World
 
 NO_CONCEPT = Concept("", "object")
 IMAGES = "images"  # stands for the method and the model of images that were made elsewhere
-TRAIN = (
-    "fp32"  # the type of weights that a method changes; Cell.dtype is that of drawing and attacking
-)
+TRAIN = "fp32"
+"""The type of the weights that a method changes; a cell's own is that of drawing and attacking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,7 @@ class Cell:
     seed: int
     assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
     judges: dict[str, int] = field(default_factory=dict)  # version of each that is past its first
-    sources: dict[str, str] = field(
-        default_factory=dict
-    )  # of each judge whose source is not released
+    sources: dict[str, str] = field(default_factory=dict)  # digest of each edited judge's source
 
     @property
     def id(self) -> str:

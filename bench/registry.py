@@ -200,8 +200,6 @@ def resolved(
     }
     theirs = world_defaults(world, kind, ref.name, concept.kind)
     plugin = create(kind, replace(ref, params={**own, **theirs, **models, **ref.params}))
-    if hasattr(plugin, "resolve"):
-        plugin = plugin.resolve(concept, world)
     values = asdict(plugin)
     files = {name: digest(value) for name, value in values.items() if isinstance(value, Path)}
     params = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}

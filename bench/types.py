@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -163,15 +163,6 @@ def by_kind(*, nsfw: _T, style: _T, object: _T) -> _T:
     A plug-in that the harness hands over has the value itself.
     """
     return cast("_T", ByKind(nsfw, style, object))
-
-
-def fill(plugin: Any, **defaults: Any) -> Any:
-    """Return a plug-in with those fields that are ``None`` set to the defaults.
-
-    The result is ``Any``: its types are narrower than its fields say.
-    """
-    empty = {name: value for name, value in defaults.items() if getattr(plugin, name) is None}
-    return replace(plugin, **empty)
 
 
 def _no_assets(name: str) -> Path:

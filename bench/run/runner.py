@@ -54,9 +54,7 @@ class Runner:
         except IncompatibleError as exc:
             return Result(cell, "skipped", reason=str(exc), space=space)
         except PluginError as exc:
-            if isinstance(
-                exc, ContractError
-            ):  # a model may be changed: the next cell loads its own
+            if isinstance(exc, ContractError):  # a model may be changed: drop all
                 self._eraser.forget()
                 self._images.keep_only("")
             return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
