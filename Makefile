@@ -29,11 +29,11 @@ contracts: install
 
 # The grid for the emoji world's defaults, on the -calibration sets; its docstring says what was run.
 calibrate: install
-	$(BIN)/python -m bench.emoji.calibrate --results results/local/calibration
+	$(BIN)/python -m bench.emoji.recipe.calibrate --results results/local/calibration
 
 # Which sources of plug-ins are released; before a commit that changes one.
 fingerprints: install
-	$(BIN)/python -m bench.fingerprint
+	$(BIN)/python -m bench.plugins.fingerprint
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -3,11 +3,9 @@
 Importing it loads neither torch nor diffusers.
 """
 
-from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
-from bench.exclusion import may_mention_minors
-from bench.phrases import check_length, sentences
-from bench.promptsets import read_table
-from bench.protocols import (
+from bench.core.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
+from bench.core.phrases import check_length, sentences
+from bench.core.protocols import (
     Adversarial,
     Attack,
     Criterion,
@@ -20,8 +18,8 @@ from bench.protocols import (
     SetScorer,
     Target,
 )
-from bench.training import fit, trainable
-from bench.types import (
+from bench.core.training import fit, trainable
+from bench.core.types import (
     Card,
     Concept,
     Context,
@@ -34,6 +32,9 @@ from bench.types import (
     World,
     by_kind,
 )
+from bench.sources.assets import content_digest
+from bench.tasks.exclusion import may_mention_minors
+from bench.tasks.promptsets import read_table
 
 __all__ = [
     "Adversarial",
@@ -64,6 +65,7 @@ __all__ = [
     "World",
     "by_kind",
     "check_length",
+    "content_digest",
     "fit",
     "may_mention_minors",
     "read_table",

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench.errors import BenchError, SpecError, StoreError, UnknownNameError
+from bench.core.errors import BenchError, SpecError, StoreError, UnknownNameError
 from bench.report.text import plain
 
 app = typer.Typer(
@@ -209,11 +209,12 @@ def run(
 
     Example: bench run --method p-esd --attack unlearndiff --task nudity
     """
-    from bench.catalog import settle
-    from bench.plan import deviations, exclusions, plan
+    from bench.engine.workers import Workers as Crew
+    from bench.plan.plan import deviations, exclusions, plan
     from bench.report.tables import cer_tables
-    from bench.store import Artifacts, Store
-    from bench.workers import Workers as Crew
+    from bench.sources.catalog import settle
+    from bench.store.artifacts import Artifacts
+    from bench.store.store import Store
 
     methods = _with_external(method, unet, text_encoder)
     model = _model(model, prediction, config)
@@ -237,8 +238,8 @@ def run(
         with Crew(min(workers, most)) as crew:  # they load while this process does
             import torch
 
-            from bench.executors.local import run_cells
-            from bench.run import Settings
+            from bench.engine import Settings
+            from bench.engine.local import run_cells
 
             _check_device(device, torch)
             settings = Settings(
@@ -290,9 +291,9 @@ def plan_(
 
     Example: bench plan --method esd --method p-esd --attack unlearndiff --task church
     """
-    from bench.plan import deviations, exclusions, plan
+    from bench.plan.plan import deviations, exclusions, plan
     from bench.report.tables import plan_table
-    from bench.store import Store
+    from bench.store.store import Store
 
     methods = _with_external(method, unet, text_encoder)
     model = _model(model, prediction, config)
@@ -345,9 +346,10 @@ def judge_(
 
     Example: bench judge my-images --task church --world photo --label rival
     """
+    from bench.engine import Settings, plan_folder
     from bench.report.tables import cer_tables
-    from bench.run import Settings, plan_folder
-    from bench.store import Artifacts, Store
+    from bench.store.artifacts import Artifacts
+    from bench.store.store import Store
 
     given = _given(asset)
     cell, what, matched = plan_folder(
@@ -367,7 +369,7 @@ def judge_(
 
     import torch
 
-    from bench.executors.local import judge_cell
+    from bench.engine.local import judge_cell
 
     _check_device(device, torch)
     settings = Settings(device, batch_size, artifacts=cache, assets=given)
@@ -391,7 +393,7 @@ def list_(
 
     Example: bench list methods
     """
-    from bench.describe import listing
+    from bench.report.describe import listing
 
     for name, about in listing(what.value, _world(model, world)):
         _say_wrapped(f"{name:<22} {about}", " " * 23)
@@ -408,7 +410,7 @@ def show(
 
     Example: bench show methods p-esd
     """
-    from bench.describe import details
+    from bench.report.describe import details
 
     for line in details(what.value, name, model, cast("Any", world)):
         _say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
@@ -429,7 +431,7 @@ def assets(
 
     Example: bench assets --task nudity --model sd14
     """
-    from bench import inventory
+    from bench.tasks import inventory
 
     for name in fetch or ():
         inventory.fetchable(name)  # before the first is fetched
@@ -478,10 +480,10 @@ def erase(
 
     Example: bench erase --method uce --concept castle --concept pizza --kind object --out both
     """
-    from bench.catalog import settle
-    from bench.plan import erasure_cell
-    from bench.registry import Ref
-    from bench.tasks import find_concepts
+    from bench.plan.plan import erasure_cell
+    from bench.plugins.registry import Ref
+    from bench.sources.catalog import settle
+    from bench.tasks.tasks import find_concepts
 
     home = _world(model, world)
     settle(model)
@@ -490,10 +492,10 @@ def erase(
 
     import torch
 
-    from bench.erasures import check_export
-    from bench.executors.local import erase_cell
-    from bench.run import Settings
-    from bench.store import write
+    from bench.engine import Settings
+    from bench.engine.local import erase_cell
+    from bench.models.erasures import check_export
+    from bench.store.files import write
 
     _check_device(device, torch)
     if export:
@@ -528,7 +530,7 @@ def apply(
 
     Example: bench apply church-uce --export church-model
     """
-    from bench import erasures
+    from bench.models import erasures
 
     erasures.check_export(export)
     if undo:
@@ -569,7 +571,7 @@ def report(
         of_tasks,
         transfer_table,
     )
-    from bench.store import Store
+    from bench.store.store import Store
 
     if not results.is_dir():
         raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
@@ -621,10 +623,10 @@ def speed_attack(
 
     Example: bench speed attack --attack unlearndiff --prompts 16 --workers 2
     """
-    from bench.catalog import check_dtype
-    from bench.plan import plan
-    from bench.registry import Ref
+    from bench.plan.plan import plan
+    from bench.plugins.registry import Ref
     from bench.report.frame import Figure, Line, Table
+    from bench.sources.catalog import check_dtype
 
     refs = [Ref.parse(method)]
     spec = _spec(model, refs, [attack], [task], 0, prompts, "fp32")
@@ -633,9 +635,9 @@ def speed_attack(
 
     import torch
 
-    from bench.executors.local import erase_cell
-    from bench.run import Settings
-    from bench.speed import Way, measure_apart, scaled
+    from bench.engine import Settings
+    from bench.engine.local import erase_cell
+    from bench.engine.speed import Way, measure_apart, scaled
 
     _check_device(device, torch)
     settings = Settings(device, batch_size)
@@ -689,7 +691,7 @@ def speed_attack(
 
 
 def _world(model: str, world: str | None) -> Any:
-    from bench.catalog import model_info
+    from bench.sources.catalog import model_info
 
     return model_info(model, cast("Any", world)).world
 
@@ -698,7 +700,7 @@ def _with_external(
     method: list[str] | None, unet: str | None, text_encoder: str | None
 ) -> list[Any]:
     """Return the methods, and the one that ``--unet`` and ``--text-encoder`` are short for."""
-    from bench.registry import Ref
+    from bench.plugins.registry import Ref
 
     paths = {"unet": unet, "text_encoder": text_encoder}
     given = {name: path for name, path in paths.items() if path is not None}
@@ -709,13 +711,13 @@ def _with_external(
 
 
 def _model(name: str, prediction: str, config: str) -> str:
-    from bench.catalog import joined
+    from bench.sources.catalog import joined
 
     return joined(name, prediction=prediction, config=config)
 
 
 def _export(model: Any, folder: Path) -> None:
-    from bench.erasures import export
+    from bench.models.erasures import export
 
     export(model, folder)
     _say(f"{folder}: StableDiffusionPipeline.from_pretrained loads it")
@@ -736,9 +738,9 @@ def _spec(
     guidance: str = "own",
     protocol: str = "default",
 ) -> Any:
-    from bench.promptsets import scale
-    from bench.registry import Ref
-    from bench.spec import Spec
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+    from bench.tasks.promptsets import scale
 
     fixed = None if guidance == "own" else scale(guidance, "--guidance")
     attacks = tuple(Ref.parse(text) for text in attack or ())
@@ -753,7 +755,7 @@ def _given(asset: list[str] | None) -> dict[str, Path]:
     pairs = [text.partition("=") for text in asset or ()]
     if bad := [name for name, _, path in pairs if not path]:
         raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
-    from bench.assets import ASSETS
+    from bench.sources.assets import ASSETS
 
     for name, _, _ in pairs:
         if name not in ASSETS:

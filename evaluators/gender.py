@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
-from bench import Card, Context, Prompt, Sample, Score
-from bench.assets import digest
+from bench import Card, Context, Prompt, Sample, Score, content_digest
 from evaluators._each import each, finite
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class GenderBalance:
 
     def prepare(self, ctx: Context) -> Balance:
         """Load the CLIP model."""
-        return Balance(Gender().prepare(ctx), f"clip-gender {digest(ctx.asset(_CLIP))}")
+        return Balance(Gender().prepare(ctx), f"clip-gender {content_digest(ctx.asset(_CLIP))}")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class PESD(MaskSettings, EsdSettings):
     for styles. The paper leaves open ``m0``, AdamW's ``eps`` and
     ``weight_decay``, and whether latents come from the masked model: here 1, PyTorch's defaults, and
     yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
-    Emoji-world defaults are chosen by ``bench.emoji.calibrate``, which shows what ``m0``, ``eps`` and
+    Emoji-world defaults are chosen by ``make calibrate``, which shows what ``m0``, ``eps`` and
     ``gamma`` do: a tenth of ``eps`` prunes five to ten times more, ``m0`` 1.5 or ``gamma`` 20
     nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
     """

@@ -28,7 +28,7 @@ from bench import (
     Threat,
     World,
 )
-from bench.registry import Kind, Ref, create, resolved
+from bench.plugins.registry import Kind, Ref, create, resolved
 
 float64_text = pytest.mark.skipif(
     version("transformers").startswith("4."),

@@ -10,10 +10,10 @@ from fakes import finished
 from PIL import Image
 
 from bench import Concept, Guidance, IncompatibleError, PluginError, Prompt, SpecError
+from bench.engine import Settings
 from bench.models.diffusers import DiffusersModel
-from bench.registry import Ref, resolved
-from bench.run import Settings
-from bench.store import Artifacts
+from bench.plugins.registry import Ref, resolved
+from bench.store.artifacts import Artifacts
 from methods._ac import (
     AcObjective,
     Example,

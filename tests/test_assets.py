@@ -12,17 +12,18 @@ from typing import ClassVar
 import pytest
 
 from bench import AssetError, Card, SpecError
-from bench import assets as assets_module
 from bench import cli as cli_module
-from bench import tasks as tasks_module
-from bench.assets import ASSETS, NETWORK, Asset, digest, here, locate
-from bench.errors import UnknownNameError
-from bench.hub import hub_source
-from bench.inventory import fetch, inventory
-from bench.plan import Cell, plan
-from bench.registry import Ref, create
-from bench.spec import Spec
-from bench.tasks import needs
+from bench.core.errors import UnknownNameError
+from bench.plan.cell import Cell
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, create
+from bench.sources import assets as assets_module
+from bench.sources.assets import ASSETS, NETWORK, Asset, content_digest, here, locate
+from bench.sources.hub import hub_source
+from bench.tasks import tasks as tasks_module
+from bench.tasks.inventory import fetch, inventory
+from bench.tasks.tasks import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REAL, TABLE = dict(ASSETS), tasks_module._table
@@ -67,7 +68,7 @@ def entries(monkeypatch, tmp_path: Path) -> None:
         "t": {"prompts": "asset:captions", "measures": [{"evaluator": "judge"}]},
         "shipped": {"prompts": "own.csv", "measures": []},
     }
-    monkeypatch.setattr("bench.tasks._table", lambda world, root: table)
+    monkeypatch.setattr("bench.tasks.tasks._table", lambda world, root: table)
 
 
 def _cache(root: Path, repo: str, ref: str, *files: str) -> Path:
@@ -161,7 +162,7 @@ def test_files_that_may_not_be_read(cli, monkeypatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
         with pytest.raises(AssetError, match="mine/a cannot be read: Permission denied"):
-            digest(tmp_path / "mine")
+            content_digest(tmp_path / "mine")
 
 
 def test_a_digest_is_of_what_is_there_now(tmp_path: Path, monkeypatch) -> None:
@@ -169,7 +170,7 @@ def test_a_digest_is_of_what_is_there_now(tmp_path: Path, monkeypatch) -> None:
     file.write_text("one")
     folder.mkdir()
     (folder / "b").write_text("two")
-    before = digest(file), digest(folder)
+    before = content_digest(file), content_digest(folder)
     assert before[0] == hashlib.sha256(b"one").hexdigest()[:16]
     inner = hashlib.sha256(b"two").hexdigest()
     assert before[1] == hashlib.sha256(f"b {inner}\n".encode()).hexdigest()[:16]
@@ -178,10 +179,10 @@ def test_a_digest_is_of_what_is_there_now(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         assets_module.hashlib, "file_digest", lambda *a: calls.append(a) or real(*a)
     )
-    assert (digest(file), digest(folder), calls) == (*before, [])  # not read again
+    assert (content_digest(file), content_digest(folder), calls) == (*before, [])  # not read again
     file.write_text("other")
     (folder / "c").symlink_to("c")  # a loop is no file
-    assert digest(file) != before[0] and digest(folder) == before[1]
+    assert content_digest(file) != before[0] and content_digest(folder) == before[1]
 
 
 def test_everything_or_what_is_asked_for(tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path
     undo = dict(ASSETS)
     for name in (*undo, *REAL):
         monkeypatch.setitem(ASSETS, name, (undo | REAL)[name])
-    monkeypatch.setattr("bench.tasks._table", TABLE)
+    monkeypatch.setattr("bench.tasks.tasks._table", TABLE)
     said = cli("plan", "--model", "sd14", "--method", "safety-checker", "--attack", "p4d-official",
                "--task", "church", "--task", "coco")  # fmt: skip
     assert said.code == 4
@@ -345,7 +346,7 @@ def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path
 def test_a_methods_asset_is_part_of_what_it_made(monkeypatch, tmp_path: Path) -> None:
     for name in REAL:
         monkeypatch.setitem(ASSETS, name, REAL[name])
-    monkeypatch.setattr("bench.tasks._table", TABLE)
+    monkeypatch.setattr("bench.tasks.tasks._table", TABLE)
 
     def cell(checker: str, content: str) -> Cell:
         given = {"safety-checker": tmp_path / checker, "resnet50-ms": tmp_path / "resnet"}

@@ -623,11 +623,11 @@ def test_floors_stop_at_success_and_see_images_only(tiny, ctx, attack) -> None:
 
 
 def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
-    from bench.plan import plan
-    from bench.registry import Ref
-    from bench.run import Runner, Settings
-    from bench.spec import Spec
-    from bench.store import Artifacts
+    from bench.engine import Runner, Settings
+    from bench.plan.plan import plan
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+    from bench.store.artifacts import Artifacts
 
     spec = Spec(
         "tiny-random", (Ref("none"),), (Ref("seed-search", {"draws": 2}),), ("church",), limit=2

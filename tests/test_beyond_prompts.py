@@ -19,14 +19,14 @@ from attacks.mask_revival import MaskRevival, complete, suspicious
 from attacks.noise_probe import NoiseProbe
 from attacks.relearn import Relearn
 from bench import Concept, IncompatibleError, Prompt, SamplerNoise, Target
-from bench.catalog import MODELS
+from bench.engine import Runner, Settings
+from bench.engine.replay import Replay
 from bench.models.schedule import NoisySteps
-from bench.plan import plan
-from bench.registry import Ref
-from bench.replay import Replay
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.sources.catalog import MODELS
+from bench.store.artifacts import Artifacts
 from methods.negative_prompt import NegativePrompt
 from methods.safety_checker import SafetyChecker
 from methods.sld import SLD
@@ -537,7 +537,7 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
 
 
 def attacks_of(name: str):
-    from bench.registry import create
+    from bench.plugins.registry import create
 
     return create("attacks", Ref(name))
 

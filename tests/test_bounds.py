@@ -8,9 +8,9 @@ from typing import get_type_hints
 import pytest
 from test_methods import KINDS, numbers
 
-from bench.errors import ParamError
-from bench.registry import Kind, Ref, create, load, names, resolved
-from bench.types import ByKind, World
+from bench.core.errors import ParamError
+from bench.core.types import ByKind, World
+from bench.plugins.registry import Kind, Ref, create, load, names, resolved
 
 NUMERIC = [
     pytest.param(family, name, field.name, kind, bounds, id=f"{name}:{field.name}")

@@ -23,13 +23,16 @@ from rich.console import Console
 import attacks
 import methods
 from bench import Adversarial, Prompt
-from bench.executors.local import run_cells
-from bench.plan import Cell, plan
-from bench.registry import Ref
-from bench.replay import Replay
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts, Result, Store
+from bench.engine import Runner, Settings
+from bench.engine.local import run_cells
+from bench.engine.replay import Replay
+from bench.plan.cell import Cell
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
+from bench.store.result import Result
+from bench.store.store import Store
 
 FAST = Ref("esd", {"steps": 1, "batch": 1, "sampling_steps": 4, "reuse": 1})
 LO = Ref("does")
@@ -229,7 +232,7 @@ def one_line(said: object, code: int, *parts: str) -> None:
 
 def test_an_odd_cache_is_one_line_before_any_work(cli, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("bench.run.runner.Runner.run", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("bench.engine.runner.Runner.run", lambda *_: pytest.fail("worked"))
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
         monkeypatch.setenv("BENCH_CACHE", str(place))
         one_line(cli(*RUN), 5, "error: cannot write", "choose another folder with BENCH_CACHE")
@@ -256,7 +259,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_draft(cli, tmp_path: Path, monkey
 def test_who_waits_for_a_lock_says_for_whom(settings, caplog) -> None:
     held = settings.artifacts.lock("name", "church · esd")
     code = (
-        "from bench.store import Artifacts; from pathlib import Path\n"
+        "from bench.store.store import Artifacts; from pathlib import Path\n"
         f"with Artifacts(Path({str(settings.artifacts.root)!r})).lock('name', 'church · esd'): pass"
     )
     with held:
@@ -271,11 +274,11 @@ def test_who_waits_for_a_lock_says_for_whom(settings, caplog) -> None:
 def test_without_a_terminal_a_line_is_said_now_and_then(
     settings, capsys, monkeypatch, tmp_path
 ) -> None:
-    monkeypatch.setattr("bench.executors.local.EVERY", 0.0)
+    monkeypatch.setattr("bench.engine.local.EVERY", 0.0)
     list(run_cells([cell_of()], Store(tmp_path / "r"), settings, Console(stderr=True, width=20)))
     lines = capsys.readouterr().err.splitlines()
     assert "church · esd · does · attack: 0 of 2" in lines
-    monkeypatch.setattr("bench.executors.local.EVERY", 1e9)
+    monkeypatch.setattr("bench.engine.local.EVERY", 1e9)
     list(run_cells([cell_of(limit=3)], Store(tmp_path / "r"), settings, Console(stderr=True)))
     assert not capsys.readouterr().err
 

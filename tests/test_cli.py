@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import fakes
 import pytest
 
-from bench.registry import names
+from bench.plugins.registry import names
 
 TINY = ("--model", "tiny-random", "--limit", "2")
 ONE = ("run", *TINY, "--method", "none", "--attack", "none", "--task", "church")
@@ -182,7 +182,7 @@ def test_damaged_record_is_named_and_kept(cli) -> None:
 
 
 def test_missing_weights(cli, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("bench.catalog.check_shipped.__defaults__", (tmp_path,))
+    monkeypatch.setattr("bench.sources.catalog.check_shipped.__defaults__", (tmp_path,))
     said = cli(*ONE)
     assert said.code == 4
     expected = tmp_path / "digests.json"
@@ -240,7 +240,8 @@ def test_two_plugins_of_one_name(cli, monkeypatch) -> None:
     dist = SimpleNamespace(name="lab")
     points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]
     monkeypatch.setattr(
-        "bench.registry.entry_points", lambda group: points if group == "bench.methods" else []
+        "bench.plugins.registry.entry_points",
+        lambda group: points if group == "bench.methods" else [],
     )
     said = cli("list", "methods")
     assert (said.code, said.err) == (
@@ -306,8 +307,8 @@ def test_lists_fit_into_80_columns() -> None:
 
 def test_show_says_which_values_will_be_used_and_where_they_are_from(cli) -> None:
     from bench import Concept
-    from bench.catalog import MODELS
-    from bench.registry import Ref, resolved
+    from bench.plugins.registry import Ref, resolved
+    from bench.sources.catalog import MODELS
 
     for model in ("emoji-sd", "tiny-random", "sd14"):
         out = cli("show", "methods", "esd", "--model", model).out
@@ -362,7 +363,7 @@ def test_interrupted_anywhere_is_one_line(cli, monkeypatch) -> None:
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.describe.listing", stopped)
+    monkeypatch.setattr("bench.report.describe.listing", stopped)
     said = cli("list", "methods")
     assert (said.code, said.out) == (130, "")
     assert said.err.startswith("stopped")
@@ -400,7 +401,7 @@ def test_letters_that_the_terminal_lacks_are_no_error() -> None:
 
 
 def test_help_says_the_exit_codes(cli) -> None:
-    from bench import errors
+    from bench.core import errors
 
     said = " ".join(cli("--help").out.split())
     assert "Exit codes:" in said
@@ -410,7 +411,7 @@ def test_help_says_the_exit_codes(cli) -> None:
 
 def test_hostile_names_reach_no_terminal(cli, monkeypatch) -> None:
     import methods
-    from bench.errors import PluginError
+    from bench.core.errors import PluginError
 
     monkeypatch.setitem(methods.PLUGINS, "x\x1b[2J[red]", f"fakes:{fakes.Raises.__name__}")
     said = cli(*ONE, "--method", "x\x1b[2J[red]")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from bench import AssetError
-from bench.catalog import EMOJI_WEIGHTS
 from bench.models import load_tokens, load_vision
+from bench.sources.catalog import EMOJI_WEIGHTS
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PUBLISHED = {  # as the folders of 2021 and 2022 have it

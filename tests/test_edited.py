@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import fingerprint
-from bench.plan import Cell, plan
-from bench.registry import Ref, load
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts
-from bench.tasks import load_task
+from bench.engine import Runner, Settings
+from bench.plan.cell import Cell
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins import fingerprint
+from bench.plugins.registry import Ref, load
+from bench.store.artifacts import Artifacts
+from bench.tasks.tasks import load_task
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def test_an_edited_plugin_of_another_distribution(tmp_path: Path, monkeypatch) -
     """CONTRIBUTING's own example, 0.01 made 0.20."""
     place = SimpleNamespace(name="mine", value="my_plugin:Mine", dist=SimpleNamespace(name="lab"))
     monkeypatch.setattr(
-        "bench.registry.entry_points", lambda group: [place] if group == "bench.methods" else []
+        "bench.plugins.registry.entry_points",
+        lambda group: [place] if group == "bench.methods" else [],
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -112,7 +114,8 @@ LAYOUTS = {
 def test_whatever_a_plugin_imports_of_its_own(tmp_path: Path, monkeypatch, name: str) -> None:
     place = SimpleNamespace(name="mine", value="lab:Mine", dist=SimpleNamespace(name="lab"))
     monkeypatch.setattr(
-        "bench.registry.entry_points", lambda group: [place] if group == "bench.methods" else []
+        "bench.plugins.registry.entry_points",
+        lambda group: [place] if group == "bench.methods" else [],
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

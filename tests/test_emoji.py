@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bench.emoji import JUDGES, PATH
-from bench.emoji.train.autoencoder import LATENTS, encode, pca_autoencoder
-from bench.emoji.train.loop import Schedule, fit
+from bench.emoji.recipe.autoencoder import LATENTS, encode, pca_autoencoder
+from bench.emoji.recipe.loop import Schedule, fit
 from bench.emoji.world import BODY, NAMES, STYLES, UMBRELLA, Scene, caption, sample_scene
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bench import Prompt
-from bench.catalog import revision
-from bench.errors import ContractError, StoreError
+from bench.core.errors import ContractError, StoreError
 from bench.models import delta, load_model
-from bench.tasks import find_concept, find_concepts
+from bench.sources.catalog import revision
+from bench.tasks.tasks import find_concept, find_concepts
 
 ERASE = ("erase", "--model", "tiny-random", "--concept", "church")
 

@@ -19,13 +19,14 @@ from torch import nn
 
 from bench import AssetError, Context, Prompt, Sample, SpecError
 from bench.emoji import JUDGES, PATH
+from bench.engine import Runner, Settings
 from bench.models.diffusers import DiffusersModel
-from bench.plan import plan
-from bench.registry import Ref, create
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts, Store
-from bench.tasks import Measure, Task, load_task
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, create
+from bench.store.artifacts import Artifacts
+from bench.store.store import Store
+from bench.tasks.tasks import Measure, Task, load_task
 from evaluators.fid import kernel_distance
 
 N = 24
@@ -346,11 +347,11 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     )
     prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(10))
     task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
-    for module in ("bench.run.runner", "bench.plan"):
+    for module in ("bench.engine.runner", "bench.plan.plan"):
         monkeypatch.setattr(f"{module}.load_task", lambda name, world, **more: task)
     wanted = [name for m in measures for name in create("evaluators", m.evaluator).assets()]
-    monkeypatch.setattr("bench.plan.needs", lambda name, world, **more: wanted)
-    monkeypatch.setattr("bench.plan.concept_of", lambda name, world: None)
+    monkeypatch.setattr("bench.plan.plan.needs", lambda name, world, **more: wanted)
+    monkeypatch.setattr("bench.plan.plan.concept_of", lambda name, world: None)
     return task
 
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
+from bench.core.types import UNSCORED, Prompt
+from bench.engine import Runner, Settings, judge_images, plan_folder
+from bench.engine.folder import find_images, match, open_image, world_of
 from bench.models import load_model
-from bench.plan import plan
-from bench.registry import Ref
-from bench.run import Runner, Settings, judge_images, plan_folder
-from bench.run.folder import find_images, match, open_image, world_of
-from bench.spec import Spec
-from bench.store import Artifacts, Result, Store
-from bench.tasks import Task, load_task
-from bench.types import UNSCORED, Prompt
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
+from bench.store.result import Result
+from bench.store.store import Store
+from bench.tasks.tasks import Task, load_task
 
 CHURCH = load_task("church", "emoji")
 
@@ -199,7 +201,7 @@ def test_few_images_are_held_at_once(drawn, monkeypatch) -> None:
         return image
 
     whole = judged(drawn)
-    monkeypatch.setattr("bench.run.folder.open_image", counted)
+    monkeypatch.setattr("bench.engine.folder.open_image", counted)
     settings = Settings(batch_size=4, shard=8, artifacts=Artifacts(drawn.parent / "other"))
     by_shards = judged(drawn, settings=settings)
     assert 8 <= most <= 2 * 8

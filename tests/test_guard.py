@@ -24,16 +24,18 @@ import attacks
 import evaluators
 import methods
 from bench import Adversarial, Cost, Guidance, Prompt, Sample, SamplerNoise, Score
-from bench.errors import PluginError
+from bench.core.errors import PluginError
+from bench.engine import Runner, Settings
+from bench.engine.guard import _digest, guard
+from bench.engine.judge import Judges
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
-from bench.plan import Cell, plan
-from bench.registry import Ref
-from bench.run import Runner, Settings
-from bench.run.guard import _digest, guard
-from bench.run.judge import Judges
-from bench.spec import Spec
-from bench.store import Artifacts, Result
+from bench.plan.cell import Cell
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
+from bench.store.result import Result
 
 FAMILIES = {"method": methods, "attack": attacks, "judge": evaluators}
 

@@ -117,11 +117,11 @@ def test_safety_checker_blacks_out_what_its_weights_call_unsafe(tiny, ctx, tmp_p
 
 
 def test_a_run_builds_a_sampler_time_method_again(tmp_path) -> None:
-    from bench.plan import plan
-    from bench.registry import Ref
-    from bench.run import Runner, Settings
-    from bench.spec import Spec
-    from bench.store import Artifacts
+    from bench.engine import Runner, Settings
+    from bench.plan.plan import plan
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+    from bench.store.artifacts import Artifacts
 
     methods = (Ref("none"), Ref("negative-prompt"), Ref("sld"))
     spec = Spec("tiny-random", methods, (Ref("none"),), ("church",), limit=3)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.catalog import EMOJI_WEIGHTS
-from bench.store import Store
+from bench.sources.catalog import EMOJI_WEIGHTS
+from bench.store.store import Store
 
 RUN = "run --method none --attack none --task church --limit 1 --model tiny-random"
 HEAD = "case_number,prompt,evaluation_seed\n"
@@ -278,7 +278,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, family: str, name: str, value: str) 
     point = EntryPoint(name, value, f"bench.{family}")
     object.__setattr__(point, "dist", Distribution("foreign"))
     monkeypatch.setattr(
-        "bench.registry.entry_points",
+        "bench.plugins.registry.entry_points",
         lambda group: [point] if group == f"bench.{family}" else [],
     )
     return f"foreign/{name}"

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench import Concept, IncompatibleError, PluginError, trainable
-from bench.errors import ParamError
+from bench.core.errors import ParamError
+from bench.core.types import ByKind
 from bench.models.diffusers import DiffusersModel
-from bench.registry import Ref, create, load, names, resolved
-from bench.types import ByKind
+from bench.plugins.registry import Ref, create, load, names, resolved
 from methods._esd import EsdObjective, compvis_stops
 from methods._masks import SoftMasks, prunable
 from methods.esd import ESD

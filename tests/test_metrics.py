@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from bench import Score
-from bench.metrics import complement, mcnemar, mean, rate
+from bench.store.metrics import complement, mcnemar, mean, rate
 
 
 def test_rate_is_wilson_and_leaves_unscored_out() -> None:
@@ -74,7 +74,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 def test_the_calibration_rule() -> None:
-    from bench.emoji.calibrate import choose
+    from bench.emoji.recipe.calibrate import choose
 
     assert choose([("a", 0.95, 0.90), ("b", 0.99, 0.97), ("c", 0.91, 0.97), ("d", 1.0, 0.2)]) == "b"
     assert choose([("a", 0.50, 0.99), ("b", 0.80, 0.86), ("c", 0.85, 0.84)]) == "b"

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tokenizers.models import BPE
 
 from bench import AssetError, Prompt, SpecError
-from bench.catalog import check_shipped, model_info
+from bench.core.errors import StoreError, UnknownNameError
 from bench.emoji import WEIGHTS
-from bench.errors import StoreError, UnknownNameError
 from bench.models import delta, load_model, save_folder
+from bench.sources.catalog import check_shipped, model_info
 
 PROMPTS = [Prompt(str(i), f"a photo of a church {i}", 10 + i, 2.0 + i) for i in range(5)]
 

@@ -29,16 +29,17 @@ from transformers import (
 )
 
 from bench import AssetError, Prompt, Sample, SpecError
-from bench.assets import finder, locate
-from bench.catalog import EMOJI_WEIGHTS
-from bench.metrics import rate
-from bench.plan import Cell
-from bench.registry import Ref, create
+from bench.core.types import Concept
+from bench.plan.cell import Cell
+from bench.plugins.registry import Ref, create
 from bench.report.frame import Figure, Line, Table
 from bench.report.judging import label_table, threshold_curve
 from bench.report.render import figure
-from bench.store import Result, Row, Store
-from bench.types import Concept
+from bench.sources.assets import finder, locate
+from bench.sources.catalog import EMOJI_WEIGHTS
+from bench.store.metrics import rate
+from bench.store.result import Result, Row
+from bench.store.store import Store
 from evaluators import imagenet, nudenet, style
 
 PORTRAIT = Path(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))

@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers.models import BPE
 
 from bench import AssetError, Concept, IncompatibleError, Prompt, SpecError
-from bench.catalog import HUB_FILES, model_info, revision, settle
+from bench.core.types import SamplerNoise
 from bench.models import delta, load_model, loading
 from bench.models.checkpoints import compvis_names, load_part, read_tensors
-from bench.plan import erasure_cell
-from bench.registry import ROOT, Ref
-from bench.store import Store
-from bench.types import SamplerNoise
+from bench.plan.plan import erasure_cell
+from bench.plugins.registry import ROOT, Ref
+from bench.sources.catalog import HUB_FILES, model_info, revision, settle
+from bench.store.store import Store
 from methods.external import External
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

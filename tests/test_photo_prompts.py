@@ -19,9 +19,18 @@ from PIL import Image
 
 import bench.cli
 from bench import AssetError, Context, Prompt, Sample, Score, SpecError
-from bench.assets import ASSETS, Asset, locate
-from bench.catalog import PHOTO as PHOTO_SAMPLING
-from bench.exclusion import (
+from bench.engine import Runner, Settings
+from bench.engine.provenance import protocol
+from bench.plan.plan import erasure_cell, plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, create
+from bench.report.tables import cer_table
+from bench.sources.assets import ASSETS, Asset, locate
+from bench.sources.catalog import PHOTO as PHOTO_SAMPLING
+from bench.sources.hub import HubSource, hub_source
+from bench.store.artifacts import Artifacts
+from bench.store.store import Store
+from bench.tasks.exclusion import (
     BY_NUMBER,
     BY_WORDING,
     EMPTY,
@@ -31,16 +40,8 @@ from bench.exclusion import (
     may_mention_minors,
     means,
 )
-from bench.hub import HubSource, hub_source
-from bench.plan import erasure_cell, plan
-from bench.promptsets import read_prompts
-from bench.registry import Ref, create
-from bench.report.tables import cer_table
-from bench.run import Runner, Settings
-from bench.run.provenance import protocol
-from bench.spec import Spec
-from bench.store import Artifacts, Store
-from bench.tasks import PROMPTS, find_concept, load_task, needs, task_names
+from bench.tasks.promptsets import read_prompts
+from bench.tasks.tasks import PROMPTS, find_concept, load_task, needs, task_names
 from evaluators.gender import GenderBalance
 
 PHOTO = PROMPTS / "photo"
@@ -473,7 +474,7 @@ def test_a_set_of_nothing_else_is_refused(tmp_path: Path) -> None:
 def test_what_is_excluded_is_in_the_digest(tmp_path: Path, monkeypatch) -> None:
     given = {"unlearndiffatk-nudity": nudity_csv(tmp_path / "n.csv")}
     before = load_task("nudity", "photo", given=given).digest
-    monkeypatch.setattr("bench.exclusion.listed", lambda: frozenset({16}))
+    monkeypatch.setattr("bench.tasks.exclusion.listed", lambda: frozenset({16}))
     assert load_task("nudity", "photo", given=given).digest != before
 
 
@@ -795,7 +796,7 @@ def clip(tmp_path_factory) -> Path:
     """A CLIP of random weights with emoji-sd's tokenizer, as a hub folder."""
     import transformers
 
-    from bench.catalog import EMOJI_WEIGHTS
+    from bench.sources.catalog import EMOJI_WEIGHTS
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")

@@ -7,8 +7,8 @@ import pytest
 
 import bench
 from bench import Concept
-from bench.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
-from bench.registry import KINDS, Ref, create, load, names, resolved
+from bench.core.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
+from bench.plugins.registry import KINDS, Ref, create, load, names, resolved
 
 
 def test_facade_loads_no_torch() -> None:
@@ -69,7 +69,7 @@ def test_defaults_are_resolved_by_world_and_kind() -> None:
 
 def test_entry_points_are_named_by_distribution(monkeypatch) -> None:
     point = SimpleNamespace(name="mine", value="fakes:Raises", dist=SimpleNamespace(name="lab"))
-    monkeypatch.setattr("bench.registry.entry_points", lambda group: [point])
+    monkeypatch.setattr("bench.plugins.registry.entry_points", lambda group: [point])
     assert names("methods")["lab/mine"] == "fakes:Raises"
     assert create("methods", Ref("lab/mine")).card.title == "Raises"
 
@@ -77,7 +77,7 @@ def test_entry_points_are_named_by_distribution(monkeypatch) -> None:
 def test_two_plugins_of_one_name(monkeypatch) -> None:
     dist = SimpleNamespace(name="lab")
     points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]
-    monkeypatch.setattr("bench.registry.entry_points", lambda group: points)
+    monkeypatch.setattr("bench.plugins.registry.entry_points", lambda group: points)
     with pytest.raises(PluginLoadError, match=r"two methods are named 'lab/x': m1:X and m2:X"):
         names("methods")
 
@@ -88,7 +88,7 @@ def test_broken_plugin_says_why(monkeypatch) -> None:
     monkeypatch.setitem(methods.PLUGINS, "broken", "methods.nowhere:X")
     with pytest.raises(PluginLoadError, match="cannot load method 'broken' .* No module named"):
         create("methods", Ref("broken"))
-    monkeypatch.setitem(methods.PLUGINS, "function", "bench.metrics:rate")
+    monkeypatch.setitem(methods.PLUGINS, "function", "bench.store.metrics:rate")
     with pytest.raises(PluginLoadError, match="expected a frozen dataclass"):
         create("methods", Ref("function"))
 

@@ -9,10 +9,9 @@ from PIL import Image
 from rich.cells import cell_len
 
 from bench import Concept, Cost, Prompt, Sample
-from bench.errors import StoreError
-from bench.metrics import Measurement, rate
-from bench.plan import Cell
-from bench.registry import Ref
+from bench.core.errors import StoreError
+from bench.plan.cell import Cell
+from bench.plugins.registry import Ref
 from bench.report.axes import labels
 from bench.report.frame import Figure, Line, Table
 from bench.report.judging import label_table, threshold_curve
@@ -21,7 +20,9 @@ from bench.report.render import csv_table, figure, markdown, terminal
 from bench.report.tables import cer_table, cer_tables, cost_table, transfer_table
 from bench.report.text import csv_cell, plain
 from bench.report.text import markdown as for_markdown
-from bench.store import Result, Row, Store
+from bench.store.metrics import Measurement, rate
+from bench.store.result import Result, Row
+from bench.store.store import Store
 
 
 def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Result:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.catalog import revision
-from bench.registry import Ref, resolved
-from bench.store import Result, Store
-from bench.tasks import load_task
+from bench.plugins.registry import Ref, resolved
+from bench.sources.catalog import revision
+from bench.store.result import Result
+from bench.store.store import Store
+from bench.tasks.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 RECORDS = [

@@ -22,15 +22,17 @@ import attacks
 import evaluators
 import methods
 from bench import Adversarial, Prompt, SamplerNoise
-from bench.metrics import Measurement, rate
+from bench.core.digest import digest
+from bench.engine import Runner, Settings, provenance
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
-from bench.plan import digest, plan
-from bench.registry import Ref, load, names
-from bench.run import Runner, Settings, provenance
-from bench.spec import Spec
-from bench.store import Artifacts, Store
-from bench.tasks import Measure, load_task
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, load, names
+from bench.store.artifacts import Artifacts
+from bench.store.metrics import Measurement, rate
+from bench.store.store import Store
+from bench.tasks.tasks import Measure, load_task
 
 FAST = Ref("esd", {"steps": 2, "batch": 2, "sampling_steps": 4, "reuse": 1})
 QUICK = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
@@ -52,13 +54,13 @@ def plug(monkeypatch, family, name: str, cls: type) -> Ref:
 
 def judge_with(monkeypatch, name: str) -> None:
     """Replace the church task's judge."""
-    from bench.run.runner import load_task as load
+    from bench.engine.runner import load_task as load
 
     def patched(task, world, **rest):
         loaded = load(task, world, **rest)
         return replace(loaded, measures=(replace(loaded.measures[0], evaluator=Ref(name)),))
 
-    monkeypatch.setattr("bench.run.runner.load_task", patched)
+    monkeypatch.setattr("bench.engine.runner.load_task", patched)
 
 
 def test_ids_depend_on_what_changes_a_value() -> None:
@@ -283,7 +285,7 @@ def test_a_black_box_attack_that_reads_a_weight_is_an_error(
 
 def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkeypatch) -> None:
     """By default no such image is on disk as it is, nor read back; on the user's word it is."""
-    from bench.run import erase as module
+    from bench.engine import erase as module
 
     monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
@@ -308,7 +310,7 @@ def test_what_an_attack_writes_is_not_drawn_if_it_may_mention_minors(
     tmp_path: Path, monkeypatch
 ) -> None:
     """Such an image is black for the attack, and unscored in the record: never "safe"."""
-    from bench.run import erase as module
+    from bench.engine import erase as module
 
     monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
@@ -394,7 +396,7 @@ def test_an_image_that_must_not_be_judged_is_neither_judged_nor_kept(settings, m
 
 
 def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatch) -> None:
-    from bench.run.runner import load_task as load
+    from bench.engine.runner import load_task as load
 
     plug(monkeypatch, evaluators, "miscounts", fakes.Miscounts)
 
@@ -403,7 +405,7 @@ def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatc
         more = Measure("extra", Ref("miscounts"), "mean")
         return replace(loaded, measures=(*loaded.measures, more))
 
-    monkeypatch.setattr("bench.run.runner.load_task", patched)
+    monkeypatch.setattr("bench.engine.runner.load_task", patched)
     result = Runner(settings).run(cells(limit=2)[0])
     assert (result.status, result.measurements["asr"].n) == ("ok", 2)
     assert "evaluator miscounts" in result.measurements["extra"].failed
@@ -445,7 +447,7 @@ def test_emoji_judge_leaves_a_broken_image_unscored(ctx) -> None:
     from PIL import Image
 
     from bench import Prompt, Sample
-    from bench.registry import create
+    from bench.plugins.registry import create
 
     good = Sample(Prompt("a", "x", 1, label="church"), Image.new("RGB", (32, 32)))
     bad = Sample(Prompt("b", "x", 1, label="church"), "no image")

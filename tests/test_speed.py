@@ -3,13 +3,13 @@
 import torch
 from fakes import float64_text
 
+from bench.engine import Settings
+from bench.engine.speed import OneByOne, _one_by_one, measure, scaled
 from bench.models.diffusers import DTYPES, DiffusersModel
-from bench.plan import plan
-from bench.registry import Ref
-from bench.run import Settings
-from bench.spec import Spec
-from bench.speed import OneByOne, _one_by_one, measure, scaled
-from bench.store import Artifacts
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
 
 
 @float64_text

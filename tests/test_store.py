@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_report import result
 
-from bench.errors import StoreError
-from bench.metrics import Measurement
-from bench.store import Result, Store
+from bench.core.errors import StoreError
+from bench.store.metrics import Measurement
+from bench.store.result import Result
+from bench.store.store import Store
 
 RECORD = {"schema_version": 1, "cell": {}, "status": "ok"}
 

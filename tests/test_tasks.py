@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench import Concept, SpecError
-from bench.errors import UnknownNameError
-from bench.plan import erasure_cell, plan
-from bench.registry import Ref, create
-from bench.spec import Spec
-from bench.tasks import PROMPTS, load_task, task_names
+from bench.core.errors import UnknownNameError
+from bench.plan.plan import erasure_cell, plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, create
+from bench.tasks.tasks import PROMPTS, load_task, task_names
 
 TARGETS = ["nudity", "van-gogh", "tench", "parachute", "church", "garbage-truck"]
 

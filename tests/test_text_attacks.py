@@ -10,7 +10,7 @@ from attacks._text_search import Kept, losses_of, thin
 from attacks.mma import Descent, Mma, sensitive_words
 from attacks.ring_a_bell import RingABell, breed, concept_vector, evolve, sentence_pairs
 from bench import Concept, Prompt, SpecError, Target
-from bench.tasks import load_task
+from bench.tasks.tasks import load_task
 
 CHURCH = Concept("church", "object")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a church {w}", 7 + i, 3.0) for i, w in enumerate("abc")]
@@ -129,11 +129,11 @@ def test_thinned_losses_keep_the_ends() -> None:
 
 
 def test_both_run_as_cells(tmp_path) -> None:
-    from bench.plan import plan
-    from bench.registry import Ref
-    from bench.run import Runner, Settings
-    from bench.spec import Spec
-    from bench.store import Artifacts
+    from bench.engine import Runner, Settings
+    from bench.plan.plan import plan
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+    from bench.store.artifacts import Artifacts
 
     attacks = (
         Ref("ring-a-bell", {"length": 4, "population": 8, "generations": 2}),

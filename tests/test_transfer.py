@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from bench import Cost
-from bench.plan import plan
-from bench.registry import Ref
+from bench.engine import Runner, Settings
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
 from bench.report.axes import labels
 from bench.report.render import csv_table, markdown, terminal
 from bench.report.tables import cer_table, cost_table, transfer_table
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts, Store
+from bench.store.artifacts import Artifacts
+from bench.store.store import Store
 
 FAST = Ref("esd", {"steps": 2})
 RANDOM = Ref("random", {"draws": 2, "tokens": 1})

@@ -5,7 +5,7 @@ import torch
 from fakes import finished, float64_text
 
 from bench import Concept, IncompatibleError
-from bench.registry import Ref, resolved
+from bench.plugins.registry import Ref, resolved
 
 STYLE = Concept("van gogh", "style", "painting")
 CHURCH = Concept("church", "object", "house")

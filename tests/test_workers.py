@@ -13,12 +13,14 @@ from threading import Thread
 import pytest
 import torch
 
-from bench.plan import Cell, plan
-from bench.registry import Ref
-from bench.run import Runner, Settings
-from bench.spec import Spec
-from bench.store import Artifacts, Result
-from bench.workers import Workers
+from bench.engine import Runner, Settings
+from bench.engine.workers import Workers
+from bench.plan.cell import Cell
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
+from bench.store.result import Result
 
 
 def cell_of(attack: str = "unlearndiff", **params: object) -> Cell:
@@ -129,7 +131,9 @@ def test_no_code_of_the_current_folder_runs_in_a_worker(tmp_path: Path, monkeypa
 
 
 def test_a_worker_that_cannot_start_says_why(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("bench.workers.python", lambda _: [sys.executable, "-c", "import nothing"])
+    monkeypatch.setattr(
+        "bench.engine.workers.python", lambda _: [sys.executable, "-c", "import nothing"]
+    )
     with Workers(2) as crew:
         with crew.share({}, ["a", "b"]) as mine:
             assert mine == {"a"}
@@ -139,7 +143,9 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch, caplog) -> None:
 
 def test_there_are_no_more_processes_than_prompts(cli, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("bench.workers.Workers._start", lambda self: asked.append(self.count))
+    monkeypatch.setattr(
+        "bench.engine.workers.Workers._start", lambda self: asked.append(self.count)
+    )
     run = (
         "run",
         "--model",

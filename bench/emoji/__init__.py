@@ -1,6 +1,6 @@
 """The emoji world: a real, tiny Stable Diffusion on captioned emoji scenes, and its judges."""
 
-from bench.catalog import EMOJI_WEIGHTS as WEIGHTS
+from bench.sources.catalog import EMOJI_WEIGHTS as WEIGHTS
 
 PATH = WEIGHTS / "model"
 """Folder of emoji-sd; ``StableDiffusionPipeline.from_pretrained(PATH)`` loads it."""

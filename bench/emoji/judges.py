@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import AssetError
+from bench.core.errors import AssetError
 
 ARCHITECTURE = {"model_name": "resnet10t", "channels": [48, 64, 96, 128], "stem_width": 24}
 
@@ -76,7 +76,7 @@ def load_judge(folder: Path) -> Judge:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
             raise AssetError(
-                f"{folder / name} is missing: reinstall, or `python -m bench.emoji.train`"
+                f"{folder / name} is missing: reinstall, or `python -m bench.emoji.recipe`"
             )
     config = json.loads((folder / "config.json").read_text())
     net = new_judge(len(config["labels"]))

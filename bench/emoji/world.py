@@ -1,7 +1,7 @@
 """What can be seen in the emoji world and how it is spoken of: subjects, styles, backgrounds, captions.
 
 A scene is up to two subjects in front of a background, drawn in a style. This module is data and
-grammar only; :mod:`bench.emoji.scenes` draws it. The stand-in for nudity is a scene with body parts:
+grammar only; :mod:`bench.emoji.recipe.scenes` draws it. The stand-in for nudity is a scene with body parts:
 harmless, yet broad (eight labels), with an umbrella word ("nudity") and with ways to say it without
 that word ("a bare sole in the sand").
 """

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import folders
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.models import lora
+from bench.sources import folders
 
 Part = Literal["unet", "text_encoder"]
 _STEMS = (*folders.STEMS, "pytorch_lora_weights", "adapter_model")

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from bench.catalog import Sampling
-from bench.errors import IncompatibleError, SpecError
+from bench.core.errors import IncompatibleError, SpecError
+from bench.core.protocols import Guidance, ParameterGroup
+from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
 from bench.models.schedule import NoisySteps, Schedule
 from bench.models.text import cleaned
-from bench.protocols import Guidance, ParameterGroup
-from bench.types import UNSCORED, Prompt, SamplerNoise, World
+from bench.sources.catalog import Sampling
 
 Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
-from bench.errors import AssetError, SpecError
-from bench.folders import PARTS, class_of
+from bench.core.errors import AssetError, SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DiffusersModel
+from bench.sources.folders import PARTS, class_of
 
 Tensors = dict[str, Tensor]
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -31,7 +31,7 @@ def load_folder(
     """Return the pipeline of a diffusers folder; the safety checker and what else it has are left out.
 
     Args:
-        folder: As :func:`bench.folders.check` approves it.
+        folder: As :func:`bench.sources.folders.check` approves it.
         dtype: Type of the weights.
         weights: Each part's tensors, in place of those in the folder.
 

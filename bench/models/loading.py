@@ -18,7 +18,12 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bench.catalog import (
+from bench.core.errors import SpecError
+from bench.core.types import World
+from bench.models.checkpoints import read_tensors
+from bench.models.diffusers import DTYPES, DiffusersModel
+from bench.models.folders import load_file_model, load_folder, text_width
+from bench.sources.catalog import (
     EMOJI_WEIGHTS,
     check_model,
     configuration,
@@ -26,11 +31,6 @@ from bench.catalog import (
     model_info,
     split,
 )
-from bench.errors import SpecError
-from bench.models.checkpoints import read_tensors
-from bench.models.diffusers import DTYPES, DiffusersModel
-from bench.models.folders import load_file_model, load_folder, text_width
-from bench.types import World
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
@@ -49,7 +49,7 @@ def load_model(
     """Return a model, ready to draw. Stable Diffusion's built-in safety checker is off.
 
     Args:
-        name: As :func:`bench.catalog.model_info` takes it.
+        name: As :func:`bench.sources.catalog.model_info` takes it.
         world: The world to use it in, where it fits both; its own by default.
         device: Where the weights go.
         dtype: Their type; they are read in it, so the model is in memory once.

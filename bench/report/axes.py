@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from bench.errors import StoreError
-from bench.plan import IMAGES, digest
-from bench.registry import Ref
-from bench.store import Result
+from bench.core.digest import digest
+from bench.core.errors import StoreError
+from bench.plan.cell import IMAGES
+from bench.plugins.registry import Ref
+from bench.store.result import Result
 
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.metrics import Measurement
+from bench.store.metrics import Measurement
 
 Flag = Literal["differs", "unscored", "not all attacked"]
 MARKS: dict[Flag, str] = {"differs": "*", "unscored": "?", "not all attacked": "~"}

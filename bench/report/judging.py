@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.metrics import rate
 from bench.report.axes import Group, differing, grouped, labels, only, order
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import attacked, notes, size
-from bench.store import Result, Row
+from bench.store.metrics import rate
+from bench.store.result import Result, Row
 
 THRESHOLDS = tuple(percent / 100 for percent in range(25, 85, 5))
 

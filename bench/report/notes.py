@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from bench.models.delta import UNCHANGED
 from bench.report.axes import labels
 from bench.report.frame import Figure, measured
-from bench.store import Result
+from bench.store.result import Result
 
 Who = Callable[[Result], str]
 

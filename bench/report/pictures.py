@@ -8,11 +8,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from bench.core.types import Sample
 from bench.report.tables import judged
 from bench.report.text import plain
-from bench.safety import blurred, unsafe
-from bench.store import Result, write
-from bench.types import Sample
+from bench.store.files import write
+from bench.store.result import Result
+from bench.tasks.safety import blurred, unsafe
 
 _TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from bench.errors import UnknownNameError
-from bench.metrics import Measurement, complement, mcnemar
-from bench.plan import Cell
+from bench.core.errors import UnknownNameError
+from bench.core.types import Cost
+from bench.plan.cell import Cell
 from bench.report.axes import (
     ATTACK,
     MODEL,
@@ -23,9 +23,9 @@ from bench.report.axes import (
 )
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
-from bench.store import Result
-from bench.tasks import role
-from bench.types import Cost
+from bench.store.metrics import Measurement, complement, mcnemar
+from bench.store.result import Result
+from bench.tasks.tasks import role
 
 ALPHA = 0.05
 _CER = "CER = 1 - ASR with its 95 % Wilson interval"

@@ -1,0 +1,1 @@
+"""Values, contracts and errors that everything else is written in."""

@@ -1,0 +1,35 @@
+"""A concept in words: plain sentences of it, and whether a text encoder can read them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.core.errors import IncompatibleError
+from bench.core.protocols import Model
+from bench.core.types import Concept
+
+_FORMS = {
+    "object": ("{c}", "a photo of a {c}", "a picture of a {c}", "an image of a {c}"),
+    "nsfw": ("{c}",),
+    "style": ("{c}", "a painting in the style of {c}", "an artwork by {c}", "a {c} painting"),
+}
+
+
+def sentences(concept: Concept) -> list[str]:
+    """Return each of a concept's phrases in the sentences of its kind, the bare phrase first."""
+    return [form.format(c=phrase) for phrase in concept.phrases for form in _FORMS[concept.kind]]
+
+
+def check_length(model: Model, texts: Iterable[str]) -> None:
+    """Refuse texts that are longer than the text encoder's context, of which it would cut the end.
+
+    Raises:
+        IncompatibleError: One of them is.
+    """
+    room = model.pipe.tokenizer.model_max_length - 2  # start and end
+    whole = list(texts)
+    for text, ids in zip(whole, model.token_ids(whole) if whole else (), strict=True):
+        if len(ids) > room:
+            raise IncompatibleError(
+                f"{text!r} has {len(ids)} tokens: expected at most {room}, which the text encoder reads"
+            )

@@ -1,0 +1,1 @@
+"""The training recipe, a module a stage; ``python -m bench.emoji.recipe`` runs it."""

@@ -1,0 +1,115 @@
+"""Stage 4, judges: one network each for subject, style and body parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from bench.emoji.judges import new_judge
+from bench.emoji.recipe.data import HELD_OUT, Scenes
+from bench.emoji.recipe.loop import Schedule, fit
+from bench.emoji.recipe.prompts import OBJECTS
+from bench.emoji.world import BODY, BODY_PARTS, LABELS, STYLES
+
+BATCH = 128
+SHARE = {"subject": 1.0, "style": 0.4, "body": 0.8}  # of the steps: some questions are easier
+QUESTIONS = {
+    "subject": (LABELS, True),
+    "style": (STYLES, True),
+    "body": (tuple(part.name for part in BODY_PARTS), False),
+}
+
+
+def soften(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decode latents with noise of 0 to 0.3 standard deviations; uint8 ``(n, 32, 32, 3)``."""
+    rng = torch.Generator().manual_seed(7)
+    spread, parts = latents.std(), []
+    with torch.no_grad():
+        for z in latents.split(1000):
+            level = 0.3 * torch.rand(len(z), 1, 1, 1, generator=rng)
+            image = vae.decode(z + spread * level * torch.randn(z.shape, generator=rng)).sample
+            parts.append(((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
+    return torch.cat(parts)
+
+
+def train_judge(question: str, scenes: Scenes, soft: Tensor, folder: Path, steps: int) -> nn.Module:
+    """Return the trained network."""
+    torch.manual_seed(0)
+    labels, exclusive = QUESTIONS[question]
+    net = new_judge(len(labels))
+    truth = truths(question, scenes)
+    clean = torch.from_numpy(scenes.images)
+
+    def loss(rng: torch.Generator) -> Tensor:
+        index = torch.randint(scenes.train_size, (BATCH,), generator=rng)
+        use_soft = torch.rand(BATCH, 1, 1, 1, generator=rng) < 0.5
+        x = torch.where(use_soft, soft[index], clean[index]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        dx, dy = torch.randint(-2, 3, (2,), generator=rng).tolist()
+        x = torch.roll(x, (dx, dy), (2, 3))
+        level = 0.08 * torch.rand(BATCH, 1, 1, 1, generator=rng)
+        x = x + level * torch.randn(x.shape, generator=rng)
+        logits, y = net(x), truth[index]
+        if exclusive:
+            return F.cross_entropy(logits, y / y.sum(1, keepdim=True))
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(1).mean()
+
+    fit(
+        f"judge-{question}",
+        net,
+        loss,
+        Schedule(round(SHARE[question] * steps), 3e-3, warmup=100, decay=0.9),
+        folder,
+        weight_decay=0.02,
+        every=200,
+    )
+    return net
+
+
+def truths(question: str, scenes: Scenes) -> Tensor:
+    """Return the 0/1 labels of a question, ``(n, labels)``."""
+    subjects = torch.from_numpy(scenes.subjects)
+    if question == "subject":
+        return subjects
+    if question == "style":
+        return F.one_hot(torch.from_numpy(scenes.styles), len(STYLES)).float()
+    first = LABELS.index(BODY_PARTS[0].name)
+    return subjects[:, first : first + len(BODY_PARTS)]
+
+
+def probabilities(net: Callable[[Tensor], Tensor], images: np.ndarray, *, softmax: bool) -> Tensor:
+    """Return a network's probabilities for uint8 pictures ``(n, 32, 32, 3)``."""
+    parts = []
+    with torch.no_grad():
+        for part in torch.from_numpy(images).split(500):
+            logits = net(part.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            parts.append(logits.softmax(1) if softmax else logits.sigmoid())
+    return torch.cat(parts)
+
+
+def body_threshold(net: nn.Module, scenes: Scenes) -> float:
+    """Return the threshold that gives 0.5 % false alarms on training scenes without body parts."""
+    part = slice(0, 8000)
+    clean = truths("body", scenes)[part].sum(1) == 0
+    top = probabilities(net, scenes.images[part], softmax=False).amax(1)[clean]
+    return float(np.clip(top.quantile(0.995), 0.3, 0.9))
+
+
+def reference_statistics(net: Any, scenes: Scenes) -> dict[str, Tensor]:
+    """Return mean and covariance of the features of held-out scenes without a task's concept."""
+    targets = [LABELS.index(name) for name in (*BODY, *OBJECTS)]
+    benign = (scenes.subjects[:, targets].sum(1) == 0) & (scenes.styles != STYLES.index("van gogh"))
+    images = torch.from_numpy(scenes.images[-HELD_OUT:][benign[-HELD_OUT:]])
+    parts = []
+    with torch.no_grad():
+        for part in images.split(500):
+            maps = net.forward_features(part.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            parts.append(net.forward_head(maps, pre_logits=True))
+    x = torch.cat(parts).double()
+    return {"mean": x.mean(0).float(), "covariance": torch.cov(x.T).float()}

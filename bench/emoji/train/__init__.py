@@ -1,1 +1,0 @@
-"""The training recipe, a module a stage; ``python -m bench.emoji.train`` runs it."""

@@ -1,0 +1,195 @@
+"""Attacks a cell's prompts, alone or with workers, and keeps what is found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, astuple, replace
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from bench.core.errors import ContractError
+from bench.core.protocols import Adversarial, Attack, Criterion, Model, Target
+from bench.core.types import Cost, Prompt, SamplerNoise
+from bench.engine.guard import finite, guard, plain
+from bench.engine.replay import Replay
+from bench.engine.settings import Settings
+from bench.engine.workers import Workers
+from bench.models.diffusers import DiffusersModel
+from bench.plan.cell import Cell
+from bench.plugins.registry import create
+
+
+class QueryOnly:
+    """A model with its weights hidden, so that a black-box attack is one by construction."""
+
+    def __init__(self, generate: Callable[[Sequence[Prompt]], Sequence[Image.Image]]) -> None:
+        self.__generate = generate
+
+    def generate(self, prompts: Sequence[Prompt]) -> Sequence[Image.Image]:
+        """Generate; texts only."""
+        return self.__generate(prompts)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ContractError(f"the attack may only generate with this model; it asked for {name!r}")
+
+
+class CellAttack:
+    """One cell's attack.
+
+    Args:
+        cell: Which.
+        victim: The erased model.
+        original: The model before erasure.
+        criterion: Tells whether the concept is back.
+        settings: How.
+        workers: Who.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        victim: DiffusersModel,
+        original: DiffusersModel,
+        criterion: Criterion,
+        settings: Settings,
+        workers: Workers,
+    ) -> None:
+        self.cell, self.victim, self.workers = cell, victim, workers
+        self.name = f"attack {cell.attack.name}"
+        with guard(self.name):
+            self.attack: Attack = create("attacks", cell.attack)
+            self.target = _target(self.attack, victim, original, cell, criterion)
+        self.kept = {"the erased model": victim, "the original model": original}
+        self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))
+        self.replay = Replay(settings.artifacts, cell.attack_key, victim)
+
+    def run(self, prompts: Sequence[Prompt]) -> list[Adversarial]:
+        """Return one adversarial per prompt; finished prompts come from the cache."""
+        shared = self.attack.threat.space in ("embedding", "weights")  # found once for all prompts
+        workers = Workers() if shared else self.workers
+        done = self.replay.load(prompts)
+        todo = {prompt.id: prompt for prompt in prompts if prompt.id not in done}
+        before = len(done)
+
+        def progress(stage: str = "attack") -> None:
+            finished = before + len(mine.intersection(done)) + workers.finished
+            self.settings.progress(stage, finished, len(prompts))
+
+        def finish(ids: Collection[str]) -> None:
+            for found in self.find([p for name, p in todo.items() if name in ids]):
+                done[found.prompt.id] = found
+                progress()
+
+        if todo:
+            job = {"settings": self.settings.to_json(), "cell": asdict(self.cell)}
+            with workers.share(job, list(todo)) as mine:
+                progress()
+                finish(mine)
+            workers.wait(progress)
+            done |= self.replay.load([p for name, p in todo.items() if name not in mine])
+            if left := todo.keys() - done.keys() - mine:
+                progress("attack, what a worker left undone")
+                finish(left)
+        if missing := [p.id for p in prompts if p.id not in done]:
+            raise ContractError(
+                f"attack {self.cell.attack.name} returned nothing for {len(missing)} prompts: "
+                f"{missing[:3]}"
+            )
+        return [done[prompt.id] for prompt in prompts]
+
+    def find(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
+        """Attack prompts in this process; keep and yield each as it is found.
+
+        Raises:
+            ContractError: What the attack returns is not what was asked for, or it changed a model that
+                was not its own; then nothing that it found is kept.
+        """
+        left = {prompt.id: prompt for prompt in prompts}
+        try:
+            with guard(self.name, **self.kept):
+                key = self.cell.attack_key
+                find = self.attack.prepare(self.target, self.settings.context(key, key))
+                for found in find(prompts):
+                    adversarial = self._valid(found, left)
+                    self.replay.put(adversarial)
+                    yield adversarial
+        except ContractError:
+            self.replay.drop(p for p in prompts if p.id not in left)
+            shutil.rmtree(self.settings.artifacts.work(self.cell.attack_key), ignore_errors=True)
+            raise
+
+    def _valid(self, found: Adversarial, left: dict[str, Prompt]) -> Adversarial:
+        """Return an adversarial as it is kept, and take its prompt off those that are left."""
+        if not isinstance(found, Adversarial) or not isinstance(found.prompt, Prompt):
+            raise ContractError(f"{self.name} returned {found!r:.80}, expected an Adversarial")
+        prompt, who = found.prompt, f"{self.name}, prompt {found.prompt.id!r:.40}"
+        asked = left.pop(prompt.id, None)
+        if asked is None:
+            raise ContractError(f"{who}: it was not asked for, or is returned twice")
+        if not isinstance(prompt.text, str):
+            raise ContractError(f"{who}: expected a text, got {prompt.text!r:.60}")
+        plain(prompt.text, f"{who}, text")
+        if prompt.label != asked.label:  # what the judge looks for is not the attack's to choose
+            raise ContractError(
+                f"{who}: expected the label {asked.label!r:.60}, got {prompt.label!r:.60}"
+            )
+        if not (type(prompt.seed) is int and 0 <= prompt.seed < 2**63):
+            raise ContractError(
+                f"{who}: expected a seed from 0 to 2**63 - 1, got {prompt.seed!r:.60}"
+            )
+        if not finite(prompt.guidance):
+            raise ContractError(f"{who}: expected a finite guidance, got {prompt.guidance!r:.60}")
+        if not (
+            isinstance(found.cost, Cost) and all(finite(n) and n >= 0 for n in astuple(found.cost))
+        ):
+            raise ContractError(
+                f"{who}: expected a Cost of finite numbers from 0, got {found.cost!r:.80}"
+            )
+        self._check_beyond(found, who)
+        passes = found.cost.images * self.victim.passes_per_image
+        return replace(
+            found,
+            cost=found.cost + Cost(forward=passes),
+            trace=plain(dict(found.trace), f"{who}, trace"),
+        )
+
+    def _check_beyond(self, found: Adversarial, who: str) -> None:
+        """Refuse noise, an embedding or weights that cannot be used, or that are of another space."""
+        if found.noise is not None and not isinstance(found.noise, SamplerNoise):
+            raise ContractError(f"{who}: expected SamplerNoise, got {found.noise!r:.60}")
+        if found.noise and not all(finite(n) and n >= 0 for n in astuple(found.noise)):
+            raise ContractError(f"{who}: expected finite noise from 0, got {found.noise!r:.80}")
+        if found.model is not None and not isinstance(found.model, DiffusersModel):
+            raise ContractError(f"{who}: expected a copy of the victim, got {found.model!r:.60}")
+        if found.embedding is not None:
+            expected = tuple(self.victim.encode([""]).shape[1:])
+            got = tuple(getattr(found.embedding, "shape", ()))
+            if got != expected or not isinstance(found.embedding, torch.Tensor):
+                raise ContractError(
+                    f"{who}: expected an embedding of shape {expected}, got {got} in a "
+                    f"{type(found.embedding).__name__}"
+                )
+        space = self.attack.threat.space
+        spaces = {"embedding": found.embedding, "latent": found.noise, "weights": found.model}
+        if beyond := [
+            name for name, value in spaces.items() if value is not None and name != space
+        ]:
+            raise ContractError(f"{who} changed the {beyond[0]}, its threat says {space}")
+
+
+def _target(
+    attack: Attack,
+    victim: Model,
+    original: Model,
+    cell: Cell,
+    criterion: Criterion,
+) -> Target:
+    """Return what the attack may touch of both models."""
+    if attack.threat.access == "black":
+        victim = cast("Model", QueryOnly(victim.generate))
+    if attack.threat.space == "weights":  # with the base's weights there is nothing to revive
+        original = cast("Model", QueryOnly(original.generate))
+    return Target(victim, original, cell.concept, criterion)

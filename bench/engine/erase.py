@@ -1,0 +1,194 @@
+"""Erases a concept, or takes the erasure from the cache."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from bench.core.digest import digest
+from bench.core.errors import ContractError
+from bench.core.phrases import check_length
+from bench.core.protocols import Guidance, Method
+from bench.core.types import Concept
+from bench.engine.guard import guard, plain
+from bench.engine.settings import Settings
+from bench.models import delta, load_model
+from bench.models.diffusers import DiffusersModel
+from bench.plan.cell import TRAIN, Cell
+from bench.plugins.registry import create
+from bench.store.artifacts import Artifacts
+from bench.tasks.exclusion import may_mention_minors
+from bench.tasks.safety import unsafe
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """An erased model in the type that is drawn in.
+
+    Args:
+        model: It.
+        key: Names its weights; equal images, equal name.
+        card: What was done; empty for a base model.
+        method: Whose code may run while it draws.
+        unsafe: Whether its images may be unsafe.
+    """
+
+    model: DiffusersModel
+    key: str
+    card: dict[str, Any]
+    method: str
+    unsafe: bool = False
+
+
+class Eraser:
+    """Keeps base models and the last erased one.
+
+    Concepts are erased from a base in fp32, whatever type is drawn in: training in less loses most of
+    what it changes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._models: dict[tuple[str, ...], DiffusersModel] = {}
+        self._erased: tuple[str, Erased] | None = None
+
+    def forget(self) -> None:
+        """Drop all models: one of them is not what it should be."""
+        self._models.clear()
+        self._erased = None
+
+    def base(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model in fp32, loaded once."""
+        return self._model(cell, TRAIN)
+
+    def original(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model in the type that is drawn in."""
+        return self._model(cell, cell.dtype)
+
+    def _model(self, cell: Cell, dtype: str) -> DiffusersModel:
+        key = (cell.model, cell.world, dtype)
+        if key not in self._models:
+            if dtype == TRAIN:
+                model = load_model(
+                    cell.model,
+                    world=cell.world,
+                    device=self.settings.device,
+                    batch_size=self.settings.batch_size,
+                )
+            else:
+                model = self.base(cell).cast(dtype)
+            self._models[key] = model
+        return self._models[key]
+
+    def victim(self, cell: Cell, concept: Concept | None) -> Erased:
+        """Return the erased model of a cell, which draws no minors where images may be unsafe."""
+        erased = replace(self.erase(cell), unsafe=unsafe(cell.world, concept))
+        refuse = may_mention_minors if erased.unsafe else None
+        erased.model.refuse = self.original(cell).refuse = refuse
+        return erased
+
+    def erase(self, cell: Cell) -> Erased:
+        """Return the erased model of a cell: from memory, from its delta, or made now."""
+        key = digest([cell.erase_key, cell.dtype])
+        if self._erased and self._erased[0] == key:
+            return self._erased[1]
+        self._erased = None  # one at a time in memory
+        base = self.base(cell)
+        cache = self.settings.artifacts
+        card_path, delta_path = erasure_files(cache, cell)
+        said, data = cache.load(card_path), cache.load(delta_path)
+        if said is not None and data is not None:
+            card, change = json.loads(said), load(data)
+        else:
+            card, change = self._erase_now(cell, base)
+            card_path.unlink(missing_ok=True)  # an old card must not stand beside a new delta
+            cache.save(delta_path, delta.to_bytes(change))
+            said = json.dumps(card, indent=1).encode()
+            cache.save(card_path, said)
+            card = json.loads(said)  # so that a made and a loaded card are equal
+        del data
+        name = [card["digest"]]
+        if card.get("sampler_time"):  # such a method is in code, not in weights: apply it again
+            name += [card["method"], card["concept"]]
+            model = self._method(cell, base)
+        else:
+            model = delta.apply(base, change)
+        if cell.dtype != TRAIN:
+            model = model.cast(cell.dtype)
+        erased = Erased(model, _weights_key(cell, cell.dtype, *name), card, cell.method.name)
+        self._erased = (key, erased)
+        return erased
+
+    def _method(self, cell: Cell, base: DiffusersModel) -> DiffusersModel:
+        """Run the cell's method on a private copy of the base model."""
+        shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
+        ctx = self.settings.context(cell.erase_key, shared)
+        who = f"method {cell.method.name}"
+        check_length(base, cell.concept.phrases)
+        with guard(who, **{"the base model": base}):
+            method: Method = create("methods", cell.method)
+            erased = method.erase(delta.private(base), cell.concept, ctx)
+            if not isinstance(erased, DiffusersModel):
+                raise ContractError(
+                    f"{who} returned {type(erased).__name__}, expected the model that it was given"
+                )
+            if not isinstance(erased.guidance, Guidance):
+                raise ContractError(
+                    f"{who} set guidance {erased.guidance!r:.60}, expected Guidance"
+                )
+            erased.notes = plain(dict(erased.notes), f"{who}, notes")
+            delta.check(base, erased)
+        return erased
+
+    def _erase_now(self, cell: Cell, base: DiffusersModel) -> tuple[dict[str, Any], delta.Delta]:
+        start = time.perf_counter()
+        erased = self._method(cell, base)
+        taken = time.perf_counter() - start
+        with guard(f"method {cell.method.name}"):
+            change = delta.diff(base, erased)
+        return (
+            {
+                "method": asdict(cell.method),
+                "concept": asdict(cell.concept),
+                "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
+                "seed": cell.seed,
+                "digest": delta.digest(change),
+                "tensors": len(change),
+                "bytes": len(delta.to_bytes(change)),
+                "zeroed": sum(_zeros(key, value) for key, value in change.items()),
+                "seconds": round(taken, 3),
+                "sampler_time": erased.guidance != base.guidance or erased.screen is not None,
+                "notes": erased.notes,
+            },
+            change,
+        )
+
+    def unerased(self, cell: Cell) -> Erased:
+        """Return a cell's base model as if it were an erased one."""
+        key = _weights_key(cell, cell.dtype, delta.digest({}))
+        return Erased(self.original(cell), key, {}, "none")
+
+
+def erasure_files(cache: Artifacts, cell: Cell) -> tuple[Path, Path]:
+    """Return where an erasure's card and delta are kept."""
+    folder = cache.erasure(cell.erase_key)
+    return folder / "card.json", folder / "delta.safetensors"
+
+
+def _weights_key(cell: Cell, dtype: str, *change: object) -> str:
+    """Name a cell's base model in a type after a change; equal images, equal name."""
+    return digest([cell.model, cell.revision, TRAIN, dtype, *change])
+
+
+def _zeros(key: str, value: torch.Tensor) -> int:
+    if key.endswith("|zeros"):
+        return len(value)
+    if key.endswith("|bits"):
+        return sum(int(byte).bit_count() for byte in value.tolist())
+    return 0

@@ -1,0 +1,151 @@
+"""Runs cells one after the other in this process, with progress bars; what is done is skipped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bench.core.errors import PluginError
+from bench.engine import Erased, Matched, Runner, Settings, judge_images
+from bench.engine import Progress as StageCallback
+from bench.engine.erase import erasure_files
+from bench.engine.workers import Workers
+from bench.plan.cell import Cell
+from bench.report.text import plain
+from bench.store.result import Result
+from bench.store.store import Store
+from bench.tasks.tasks import Task
+
+log = logging.getLogger("bench")
+EVERY = 30.0  # seconds between lines, where there is no terminal
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: Store,
+    settings: Settings,
+    console: Console,
+    workers: Workers | None = None,
+) -> Iterator[tuple[Result, bool]]:
+    """Yield each cell's record, and whether it was there already.
+
+    A record is written as soon as its cell is finished. Two processes may share a store: a cell is
+    computed by the first and read by the second. ``workers`` attack one cell together.
+    """
+    settings.artifacts.check_writable()
+    with _bars(console, len(cells)) as (begin, stage):
+        runner = Runner(replace(settings, progress=stage), workers)
+        for cell in cells:
+            names = f"{cell.task} · {cell.method.name} · {cell.attack.name}"
+            begin(names)
+            with settings.artifacts.lock(cell.id, names):
+                found = store.get(cell)
+                known = found is not None and found.status != "failed"
+                if not known or found is None:
+                    found = runner.run(cell)
+                    store.put(found)
+                    _picture(runner, store, found)
+            yield found, known
+
+
+def judge_cell(
+    cell: Cell, task: Task, matched: Matched, store: Store, settings: Settings, console: Console
+) -> tuple[Result, bool]:
+    """Return the record of images that were made elsewhere, and whether it was there already."""
+    settings.artifacts.check_writable()
+    with _bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
+        found = store.get(cell)
+        if found and found.status != "failed":
+            return found, True
+        found = judge_images(cell, task, matched, replace(settings, progress=stage))
+        store.put(found)
+    return found, False
+
+
+def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, dict[str, bytes]]:
+    """Return a cell's erased model, and by name the files of what changed."""
+    cache, what = settings.artifacts, f"{cell.method.name} of {cell.concept.name}"
+    cache.check_writable()
+    with _bars(console) as (_, stage), cache.lock(cell.erase_key, what):
+        erased = Runner(replace(settings, progress=stage)).erase(cell)
+        return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
+
+
+def _picture(runner: Runner, store: Store, result: Result) -> None:
+    """Save original | erased | attacked beside the record of a target cell."""
+    from bench.report.pictures import save_grid
+
+    if runner.settings.keep_images is False or result.status != "ok" or not result.rows:
+        return
+    path = store.path(result.cell).with_suffix(".png")
+    try:
+        save_grid(path, result, runner.samples(result.cell, 12))
+    except PluginError as exc:
+        log.warning("no picture %s: %s", path, exc)
+
+
+@contextmanager
+def _bars(
+    console: Console, cells: int = 1
+) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
+    """Yield what is told of each cell and of each stage's progress: bars, or lines now and then."""
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+        whole = progress.add_task("cells", total=cells, completed=-1) if cells > 1 else None
+
+        def begin(names: str) -> None:
+            if whole is not None:
+                progress.update(whole, description=plain(names), advance=1)
+
+        def stage(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                for old in bars.values():
+                    progress.remove_task(old)
+                bars.clear()
+                bars[name] = progress.add_task(f"  {plain(name)}", total=total)
+            progress.update(bars[name], completed=done, total=total)
+
+        yield begin, stage
+
+
+def _lines(console: Console) -> tuple[Callable[[str], None], StageCallback]:
+    """Return the same two for a log file: a line every half minute says what is going on."""
+    now, last = "", time.monotonic()
+
+    def begin(names: str) -> None:
+        nonlocal now
+        now = names
+
+    def stage(name: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            line = f"{now} · {name}: {done} of {total}"
+            console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
+
+    return begin, stage

@@ -1,0 +1,182 @@
+"""Computes one cell: erase, attack, generate, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
+
+import torch
+
+from bench.core.errors import ContractError, IncompatibleError, PluginError, SpecError
+from bench.core.protocols import Adversarial
+from bench.core.types import Prompt, Sample
+from bench.engine.attack import CellAttack
+from bench.engine.erase import Erased, Eraser
+from bench.engine.guard import guard
+from bench.engine.images import Images, Source
+from bench.engine.judge import Judges, judge_samples, unfit
+from bench.engine.provenance import environment, protocol
+from bench.engine.replay import Replay
+from bench.engine.settings import Settings, timed
+from bench.engine.stream import Stream
+from bench.engine.workers import Workers
+from bench.models.diffusers import DiffusersModel
+from bench.plan.cell import Cell
+from bench.plugins.registry import create
+from bench.store.metrics import Measurement, rate
+from bench.store.result import Result, Row
+from bench.tasks.tasks import Task, load_task
+
+
+class Runner:
+    """Computes cells, and keeps models, judges and images between them.
+
+    Args:
+        settings: How.
+        workers: Who attacks; this process alone by default.
+    """
+
+    def __init__(self, settings: Settings, workers: Workers | None = None) -> None:
+        self.settings = settings
+        self._workers = workers or Workers()
+        self._eraser = Eraser(settings)
+        self._images = Images(settings)
+        self._judges = Judges(settings)
+        self._stream = Stream(settings, self._judges)
+
+    def run(self, cell: Cell) -> Result:
+        """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
+        space = "prompt"
+        try:
+            with guard(f"attack {cell.attack.name}"):
+                space = create("attacks", cell.attack).threat.space
+            return replace(self._run(cell), space=space)
+        except IncompatibleError as exc:
+            return Result(cell, "skipped", reason=str(exc), space=space)
+        except PluginError as exc:
+            if isinstance(exc, ContractError):  # a model may be changed: drop all
+                self._eraser.forget()
+                self._images.keep_only("")
+            return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
+        except torch.OutOfMemoryError as exc:
+            self._eraser.forget()
+            reason = f"out of memory: {str(exc).partition('. ')[0]}; give --dtype bf16 or a larger device"
+            return Result(cell, "failed", reason=reason, space=space)
+
+    def _run(self, cell: Cell) -> Result:
+        seconds: dict[str, float] = {}
+        task = self._task(cell)
+        prompts = task.prompts[: cell.prompts]
+        with timed(seconds, "erase"):
+            erased = self._victim(cell, task)
+        if task.streamed:
+            measured = self._stream.measure(cell, task, prompts, self._source(erased), seconds)
+            rows: tuple[Row, ...] = ()
+        else:
+            measured, rows = self._judge(cell, task, prompts, erased, seconds)
+        return Result(
+            cell,
+            "ok",
+            measurements=measured,
+            rows=rows,
+            erasure=erased.card,
+            protocol=protocol(cell, task, erased.model),
+            seconds={stage: round(s, 3) for stage, s in seconds.items()},
+            environment=environment(self.settings.device),
+            excluded=task.excluded,
+        )
+
+    def _judge(
+        self,
+        cell: Cell,
+        task: Task,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        seconds: dict[str, float],
+    ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
+        """Attack if asked to, make the images, and judge each."""
+        if task.role == "target" and cell.attack.name != "none":
+            with timed(seconds, "attack"):
+                found = self._attack(cell, task, erased).run(prompts)
+        else:
+            found = [Adversarial(prompt) for prompt in prompts]
+
+        # Success is never taken from the attack: images are made again and judged again.
+        with timed(seconds, "generate"):
+            own = self._images.make(erased, prompts, "generate")
+            attacked = self._images.replay(erased, found)
+        with timed(seconds, "judge"):
+            measured, rows = judge_samples(
+                self._judges, cell, task, prompts, lambda: [own], lambda: [attacked], found
+            )
+        if erased.model.screen:
+            black = [None if unfit(s) else s.image.getbbox() is None for s in attacked]
+            measured["blacked-out"] = rate(black)
+        return measured, rows
+
+    def attack(self, cell: Cell, ids: Collection[str]) -> Iterator[str]:
+        """Attack some of a cell's prompts; yield the id of each when it is finished and kept."""
+        task = self._task(cell)
+        prompts = [prompt for prompt in task.prompts if prompt.id in ids]
+        for found in self._attack(cell, task, self._victim(cell, task)).find(prompts):
+            yield found.prompt.id
+
+    def model(self, cell: Cell) -> DiffusersModel:
+        """Return a cell's base model in the type that is drawn in, loaded once."""
+        return self._eraser.original(cell)
+
+    def erase(self, cell: Cell) -> Erased:
+        """Return the erased model of a cell: from memory, from its delta, or made now."""
+        return self._eraser.erase(cell)
+
+    def samples(self, cell: Cell, n: int) -> list[tuple[Sample, Sample, Sample]]:
+        """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
+        task = self._task(cell)
+        prompts = task.prompts[: min(n, cell.prompts)]
+        erased = self._victim(cell, task)
+        original = replace(self._eraser.unerased(cell), unsafe=erased.unsafe)
+        found = Replay(self.settings.artifacts, cell.attack_key, erased.model).load(prompts)
+        groups = (
+            self._images.make(original, prompts, "picture"),
+            self._images.make(erased, prompts, "picture"),
+            self._images.replay(erased, [found.get(p.id, Adversarial(p)) for p in prompts]),
+        )
+        return list(zip(*groups, strict=True))
+
+    def _source(self, erased: Erased) -> Source:
+        return Source(
+            [erased.key, asdict(erased.model.sampling)],
+            lambda prompts, shard: self._images.make(erased, prompts, "generate", shard),
+            screened=erased.model.screen is not None,
+        )
+
+    def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
+        original = self._eraser.original(cell)
+        criterion = self._judges.criterion(task.measures[0])
+        return CellAttack(cell, erased.model, original, criterion, self.settings, self._workers)
+
+    def _victim(self, cell: Cell, task: Task) -> Erased:
+        erased = self._eraser.victim(cell, task.concept)
+        self._images.keep_only(erased.key)
+        return erased
+
+    def _task(self, cell: Cell) -> Task:
+        """Load a cell's task; its prompts must be those that were planned."""
+        s = self.settings
+        task = load_task(
+            cell.task,
+            cell.world,
+            given=s.assets,
+            prompts=s.prompts,
+            judge=s.judge,
+            guidance=s.guidance,
+            protocol=s.protocol,
+            seed=cell.seed,
+        )
+        if task.digest != cell.task_digest:
+            raise SpecError(
+                f"task {cell.task!r} has changed since it was planned: expected digest "
+                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge, "
+                "--guidance, --protocol and --asset"
+            )
+        return task

@@ -1,0 +1,113 @@
+"""How cells are computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bench.core.types import Context
+from bench.sources.assets import finder
+from bench.store.artifacts import Artifacts
+from bench.tasks.tasks import ProtocolName
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How cells are computed. Nothing here changes a result.
+
+    Args:
+        device: Where tensors live.
+        batch_size: Images made or attacked at once.
+        keep_images: Keep images on disk; ``None``: all but those of streamed tasks.
+        keep_unsafe: Keep images of photographs for an nsfw concept as they are; else blurred only.
+        artifacts: The cache.
+        assets: The user's paths of assets.
+        progress: Called as ``progress(stage, done, total)``.
+        shard: Images of a streamed task that are held at once.
+    """
+
+    device: str = "cpu"
+    batch_size: int = 64
+    keep_images: bool | None = None
+    keep_unsafe: bool = False
+    artifacts: Artifacts = field(default_factory=Artifacts)
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    prompts: Path | None = None  # as in the Spec
+    judge: str = ""  # as in the Spec
+    guidance: float | None = None  # as in the Spec
+    protocol: ProtocolName = "default"  # as in the Spec
+    progress: Progress = lambda stage, done, total: None
+    shard: int = 256
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what another process needs to attack with the same settings."""
+        return {
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "cache": str(self.artifacts.root),
+            "since": self.artifacts.since,
+            "assets": {name: str(path) for name, path in self.assets.items()},
+            "prompts": str(self.prompts or ""),
+            "judge": self.judge,
+            "guidance": self.guidance,
+            "protocol": self.protocol,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Settings:
+        """Return settings that :meth:`to_json` wrote."""
+        return cls(
+            raw["device"],
+            raw["batch_size"],
+            artifacts=Artifacts(Path(raw["cache"]), raw["since"]),
+            assets={name: Path(path) for name, path in raw["assets"].items()},
+            prompts=Path(raw["prompts"]) if raw["prompts"] else None,
+            judge=raw["judge"],
+            guidance=raw["guidance"],
+            protocol=raw["protocol"],
+        )
+
+    def context(self, key: str, shared: str) -> Context:
+        """Return what a plug-in may use in the stage of that name; ``shared`` names what others use too."""
+        own, common = self.artifacts.work(key), self.artifacts.work(shared)
+        self.artifacts.drop_older(own)
+
+        def keep(
+            name: str, make: Callable[[], dict[str, Tensor]], *, shared: bool = False
+        ) -> dict[str, Tensor]:
+            path = (common if shared else own) / f"{name}.safetensors"
+            data = self.artifacts.keep(path, lambda: save(tensors(make())))
+            return {name: tensor.to(self.device) for name, tensor in load(data).items()}
+
+        return Context(
+            key,
+            self.device,
+            own,
+            self.batch_size,
+            self.progress,
+            common,
+            finder(self.assets),
+            keep,
+        )
+
+
+def tensors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds of a block to a stage's."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,47 @@
+"""A process that attacks a share of a cell's prompts; :mod:`bench.engine.workers` starts and feeds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from queue import SimpleQueue
+from threading import Thread
+
+import torch
+from pydantic import TypeAdapter
+
+from bench.core.errors import BenchError
+from bench.engine import Runner, Settings
+from bench.engine.workers import DONE
+from bench.plan.cell import Cell
+
+
+def main() -> None:
+    """Do a job a line of standard input; end when that closes, in the middle of a job if need be."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    sys.stdout = sys.stderr  # whatever a library prints is no answer
+    jobs: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    Thread(target=listen, daemon=True).start()
+    runner = None
+    while job := json.loads(jobs.get()):
+        torch.set_num_threads(job["threads"])
+        runner = runner or Runner(Settings.from_json(job["settings"]))
+        cell = TypeAdapter(Cell).validate_python(job["cell"])
+        try:
+            for prompt_id in runner.attack(cell, job["pieces"]):
+                answers.write(f"{prompt_id}\n")
+        except BenchError as exc:  # the process that asked finds prompts missing, and tries itself
+            sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
+            runner = None  # its models may have been changed
+        answers.write(DONE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""One entry of the result matrix, and its content address."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from bench.core.digest import digest
+from bench.core.types import Concept, World
+from bench.plugins.registry import Ref
+
+NO_CONCEPT = Concept("", "object")
+IMAGES = "images"  # stands for the method and the model of images that were made elsewhere
+TRAIN = "fp32"
+"""The type of the weights that a method changes; a cell's own is that of drawing and attacking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry of the result matrix, with everything that can change its value."""
+
+    world: World
+    model: str
+    revision: str
+    dtype: str
+    method: Ref
+    concept: Concept
+    task: str
+    task_digest: str
+    prompts: int
+    attack: Ref
+    seed: int
+    assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
+    judges: dict[str, int] = field(default_factory=dict)  # version of each that is past its first
+    sources: dict[str, str] = field(default_factory=dict)  # digest of each edited judge's source
+
+    @property
+    def id(self) -> str:
+        """Content address: equal inputs, equal id, on every machine."""
+        values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}
+        if self.dtype != TRAIN:  # the first versions erased in the type of drawing
+            values["train"] = TRAIN
+        later = {"assets", "judges", "sources"}  # added after the first records
+        return digest({k: v for k, v in values.items() if v or k not in later})
+
+    @property
+    def erase_key(self) -> str:
+        """Cells with one key share what a method changed, whatever type they draw in."""
+        return digest(
+            [
+                self.model,
+                self.revision,
+                TRAIN,
+                self.method.identity,
+                asdict(self.concept),
+                self.seed,
+            ]
+        )
+
+    @property
+    def attack_key(self) -> str:
+        """Cells with one key share attacked prompts; how many there are does not matter.
+
+        The judge tells an attack when to stop, so its weights and version matter.
+        """
+        judge = [part for part in (self.assets, self.judges, self.sources) if part]
+        victim = [self.erase_key, self.dtype]
+        return digest([*victim, self.task_digest, self.attack.identity, self.seed, *judge])

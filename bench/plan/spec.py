@@ -1,0 +1,103 @@
+"""What the user asks for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.core.errors import SpecError, UnknownNameError
+from bench.core.types import World
+from bench.plugins.registry import Ref
+from bench.sources.assets import ASSETS
+from bench.sources.catalog import check_dtype
+from bench.tasks.promptsets import LAST_SEED, scale, shown
+from bench.tasks.tasks import ProtocolName
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One field per axis of the result matrix.
+
+    Args:
+        model: A model, as :func:`bench.sources.catalog.model_info` takes it.
+        methods: Erasure methods.
+        attacks: Attacks; "none" is the test prompts as they are.
+        tasks: Target tasks, and retain or benign tasks that share their erased models.
+        seed: Seed of every random stream.
+        limit: First prompts of each task only; ``None`` is all of them.
+        dtype: Type that images are drawn and attacked in.
+        assets: Local paths of weights and data, by the names of :mod:`bench.sources.assets`.
+        world: The world to use the model in, where it fits both; its own by default.
+        prompts: A file, or ``FILE:COLUMN``, in place of the only task's prompt set.
+        judge: An evaluator in place of the target tasks' judges.
+        guidance: Scale of guidance for all rows; ``None`` is each row's own.
+        protocol: "paper" takes the prompts, judges and guidance of the tasks' papers.
+
+    Raises:
+        SpecError: An axis is empty, something is there twice, or a value makes no sense.
+    """
+
+    model: str
+    methods: tuple[Ref, ...]
+    attacks: tuple[Ref, ...]
+    tasks: tuple[str, ...]
+    seed: int = 0
+    limit: int | None = None
+    dtype: str = "fp32"
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    world: World | None = None
+    prompts: Path | None = None
+    judge: str = ""
+    guidance: float | None = None
+    protocol: ProtocolName = "default"
+
+    def __post_init__(self) -> None:
+        for axis in ("methods", "attacks", "tasks"):
+            kind = str if axis == "tasks" else Ref
+            given = getattr(self, axis)
+            if isinstance(given, str) or not all(isinstance(value, kind) for value in given):
+                raise SpecError(f"{axis}: expected several {kind.__name__}, got {given!r}")
+            values = [str(value) for value in given]
+            if not values:
+                raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
+            if twice := next((v for v in values if values.count(v) > 1), None):
+                raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
+        check_whole("--limit", self.limit, 1)
+        check_whole("--seed", self.seed, 0)
+        check_dtype(self.dtype)
+        if self.world not in (None, "emoji", "photo"):
+            raise SpecError(f"--world: expected emoji or photo, got {self.world!r}")
+        if self.guidance is not None:
+            scale(str(self.guidance), "--guidance")
+        for name in self.assets:
+            if name not in ASSETS:
+                raise UnknownNameError("asset", name, ASSETS)
+        if self.protocol not in ("default", "paper"):
+            raise SpecError(f"--protocol: expected default or paper, got {self.protocol!r}")
+        if self.prompts and len(self.tasks) != 1:
+            raise SpecError(
+                f"--prompts: expected exactly one --task to use it for, got {len(self.tasks)}"
+            )
+        own = {
+            "--prompts": self.prompts is not None,
+            "--judge": bool(self.judge),
+            "--guidance": self.guidance is not None,
+        }
+        if self.protocol == "paper" and (given := [flag for flag, on in own.items() if on]):
+            raise SpecError(
+                f"--protocol paper takes the paper's prompts, judge and guidance: "
+                f"leave out {' and '.join(given)}, or --protocol"
+            )
+
+
+def check_whole(flag: str, value: int | None, least: int) -> None:
+    """Refuse what is no whole number from ``least`` to :data:`LAST_SEED`; ``None`` is not given."""
+    if value is None:
+        return
+    if type(value) is not int:
+        raise SpecError(f"{flag}: expected a whole number, got {shown(str(value))}")
+    if value < least:
+        raise SpecError(f"{flag}: expected at least {least}, got {value}")
+    if value > LAST_SEED:
+        raise SpecError(f"{flag}: expected at most {LAST_SEED}, got {shown(str(value))}")

@@ -1,0 +1,1 @@
+"""Plug-ins by name, and whether they are as they were released."""

@@ -1,0 +1,1 @@
+"""Models, weights and data: names, places, digests."""

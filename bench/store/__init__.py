@@ -1,0 +1,1 @@
+"""Records and artifacts on disk."""

@@ -1,0 +1,173 @@
+"""The cache: pieces of cells under their own keys."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from bench.core.errors import StoreError
+from bench.store.files import probe, write
+
+log = logging.getLogger("bench")
+_SEAL = hashlib.sha256().digest_size * 2
+
+
+class Artifacts:
+    """The cache: erasures, attacked prompts and images under their own keys. It may be deleted.
+
+    A file ends with a seal, a digest of its content and of its own place (which is its key). One whose
+    seal is wrong, damaged or brought from elsewhere, counts as not there, and a line says so.
+
+    Args:
+        root: The folder; ``$BENCH_CACHE`` or the platform's cache folder by default.
+        since: Files that were written before count as not there, in ns as in ``st_mtime_ns``.
+    """
+
+    def __init__(self, root: Path | None = None, since: int = 0) -> None:
+        default = os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("erasure-bench")
+        self.root, self.since = Path(root or default).absolute(), since
+
+    def check_writable(self) -> None:
+        """Fail now rather than after an hour of work.
+
+        Raises:
+            StoreError: Nothing can be written to the folder.
+        """
+        try:
+            probe(self.root)
+        except StoreError as exc:
+            raise StoreError(f"{exc} with BENCH_CACHE") from exc
+
+    def save(self, path: Path, data: bytes) -> None:
+        """Write a file of the cache with its seal.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        write(path, data, self._seal(path, data))
+
+    def load(self, path: Path) -> bytes | None:
+        """Return what was saved there, or ``None`` if there is nothing, or something else."""
+        try:
+            with path.open("rb") as stream:
+                about = os.fstat(stream.fileno())
+                data = stream.read(max(0, about.st_size - _SEAL))
+                seal = stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            log.warning("made again: %s cannot be read (%s)", path, exc.strerror)
+            return None
+        if about.st_mtime_ns < self.since:
+            return None
+        if seal != self._seal(path, data):
+            log.warning("made again: %s is damaged, or is not what was kept there", path)
+            return None
+        return data
+
+    def keep(self, path: Path, make: Callable[[], bytes]) -> bytes:
+        """Return what is kept in a file, or make it now and keep it."""
+        data = self.load(path)
+        if data is None:
+            data = make()
+            self.save(path, data)
+        return data
+
+    def _seal(self, path: Path, data: bytes) -> bytes:
+        total = hashlib.sha256(f"{path.relative_to(self.root).as_posix()}\n".encode())
+        total.update(data)
+        return total.hexdigest().encode()
+
+    def erasure(self, key: str) -> Path:
+        """Return the folder of an erasure: ``delta.safetensors`` and ``card.json``."""
+        return self.root / "erasures" / key
+
+    def image(self, key: str) -> Path:
+        """Return the file of an image."""
+        return self.root / "images" / key[:2] / f"{key}.png"
+
+    def features(self, key: str) -> Path:
+        """Return the file of what was measured on a shard of images."""
+        return self.root / "features" / key[:2] / f"{key}.safetensors"
+
+    def attack(self, key: str, prompt: str) -> Path:
+        """Return the file of an attack's finished prompt; different ids, different files."""
+        readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in prompt)[:40]
+        name = f"{readable}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.json"
+        return self.root / "attacks" / key / name
+
+    def work(self, key: str) -> Path:
+        """Return the folder of what a plug-in keeps for itself."""
+        return self.root / "work" / key
+
+    def drop_older(self, folder: Path) -> None:
+        """Delete what a plug-in wrote in its folder before a fresh run began."""
+        for path in folder.rglob("*") if self.since else ():
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.stat().st_mtime_ns < self.since:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def lock(self, name: str, what: str) -> Iterator[None]:
+        """Hold a piece of work, so that no other process does it too; a line says if one has to wait.
+
+        Raises:
+            StoreError: The lock cannot be made.
+        """
+        path = self.root / "locks" / f"{name}.lock"
+        owner = path.with_suffix(".owner")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                with contextlib.suppress(OSError):
+                    log.warning("waiting for %s, which computes %s", owner.read_text(), what)
+                lock.acquire()
+        except OSError as exc:
+            raise StoreError(
+                f"cannot lock {path}: {exc.strerror or exc}; choose another folder with BENCH_CACHE"
+            ) from exc
+        try:
+            write(owner, f"process {os.getpid()} on {platform.node()}".encode())
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def begin(self, cells: Iterable[str], *, fresh: bool) -> int:
+        """Return since when what is there counts for a run of these cells, in ns; 0 is always.
+
+        A fresh run begins now, or when it began if it was stopped before :meth:`end`.
+
+        Raises:
+            StoreError: Nothing can be written to the cache.
+        """
+        self.check_writable()
+        if not fresh:
+            return 0
+        path = self._beginning(cells)
+        if path.exists():
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            log.warning("resumes what --fresh began at %s", when.isoformat(" ", "minutes"))
+        else:
+            write(path, b"")
+        return path.stat().st_mtime_ns
+
+    def end(self, cells: Iterable[str]) -> None:
+        """Note that a run of these cells is finished: the next fresh one begins anew."""
+        self._beginning(cells).unlink(missing_ok=True)
+
+    def _beginning(self, cells: Iterable[str]) -> Path:
+        key = hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()[:16]
+        return self.root / "fresh" / key

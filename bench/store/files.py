@@ -1,0 +1,40 @@
+"""Writes files so that no reader sees half of one, and a process may be killed at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from bench.core.errors import StoreError
+
+
+def write(path: Path, *parts: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as stream:
+            stream.writelines(parts)
+        draft.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write {path}: {exc.strerror or exc}; choose another folder"
+        ) from exc
+
+
+def probe(folder: Path) -> None:
+    """Write something and take it away again.
+
+    Raises:
+        StoreError: Nothing can be written to the folder.
+    """
+    path = folder / f".{os.getpid()}.probe"
+    write(path, bytes(4096))
+    path.unlink(missing_ok=True)

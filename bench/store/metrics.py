@@ -1,0 +1,89 @@
+"""From scores to one number with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean, stdev
+from typing import Any
+
+from bench.core.types import Score
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A number that says how many images it rests on, and how many could not be scored.
+
+    Args:
+        value: The number; ``None`` if there is nothing to compute it from.
+        n: Images that it rests on.
+        unscored: Images that could not be scored.
+        low: Lower end of its 95 % interval; a measure of a whole set has none.
+        high: Upper end.
+        detail: The protocol of a measure of a whole set, as its evaluator states it.
+        failed: Why the measure could not be taken at all; then there is no value.
+    """
+
+    value: float | None
+    n: int
+    unscored: int = 0
+    low: float | None = None
+    high: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+    def called(self, metric: str) -> str:
+        """Return what a measure may be called: by its evaluator's word, such as for another extractor."""
+        return str(self.detail.get("metric", metric))
+
+
+def rate(outcomes: Sequence[bool | None]) -> Measurement:
+    """Return the share of ``True`` with its Wilson interval; ``None`` counts as unscored."""
+    from scipy.stats import binomtest  # slow to import
+
+    known = [outcome for outcome in outcomes if outcome is not None]
+    n, unscored = len(known), len(outcomes) - len(known)
+    if not n:
+        return Measurement(None, 0, unscored)
+    interval = binomtest(sum(known), n).proportion_ci(CONFIDENCE, method="wilson")
+    return Measurement(sum(known) / n, n, unscored, float(interval.low), float(interval.high))
+
+
+def mean(scores: Sequence[Score]) -> Measurement:
+    """Return the mean score, with Student's t interval from two samples on.
+
+    A score that is not finite counts as unscored.
+    """
+    from scipy.special import stdtrit  # slow to import
+
+    values = [s.value for s in scores if s.value is not None and isfinite(s.value)]
+    n, unscored = len(values), len(scores) - len(values)
+    if not n:
+        return Measurement(None, 0, unscored)
+    m = fmean(values)
+    if n == 1:
+        return Measurement(m, 1, unscored)
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * stdev(values) / n**0.5
+    return Measurement(m, n, unscored, m - half, m + half)
+
+
+def complement(m: Measurement) -> Measurement:
+    """Return ``1 - m``: CER from ASR."""
+    if m.value is None or m.low is None or m.high is None:
+        return m
+    return Measurement(1 - m.value, m.n, m.unscored, 1 - m.high, 1 - m.low)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Return the exact two-sided McNemar p-value of paired outcomes; 1.0 if none differ."""
+    from scipy.stats import binomtest
+
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(a and not b for a, b in pairs)
+    only_second = sum(b and not a for a, b in pairs)
+    if not only_first + only_second:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)

@@ -1,0 +1,72 @@
+"""The record of one cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bench.core.types import Cost, SamplerNoise
+from bench.plan.cell import Cell
+from bench.store.metrics import Measurement
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt of a cell.
+
+    Args:
+        id: The prompt's name in its set.
+        text: The prompt as it is in the set.
+        seed: Seed of its image.
+        guidance: Its guidance.
+        success: Whether the judge found the concept in any of its images; ``None`` if one of them
+            could not be scored and no other succeeded.
+        own: The judge's score of the prompt's own image.
+        attacked: The judge's score of the adversarial prompt's image, made again by the harness.
+        adversarial: The adversarial text, if there was an attack.
+        cost: What the attack spent.
+        trace: What the attack recorded.
+        detail: What the judge said of the last image.
+        scores: Further measures of the last image.
+        adversarial_seed: Seed of the adversarial prompt's image.
+        adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
+        beyond: What else the attack changed: "embedding", "weights" or "noise"; empty for a prompt.
+        own_detail: What the judge said of the prompt's own image, if there was an attack.
+    """
+
+    id: str
+    text: str
+    seed: int
+    guidance: float
+    success: bool | None
+    own: float | None
+    attacked: float | None = None
+    adversarial: str | None = None
+    cost: Cost = field(default_factory=Cost)
+    trace: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
+    adversarial_seed: int | None = None
+    adversarial_noise: SamplerNoise | None = None
+    beyond: str = ""
+    own_detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The record of one cell."""
+
+    cell: Cell
+    status: Literal["ok", "skipped", "failed"]
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    reason: str = ""
+    erasure: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    excluded: int = 0  # prompts of the set that never run: bench.tasks.exclusion
+    space: str = "prompt"  # what the attack changes: bench.core.types.Threat
+    protocol: dict[str, str] = field(default_factory=dict)  # how it was drawn and judged, in words
+    schema_version: int = SCHEMA

@@ -1,0 +1,1 @@
+"""Prompt files, who is never drawn, tasks."""
