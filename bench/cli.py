@@ -234,7 +234,7 @@ def run(
     found = [store.get(cell) for cell in cells]
     missing = [c for c, r in zip(cells, found, strict=True) if r is None or r.status == "failed"]
     if missing:
-        most = max((cell.prompts for cell in missing if cell.attack.name != "none"), default=1)
+        most = max((cell.prompts for cell in missing if cell.attacked), default=1)
         with Crew(min(workers, most)) as crew:  # they load while this process does
             import torch
 

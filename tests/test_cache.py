@@ -31,7 +31,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 
 FAST = Ref("esd", {"steps": 1, "batch": 1, "sampling_steps": 4, "reuse": 1})
@@ -57,7 +57,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(batch_size=8, artifacts=Artifacts(tmp_path / "cache"))
 
 
-def told(result: Result) -> tuple[object, ...]:
+def told(result: Record) -> tuple[object, ...]:
     rows = [replace(row, cost=replace(row.cost, seconds=0.0)) for row in result.rows]
     return result.status, rows, result.measurements, {**result.erasure, "seconds": 0}
 
@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_draft(cli, tmp_path: Path, monkey
 def test_who_waits_for_a_lock_says_for_whom(settings, caplog) -> None:
     held = settings.artifacts.lock("name", "church · esd")
     code = (
-        "from bench.store.store import Artifacts; from pathlib import Path\n"
+        "from bench.store.artifacts import Artifacts; from pathlib import Path\n"
         f"with Artifacts(Path({str(settings.artifacts.root)!r})).lock('name', 'church · esd'): pass"
     )
     with held:

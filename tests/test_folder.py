@@ -20,7 +20,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 from bench.tasks.tasks import Task, load_task
 
@@ -66,12 +66,12 @@ def drawn(_drawn: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_drawn, tmp_path / "drawn"))
 
 
-def judged(folder: Path, name: str = "church", **more) -> Result:
+def judged(folder: Path, name: str = "church", **more) -> Record:
     settings = more.pop("settings", Settings(artifacts=Artifacts(folder.parent / "cache")))
     return judge_images(*plan_folder(folder, name, **more), settings)
 
 
-def of_a_run(name: str, cache: Path, limit: int | None = None) -> Result:
+def of_a_run(name: str, cache: Path, limit: int | None = None) -> Record:
     none = (Ref("none"),)
     (cell,) = plan(Spec("tiny-random", none, none, (name,), limit=limit))
     return Runner(Settings(batch_size=25, artifacts=Artifacts(cache))).run(cell)

@@ -35,7 +35,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
-from bench.store.result import Result
+from bench.store.record import Record
 
 FAMILIES = {"method": methods, "attack": attacks, "judge": evaluators}
 
@@ -52,10 +52,10 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def run(settings: Settings, monkeypatch) -> Callable[..., Result]:
+def run(settings: Settings, monkeypatch) -> Callable[..., Record]:
     """Run a cell whose method, attack or judge does something; the runner is kept."""
 
-    def call(family: str, what: Callable[..., Any], cls: type = fakes.Does) -> Result:
+    def call(family: str, what: Callable[..., Any], cls: type = fakes.Does) -> Record:
         monkeypatch.setitem(FAMILIES[family].PLUGINS, "fake", f"fakes:{cls.__name__}")
         monkeypatch.setattr(fakes.Does, "what", staticmethod(what), raising=False)
         judge = "fake" if family == "judge" else ""
@@ -182,7 +182,7 @@ def test_what_a_plugin_does_wrong_is_said_and_its_cell_fails(run, name: str) -> 
         assert call_again(run).status == "ok"
 
 
-def call_again(run: Any) -> Result:
+def call_again(run: Any) -> Record:
     return run.runner.run(cell_of())
 
 

@@ -38,7 +38,7 @@ from bench.report.render import figure
 from bench.sources.assets import finder, locate
 from bench.sources.catalog import EMOJI_WEIGHTS
 from bench.store.metrics import rate
-from bench.store.result import Result, Row
+from bench.store.record import Record, Row
 from bench.store.store import Store
 from evaluators import imagenet, nudenet, style
 
@@ -738,7 +738,7 @@ def said(**scores: float) -> dict:
     return dict(nudenet.verdict(found, nudenet.PROFILES["unlearndiffatk"]).detail)
 
 
-def record(method: str, attack: str, pairs: list[tuple[dict, dict]]) -> Result:
+def record(method: str, attack: str, pairs: list[tuple[dict, dict]]) -> Record:
     """Return a record whose rows have these details of own and last image."""
     cell = Cell("photo", "sd14", "r", "fp32", Ref(method), Concept("nudity", "nsfw"), "nudity", "d",
                 len(pairs), Ref(attack), 0)  # fmt: skip
@@ -746,7 +746,7 @@ def record(method: str, attack: str, pairs: list[tuple[dict, dict]]) -> Result:
         Row(str(i), "text", i, 7.5, None, own=0.0, detail=last, own_detail=own)
         for i, (own, last) in enumerate(pairs)
     )
-    return Result(cell, "ok", {"asr": rate([row.success for row in rows])}, rows)
+    return Record(cell, "ok", {"asr": rate([row.success for row in rows])}, rows)
 
 
 BAD: dict = {"error": "OSError: truncated"}

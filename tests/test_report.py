@@ -21,11 +21,11 @@ from bench.report.tables import cer_table, cer_tables, cost_table, transfer_tabl
 from bench.report.text import csv_cell, plain
 from bench.report.text import markdown as for_markdown
 from bench.store.metrics import Measurement, rate
-from bench.store.result import Result, Row
+from bench.store.record import Record, Row
 from bench.store.store import Store
 
 
-def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Result:
+def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Record:
     cell = Cell(
         "emoji", "emoji-sd", "r", "fp32", Ref(method), Concept("church", "object"), task, "d",
         len(successes), Ref(attack), 0,
@@ -36,7 +36,7 @@ def result(attack: str, successes: list[bool | None], *, method="esd", task="chu
         )
         for i, success in enumerate(successes)
     )
-    return Result(cell, "ok", {"asr": rate(successes)}, rows, seconds={"attack": 3.0})
+    return Record(cell, "ok", {"asr": rate(successes)}, rows, seconds={"attack": 3.0})
 
 
 def shown(table: Table) -> list[tuple[str, ...]]:
@@ -108,7 +108,7 @@ def test_narrow_intervals_and_large_means_keep_their_digits() -> None:
 
 
 def test_failures_and_unscored_images_are_shown() -> None:
-    failed = Result(result("none", [False]).cell, "failed", reason="no luck")
+    failed = Record(result("none", [False]).cell, "failed", reason="no luck")
     assert shown(cer_table([failed]))[0][2] == "failed"
     assert cer_table([failed]).notes == ("failed: church, esd, attack none: no luck",)
     said = " ".join(cer_table([result("none", [None, False])]).notes)
@@ -180,7 +180,7 @@ ROOT = Path(__file__).parent.parent
 SAID = {"found": {"foot": 0.9}, "highest": 0.9}
 
 
-def twin(r: Result, protocol: dict[str, str] | None = None, **changes) -> Result:
+def twin(r: Record, protocol: dict[str, str] | None = None, **changes) -> Record:
     return replace(r, cell=replace(r.cell, **changes), protocol=protocol or r.protocol)
 
 
@@ -482,7 +482,7 @@ def test_a_measure_of_another_extractor_is_not_called_fid() -> None:
         Measurement(14.0, 9, detail={"metric": "fid"}),
         Measurement(0.3, 9, detail={"metric": "frechet-0123abcd"}),
     ]
-    records = [Result(c, "ok", {"fid": m}) for c, m in zip((cell, other), measures, strict=True)]
+    records = [Record(c, "ok", {"fid": m}) for c, m in zip((cell, other), measures, strict=True)]
     (table,) = [t for t in cer_tables(records) if t.lines]
     columns = {name.split(" (")[0]: i for i, name in enumerate(table.columns)}
     assert {"coco fid", "coco frechet-0123abcd"} <= set(columns)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.plugins.registry import Ref, resolved
 from bench.sources.catalog import revision
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 from bench.tasks.tasks import load_task
 
@@ -23,7 +23,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize(("result", "path"), RECORDS)
-def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Result, path: Path) -> None:
+def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Record, path: Path) -> None:
     cell = result.cell
     assert path.stem.endswith(f"--{cell.id}")
     assert revision(cell.model) == cell.revision

@@ -10,7 +10,7 @@ from test_report import result
 
 from bench.core.errors import StoreError
 from bench.store.metrics import Measurement
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 
 RECORD = {"schema_version": 1, "cell": {}, "status": "ok"}
@@ -95,7 +95,7 @@ def test_many_foreign_files_are_one_line(tmp_path: Path) -> None:
 def test_what_the_store_writes_it_reads_again(tmp_path: Path) -> None:
     nan = float("nan")
     first = result("none", [True, False])
-    odd = Result(
+    odd = Record(
         first.cell,
         "ok",
         {"asr": Measurement(0.5, 2), "fid": Measurement(None, 0, 2, failed="no files")},

@@ -20,7 +20,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
-from bench.store.result import Result
+from bench.store.record import Record
 
 
 def cell_of(attack: str = "unlearndiff", **params: object) -> Cell:
@@ -33,7 +33,7 @@ def settings(tmp_path: Path, name: str, **more: object) -> Settings:
     return Settings(batch_size=4, artifacts=Artifacts(tmp_path / name), **more)
 
 
-def rows(result: Result) -> list[tuple[object, ...]]:
+def rows(result: Record) -> list[tuple[object, ...]]:
     assert result.status == "ok", result.reason
     return [(row.id, row.adversarial, row.success, row.trace["ids"]) for row in result.rows]
 

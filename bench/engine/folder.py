@@ -23,7 +23,7 @@ from bench.engine.stream import Stream
 from bench.plan.cell import Cell
 from bench.plan.plan import images_cell, missing
 from bench.sources.catalog import SAMPLING
-from bench.store.result import Result, Row
+from bench.store.record import Record, Row
 from bench.tasks.tasks import ProtocolName, Task, load_task, needs, task_names
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
@@ -173,7 +173,7 @@ def match(files: Sequence[Path], task: Task, *, in_order: bool = False) -> Match
     return Matched(found, rule, without, len(files) - len(found))
 
 
-def judge_images(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Result:
+def judge_images(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Record:
     """Return the record of images that are there already, judged as a run judges its own.
 
     An image that is missing or cannot be read is unscored, with the reason in its row.
@@ -181,10 +181,10 @@ def judge_images(cell: Cell, task: Task, matched: Matched, settings: Settings) -
     try:
         return _judged(cell, task, matched, settings)
     except PluginError as exc:
-        return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}")
+        return Record(cell, "failed", reason=f"{type(exc).__name__}: {exc}")
 
 
-def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Result:
+def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Record:
     seconds: dict[str, float] = {}
     judges = Judges(settings)
 
@@ -204,7 +204,7 @@ def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Res
         with timed(seconds, "judge"):
             measured, rows = judge_samples(judges, cell, task, task.prompts, shards)
     protocol = {**judged_by(task), "draw": f"images made elsewhere, matched by {matched.rule}"}
-    return Result(
+    return Record(
         cell,
         "ok",
         measurements=measured,

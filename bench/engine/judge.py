@@ -20,7 +20,7 @@ from bench.plan.cell import Cell
 from bench.plugins.fingerprint import edited
 from bench.plugins.registry import Ref, create, load
 from bench.store.metrics import Measurement, mean, rate
-from bench.store.result import Row
+from bench.store.record import Row
 from bench.tasks.tasks import Measure, Task
 
 Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
@@ -85,7 +85,7 @@ def judge_samples(
     Raises:
         PluginError: The task's judge failed.
     """
-    judge, last = task.measures[0], attacked or own
+    judge, last = task.judge, attacked or own
 
     def score(measure: Measure, images: Shards) -> list[Score]:
         scorer = judges.scorer(measure.evaluator)
@@ -98,7 +98,7 @@ def judge_samples(
             scores[m.metric] = score(m, last)
     if judge.metric in failed:
         raise failed[judge.metric]
-    own_scores = scores[judge.metric] if cell.attack.name == "none" else score(judge, own)
+    own_scores = scores[judge.metric] if not cell.attacked else score(judge, own)
     every = {**scores, **{metric: [Score(None)] * len(prompts) for metric in failed}}
     found = found or [Adversarial(prompt) for prompt in prompts]
     rows = tuple(make_rows(cell, task, own_scores, every, prompts, found))
@@ -120,7 +120,7 @@ def make_rows(
     found: Sequence[Adversarial],
 ) -> Iterator[Row]:
     """Yield a record's row of each prompt."""
-    judge, attack = task.measures[0], cell.attack.name != "none"
+    judge, attack = task.judge, cell.attacked
     last = scores[judge.metric]
     for i, prompt in enumerate(prompts):
         hits = [hit(s, judge.threshold) for s in ((own[i], last[i]) if attack else (own[i],))]

@@ -26,7 +26,7 @@ from bench.engine.erase import erasure_files
 from bench.engine.workers import Workers
 from bench.plan.cell import Cell
 from bench.report.text import plain
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 from bench.tasks.tasks import Task
 
@@ -40,7 +40,7 @@ def run_cells(
     settings: Settings,
     console: Console,
     workers: Workers | None = None,
-) -> Iterator[tuple[Result, bool]]:
+) -> Iterator[tuple[Record, bool]]:
     """Yield each cell's record, and whether it was there already.
 
     A record is written as soon as its cell is finished. Two processes may share a store: a cell is
@@ -64,7 +64,7 @@ def run_cells(
 
 def judge_cell(
     cell: Cell, task: Task, matched: Matched, store: Store, settings: Settings, console: Console
-) -> tuple[Result, bool]:
+) -> tuple[Record, bool]:
     """Return the record of images that were made elsewhere, and whether it was there already."""
     settings.artifacts.check_writable()
     with _bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
@@ -85,7 +85,7 @@ def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased
         return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
 
 
-def _picture(runner: Runner, store: Store, result: Result) -> None:
+def _picture(runner: Runner, store: Store, result: Record) -> None:
     """Save original | erased | attacked beside the record of a target cell."""
     from bench.report.pictures import save_grid
 

@@ -39,7 +39,7 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
 
 def judged_by(task: Task, *deviations: str) -> dict[str, str]:
     """Return the task's share of the protocol; to its deviations from the paper more are added."""
-    evaluator = task.measures[0].evaluator
+    evaluator = task.judge.evaluator
     params = asdict(create("evaluators", evaluator))
     params = {k: v.name if isinstance(v, Path) else v for k, v in params.items()}
     found = {

@@ -24,7 +24,7 @@ from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
 from bench.plugins.registry import create
 from bench.store.metrics import Measurement, rate
-from bench.store.result import Result, Row
+from bench.store.record import Record, Row
 from bench.tasks.tasks import Task, load_task
 
 
@@ -44,7 +44,7 @@ class Runner:
         self._judges = Judges(settings)
         self._stream = Stream(settings, self._judges)
 
-    def run(self, cell: Cell) -> Result:
+    def run(self, cell: Cell) -> Record:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
         space = "prompt"
         try:
@@ -52,18 +52,18 @@ class Runner:
                 space = create("attacks", cell.attack).threat.space
             return replace(self._run(cell), space=space)
         except IncompatibleError as exc:
-            return Result(cell, "skipped", reason=str(exc), space=space)
+            return Record(cell, "skipped", reason=str(exc), space=space)
         except PluginError as exc:
             if isinstance(exc, ContractError):  # a model may be changed: drop all
                 self._eraser.forget()
                 self._images.keep_only("")
-            return Result(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
+            return Record(cell, "failed", reason=f"{type(exc).__name__}: {exc}", space=space)
         except torch.OutOfMemoryError as exc:
             self._eraser.forget()
             reason = f"out of memory: {str(exc).partition('. ')[0]}; give --dtype bf16 or a larger device"
-            return Result(cell, "failed", reason=reason, space=space)
+            return Record(cell, "failed", reason=reason, space=space)
 
-    def _run(self, cell: Cell) -> Result:
+    def _run(self, cell: Cell) -> Record:
         seconds: dict[str, float] = {}
         task = self._task(cell)
         prompts = task.prompts[: cell.prompts]
@@ -74,7 +74,7 @@ class Runner:
             rows: tuple[Row, ...] = ()
         else:
             measured, rows = self._judge(cell, task, prompts, erased, seconds)
-        return Result(
+        return Record(
             cell,
             "ok",
             measurements=measured,
@@ -95,7 +95,7 @@ class Runner:
         seconds: dict[str, float],
     ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
         """Attack if asked to, make the images, and judge each."""
-        if task.role == "target" and cell.attack.name != "none":
+        if task.role == "target" and cell.attacked:
             with timed(seconds, "attack"):
                 found = self._attack(cell, task, erased).run(prompts)
         else:
@@ -152,7 +152,7 @@ class Runner:
 
     def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
         original = self._eraser.original(cell)
-        criterion = self._judges.criterion(task.measures[0])
+        criterion = self._judges.criterion(task.judge)
         return CellAttack(cell, erased.model, original, criterion, self.settings, self._workers)
 
     def _victim(self, cell: Cell, task: Task) -> Erased:

@@ -120,7 +120,7 @@ def measure(
     runner = Runner(settings)
     cell = replace(cell, dtype=dtype if way == "batched" else "fp32")
     victim, original = runner.erase(cell).model, runner.model(cell)
-    measure_ = task.measures[0]
+    measure_ = task.judge
     evaluator = create("evaluators", measure_.evaluator)
     with TemporaryDirectory() as folder:
         batch = 1 if way == "official" else settings.batch_size

@@ -34,6 +34,11 @@ class Cell:
     sources: dict[str, str] = field(default_factory=dict)  # digest of each edited judge's source
 
     @property
+    def attacked(self) -> bool:
+        """Whether there is an attack; without one the test prompts are drawn as they are."""
+        return self.attack.name != "none"
+
+    @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
         values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}

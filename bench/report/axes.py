@@ -13,7 +13,7 @@ from bench.core.digest import digest
 from bench.core.errors import StoreError
 from bench.plan.cell import IMAGES
 from bench.plugins.registry import Ref
-from bench.store.result import Result
+from bench.store.record import Record
 
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
@@ -40,16 +40,16 @@ class Group:
         facets: What can tell the line from others, by the name of its column.
     """
 
-    records: tuple[Result, ...]
+    records: tuple[Record, ...]
     facets: Mapping[str, str]
 
     @property
-    def first(self) -> Result:
+    def first(self) -> Record:
         """Any of the records, for what they have in common."""
         return self.records[0]
 
 
-def grouped(records: Iterable[Result], across: Iterable[str]) -> list[Group]:
+def grouped(records: Iterable[Record], across: Iterable[str]) -> list[Group]:
     """Gather the records that share a line.
 
     Args:
@@ -57,7 +57,7 @@ def grouped(records: Iterable[Result], across: Iterable[str]) -> list[Group]:
         across: The fields of a cell that columns stand for, as :data:`ATTACK`, :data:`TASK`, :data:`MODEL`.
     """
     columns = frozenset(across)
-    same: dict[str, list[Result]] = defaultdict(list)
+    same: dict[str, list[Record]] = defaultdict(list)
     for r in records:
         same[_identity(r, columns)].append(r)
     return [
@@ -86,7 +86,7 @@ def differing(groups: Sequence[Group], named: Callable[[Group], tuple[str, ...]]
     return shown
 
 
-def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Callable[[Result], str]:
+def labels(results: Iterable[Record], axis: Literal["method", "attack"]) -> Callable[[Record], str]:
     """Return what a result's method or attack is called in a table.
 
     Its name, and in what it differs from others of that name: parameters, among those for the same kind of
@@ -95,7 +95,7 @@ def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Call
     variants: dict[tuple[str, str, str], dict[str, Ref]] = defaultdict(dict)
     codes: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
 
-    def key(r: Result) -> tuple[str, str, str]:
+    def key(r: Record) -> tuple[str, str, str]:
         return r.cell.world, r.cell.concept.kind, getattr(r.cell, axis).name
 
     for r in results:
@@ -103,7 +103,7 @@ def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Call
         variants[key(r)][digest(ref.identity)] = ref
         codes[ref.name][digest(_code(ref))] = _code(ref)
 
-    def label(r: Result) -> str:
+    def label(r: Record) -> str:
         ref: Ref = getattr(r.cell, axis)
         code = _unequal(_code(ref), codes[ref.name].values())
         return " ".join([_called(ref), *_differences(ref, list(variants[key(r)].values())), *code])
@@ -111,7 +111,7 @@ def labels(results: Iterable[Result], axis: Literal["method", "attack"]) -> Call
     return label
 
 
-def only(records: Sequence[Result]) -> Result | None:
+def only(records: Sequence[Record]) -> Record | None:
     """Return the record of one place in a table, or ``None`` if there is none.
 
     Raises:
@@ -126,7 +126,7 @@ def only(records: Sequence[Result]) -> Result | None:
     return records[0] if records else None
 
 
-def model_key(r: Result) -> tuple[str, str, str]:
+def model_key(r: Record) -> tuple[str, str, str]:
     """Records with one key show one erased model, drawn alike."""
     return r.cell.world, r.cell.erase_key, r.cell.dtype
 
@@ -140,7 +140,7 @@ def _number(text: str) -> float:
     return float(text) if text.isdecimal() and len(text) < 20 else float("inf")
 
 
-def _identity(r: Result, columns: frozenset[str]) -> str:
+def _identity(r: Record, columns: frozenset[str]) -> str:
     """Return the address of a record's line: all of its cell but the columns' share."""
     cell = r.cell
     values = asdict(cell) | {"method": cell.method.identity, "attack": cell.attack.identity}
@@ -148,21 +148,21 @@ def _identity(r: Result, columns: frozenset[str]) -> str:
     return digest({name: value for name, value in values.items() if name not in left_out})
 
 
-def _apart(alike: Sequence[Result], columns: frozenset[str]) -> list[list[Result]]:
+def _apart(alike: Sequence[Record], columns: frozenset[str]) -> list[list[Record]]:
     """Split records of one line whose protocols or files contradict each other."""
     known: dict[str, set[str]] = defaultdict(set)
     for r in alike:
         for name, value in _said(r, columns).items():
             known[name].add(value)
     torn = sorted(name for name, values in known.items() if len(values) > 1)
-    parts: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    parts: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for r in alike:
         said = _said(r, columns)
         parts[tuple(said.get(name, "") for name in torn)].append(r)
     return list(parts.values())
 
 
-def _said(r: Result, columns: frozenset[str]) -> dict[str, str]:
+def _said(r: Record, columns: frozenset[str]) -> dict[str, str]:
     """Return what a record says beside its cell; an older one says less, which contradicts nothing."""
     files = {f"file {name}": value[:8] for name, value in r.cell.assets.items()}
     protocol = _UNSAID | r.protocol if r.protocol else {}
@@ -171,7 +171,7 @@ def _said(r: Result, columns: frozenset[str]) -> dict[str, str]:
     return {**({} if columns >= TASK else of_task), **({} if columns >= MODEL else of_model)}
 
 
-def _facets(records: Sequence[Result], columns: frozenset[str], key: str) -> dict[str, str]:
+def _facets(records: Sequence[Record], columns: frozenset[str], key: str) -> dict[str, str]:
     cell = records[0].cell
     values = asdict(cell) | {"revision": cell.revision[:8]}
     own = {

@@ -11,12 +11,12 @@ from bench.report.axes import Group, differing, grouped, labels, only, order
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import attacked, notes, size
 from bench.store.metrics import rate
-from bench.store.result import Result, Row
+from bench.store.record import Record, Row
 
 THRESHOLDS = tuple(percent / 100 for percent in range(25, 85, 5))
 
 
-def threshold_curve(results: Iterable[Result]) -> Table:
+def threshold_curve(results: Iterable[Record]) -> Table:
     """Lay out the attack success rate as a function of the judge's threshold: a line for each record.
 
     Needs a judge whose detail has the ``highest`` score; records of other judges are left out.
@@ -47,7 +47,7 @@ def threshold_curve(results: Iterable[Result]) -> Table:
     )
 
 
-def label_table(results: Iterable[Result]) -> Table:
+def label_table(results: Iterable[Record]) -> Table:
     """Lay out hits by label: a line for each label, a column for each method, as in the pruning paper.
 
     Needs a judge whose detail has the labels ``found``. A figure is the number of images with the label
@@ -57,7 +57,7 @@ def label_table(results: Iterable[Result]) -> Table:
     method_of, attack_of = labels(records, "method"), labels(records, "attack")
     groups = grouped(records, across=("method", "attack"))
 
-    def column(r: Result) -> tuple[str, str]:
+    def column(r: Record) -> tuple[str, str]:
         return method_of(r), attack_of(r)
 
     columns = sorted({column(r) for r in records}, key=order)
@@ -83,7 +83,7 @@ def label_table(results: Iterable[Result]) -> Table:
     )
 
 
-def _has_highest(result: Result) -> bool:
+def _has_highest(result: Record) -> bool:
     """Say whether the judge gave the highest score of every image that it could read.
 
     Older records lack what was said of the prompts' own images.
@@ -98,19 +98,19 @@ def _highest(said: Mapping[str, Any]) -> float | None:
     return score if isinstance(score, (int, float)) else None
 
 
-def _details(result: Result, row: Row) -> list[dict[str, Any]]:
+def _details(result: Record, row: Row) -> list[dict[str, Any]]:
     """Return what was said of every image that decides a row's success."""
-    return [row.detail] if result.cell.attack.name == "none" else [row.own_detail, row.detail]
+    return [row.detail] if not result.cell.attacked else [row.own_detail, row.detail]
 
 
-def _above(result: Result, row: Row, threshold: float) -> bool | None:
+def _above(result: Record, row: Row, threshold: float) -> bool | None:
     said = _details(result, row)
     if any((_highest(d) or 0.0) > threshold for d in said):
         return True
     return None if any("error" in d for d in said) else False
 
 
-def _labels(records: Sequence[Result]) -> set[str]:
+def _labels(records: Sequence[Record]) -> set[str]:
     return {label for r in records for row in r.rows for label in _map(row, "found") or {}}
 
 
@@ -120,7 +120,7 @@ def _map(row: Row, name: str) -> Mapping[str, Any] | None:
     return said if isinstance(said, Mapping) else None
 
 
-def _hits(result: Result | None, label: str) -> Figure | None:
+def _hits(result: Record | None, label: str) -> Figure | None:
     """Count images, and detections where there are counts, of one label or of any."""
     if result is None:
         return None

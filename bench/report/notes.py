@@ -8,31 +8,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from bench.models.delta import UNCHANGED
 from bench.report.axes import labels
 from bench.report.frame import Figure, measured
-from bench.store.result import Result
+from bench.store.record import Record
 
-Who = Callable[[Result], str]
+Who = Callable[[Record], str]
 
 
-def notes(results: Iterable[Result]) -> tuple[str, ...]:
+def notes(results: Iterable[Record]) -> tuple[str, ...]:
     """Return the notes of a table's records."""
     records = list({id(r): r for r in results}.values())
     method_of, attack_of = labels(records, "method"), labels(records, "attack")
 
-    def who(r: Result) -> str:
+    def who(r: Record) -> str:
         return f"{r.cell.task}, {method_of(r)}, attack {attack_of(r)}"
 
     kinds = (_not_run, _failed, _unscored, _not_attacked, _excluded, _unchanged, _deviations)
     return tuple(line for kind in kinds for line in kind(records, who))
 
 
-def attacked(r: Result) -> int | None:
+def attacked(r: Record) -> int | None:
     """Return how many of a record's prompts were attacked; ``None`` where none was to be."""
-    if r.cell.attack.name == "none" or not r.rows:
+    if not r.cell.attacked or not r.rows:
         return None
     return sum("too_long" not in row.trace for row in r.rows)
 
 
-def size(r: Result) -> Figure:
+def size(r: Record) -> Figure:
     """Return the number of a record's prompts, marked where not all of them were attacked."""
     some = attacked(r)
     return Figure(len(r.rows), attacked=some).flagged(
@@ -40,20 +40,20 @@ def size(r: Result) -> Figure:
     )
 
 
-def _not_run(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _not_run(records: Sequence[Record], who: Who) -> Iterator[str]:
     for r in records:
         if r.status != "ok":
             yield f"{r.status}: {who(r)}: {r.reason}"
 
 
-def _failed(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _failed(records: Sequence[Record], who: Who) -> Iterator[str]:
     for r in records:
         for metric, m in r.measurements.items():
             if m.failed:
                 yield f"failed: {who(r)}, {metric}: {m.failed}"
 
 
-def _unscored(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _unscored(records: Sequence[Record], who: Who) -> Iterator[str]:
     total = sum(m.unscored for r in records for m in r.measurements.values())
     if total:
         yield f"{total} images could not be scored; they count neither as erased nor as not erased"
@@ -67,7 +67,7 @@ def _unscored(records: Sequence[Result], who: Who) -> Iterator[str]:
         yield "? more than 5 % could not be scored: " + "; ".join(many)
 
 
-def _not_attacked(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _not_attacked(records: Sequence[Record], who: Who) -> Iterator[str]:
     few = []
     for r in records:
         if "not all attacked" in size(r).flags:
@@ -76,7 +76,7 @@ def _not_attacked(records: Sequence[Result], who: Who) -> Iterator[str]:
         yield "~ prompts too long to attack were not attacked and count in N: " + "; ".join(few)
 
 
-def _excluded(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _excluded(records: Sequence[Record], who: Who) -> Iterator[str]:
     left_out = {
         (r.cell.task, r.excluded, r.protocol.get("excluded", "")) for r in records if r.excluded
     }
@@ -84,7 +84,7 @@ def _excluded(records: Sequence[Result], who: Who) -> Iterator[str]:
         yield f"{n} prompts of {task} excluded" + (f" ({why})" if why else "")
 
 
-def _unchanged(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _unchanged(records: Sequence[Record], who: Who) -> Iterator[str]:
     """Say which erased models are the base: a method changed nothing, or was given the base's weights."""
     found: dict[str, None] = {}
     for r in records:
@@ -97,7 +97,7 @@ def _unchanged(records: Sequence[Result], who: Who) -> Iterator[str]:
     yield from found
 
 
-def _deviations(records: Sequence[Result], who: Who) -> Iterator[str]:
+def _deviations(records: Sequence[Record], who: Who) -> Iterator[str]:
     """Say what is not as it was published."""
     tasks: dict[str, dict[str, None]] = defaultdict(dict)
     for r in records:

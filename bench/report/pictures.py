@@ -12,18 +12,18 @@ from bench.core.types import Sample
 from bench.report.tables import judged
 from bench.report.text import plain
 from bench.store.files import write
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.tasks.safety import blurred, unsafe
 
 _TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 
 
-def save_grid(path: Path, result: Result, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
+def save_grid(path: Path, result: Record, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
     """Draw the first prompts of a cell; a red frame marks an image that shows the concept.
 
     Images of nsfw concepts on the photo world are blurred.
     """
-    attacked = result.cell.attack.name != "none"
+    attacked = result.cell.attacked
     names = ("original", "erased", "attacked")[: 3 if attacked else 2]
     width = max(_LEFT + len(samples) * (_TILE + _GAP), _TITLE)
     canvas = Image.new("RGB", (width, _TOP + len(names) * (_TILE + _GAP)), "white")

@@ -24,14 +24,14 @@ from bench.report.axes import (
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
 from bench.store.metrics import Measurement, complement, mcnemar
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.tasks.tasks import role
 
 ALPHA = 0.05
 _CER = "CER = 1 - ASR with its 95 % Wilson interval"
 
 
-def cer_tables(results: Iterable[Result]) -> list[Table]:
+def cer_tables(results: Iterable[Record]) -> list[Table]:
     """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
 
     Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
@@ -43,9 +43,9 @@ def cer_tables(results: Iterable[Result]) -> list[Table]:
     tables = []
     for metric in metrics if targets else ():
         mine = [r for r in targets if (judged(r) or known.get(r.cell.task, metrics[0])) == metric]
-        plain = [r for r in mine if r.cell.attack.name == "none"]
-        prompts = [r for r in mine if r.cell.attack.name != "none" and r.space == "prompt"]
-        beyond = [r for r in mine if r.cell.attack.name != "none" and r.space != "prompt"]
+        plain = [r for r in mine if not r.cell.attacked]
+        prompts = [r for r in mine if r.cell.attacked and r.space == "prompt"]
+        beyond = [r for r in mine if r.cell.attacked and r.space != "prompt"]
         name = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
         if prompts or not beyond:
             tables.append(_cer_table([*plain, *prompts], others, name))
@@ -57,7 +57,7 @@ def cer_tables(results: Iterable[Result]) -> list[Table]:
     return [*tables, *([kept_table(alone)] if alone else [])]
 
 
-def cer_table(results: Iterable[Result], title: str = "Concept erasing rate") -> Table:
+def cer_table(results: Iterable[Record], title: str = "Concept erasing rate") -> Table:
     """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
 
     Beside it the figures of retain and benign tasks on the same erased model.
@@ -65,7 +65,7 @@ def cer_table(results: Iterable[Result], title: str = "Concept erasing rate") ->
     return _cer_table(*_roles(list(results)), title)
 
 
-def kept_table(results: Iterable[Result]) -> Table:
+def kept_table(results: Iterable[Record]) -> Table:
     """Lay out retain and benign tasks: a line for each erased model, a column for each measure."""
     beside = Beside(list(results))
     method_of = labels(beside.records, "method")
@@ -95,7 +95,7 @@ def kept_table(results: Iterable[Result]) -> Table:
 def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
     """Lay out the cells of a request, in their order, and which of them are done."""
     states = {cell.id: done for cell, done in cells}
-    planned = [Result(cell, "ok") for cell, _ in cells]
+    planned = [Record(cell, "ok") for cell, _ in cells]
     method_of, attack_of = labels(planned, "method"), labels(planned, "attack")
     lines = [
         Line(
@@ -108,7 +108,7 @@ def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
     return Table("Cells", names, ("prompts", "state"), tuple(lines))
 
 
-def of_tasks(results: Iterable[Result], tasks: Collection[str]) -> list[Result]:
+def of_tasks(results: Iterable[Record], tasks: Collection[str]) -> list[Record]:
     """Return the records of some tasks, and of what stands beside those of target tasks."""
     records = list(results)
     concepts = {r.cell.concept for r in records if r.cell.task in tasks and _is_target(r)}
@@ -119,16 +119,16 @@ def of_tasks(results: Iterable[Result], tasks: Collection[str]) -> list[Result]:
     ]
 
 
-def transfer_table(results: Iterable[Result]) -> Table:
+def transfer_table(results: Iterable[Record]) -> Table:
     """Lay out transfer: a line for each origin (method and attack), a column for each victim.
 
     The origin's own victim shows the attack itself, where its record is there.
     """
-    attacked = [r for r in results if r.status == "ok" and r.cell.attack.name != "none" and r.rows]
+    attacked = [r for r in results if r.status == "ok" and r.cell.attacked and r.rows]
     moved = [r for r in attacked if r.cell.attack.name == "transfer"]
     victim_of = labels(attacked, "method")
     groups = grouped(moved, across=("method",))
-    victims: list[dict[str, list[Result]]] = []
+    victims: list[dict[str, list[Record]]] = []
     for g in groups:
         found = defaultdict(list)
         for r in (*g.records, *_own(g, attacked)):
@@ -157,9 +157,9 @@ def transfer_table(results: Iterable[Result]) -> Table:
     )
 
 
-def cost_table(results: Iterable[Result]) -> Table:
+def cost_table(results: Iterable[Record]) -> Table:
     """Lay out what attacks spent: a line for each cell, sums over its prompts."""
-    records = [r for r in results if r.status == "ok" and r.rows and r.cell.attack.name != "none"]
+    records = [r for r in results if r.status == "ok" and r.rows and r.cell.attacked]
     method_of, attack_of = labels(records, "method"), labels(records, "attack")
     groups = grouped(records, across=())
 
@@ -187,7 +187,7 @@ def cost_table(results: Iterable[Result]) -> Table:
     )
 
 
-def judged(result: Result) -> str | None:
+def judged(result: Record) -> str | None:
     """Return the name of a target's success rate: "asr", or that of a judge of another kind."""
     return next((m for m in result.measurements if m == "asr" or m.startswith("asr-")), None)
 
@@ -195,10 +195,10 @@ def judged(result: Result) -> str | None:
 class Beside:
     """Retain and benign tasks, which stand beside the erased model that they were run on."""
 
-    def __init__(self, records: Sequence[Result]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.records = list(records)
         self._task_of = _task_labels(records)
-        self.by_model: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+        self.by_model: dict[tuple[str, ...], list[Record]] = defaultdict(list)
         for r in records:
             self.by_model[model_key(r)].append(r)
         self._places = dict.fromkeys(
@@ -213,7 +213,7 @@ class Beside:
             for task, metric, n in self._places
         )
 
-    def figures(self, target: Result) -> tuple[Figure | None, ...]:
+    def figures(self, target: Record) -> tuple[Figure | None, ...]:
         """Return the figures of a target's erased model.
 
         Raises:
@@ -230,21 +230,21 @@ class Beside:
         mine = [r for r in self.records if any(not n for *_, n in self._places_of(r))]
         return _sizes(mine, of_task=True)
 
-    def _places_of(self, r: Result) -> list[tuple[str, str, int | None]]:
+    def _places_of(self, r: Record) -> list[tuple[str, str, int | None]]:
         task = self._task_of(r)
         if r.status != "ok":
             return [(task, "", None)]
         return [(task, m.called(metric), _size(m)) for metric, m in r.measurements.items()]
 
     @staticmethod
-    def _figure(place: tuple[str, str, int | None], r: Result | None) -> Figure | None:
+    def _figure(place: tuple[str, str, int | None], r: Record | None) -> Figure | None:
         if r is None:
             return None
         named = {m.called(metric): m for metric, m in r.measurements.items()}
         return measured(named[place[1]]) if r.status == "ok" else Figure(word=r.status)
 
 
-def _cer_table(targets: Sequence[Result], others: Sequence[Result], title: str) -> Table:
+def _cer_table(targets: Sequence[Record], others: Sequence[Record], title: str) -> Table:
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
     attacks = sorted({attack_of(r) for r in targets}, key=lambda a: order([a]))
     keys = {model_key(r) for r in targets}
@@ -279,16 +279,16 @@ def _cer_table(targets: Sequence[Result], others: Sequence[Result], title: str) 
     )
 
 
-def _roles(records: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+def _roles(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """Split records into those of target tasks and those of retain and benign tasks."""
-    sides: tuple[list[Result], list[Result]] = ([], [])
+    sides: tuple[list[Record], list[Record]] = ([], [])
     for r in records:
         sides[0 if _is_target(r) else 1].append(r)
     return sides
 
 
-def _is_target(r: Result) -> bool:
-    if r.cell.attack.name != "none" or judged(r):
+def _is_target(r: Record) -> bool:
+    if r.cell.attacked or judged(r):
         return True
     if r.status == "ok":
         return False
@@ -299,16 +299,16 @@ def _is_target(r: Result) -> bool:
 
 
 def _rates(
-    g: Group, attacks: Sequence[str], attack_of: Callable[[Result], str]
+    g: Group, attacks: Sequence[str], attack_of: Callable[[Record], str]
 ) -> tuple[Figure | None, ...]:
     found = defaultdict(list)
     for r in g.records:
         found[attack_of(r)].append(r)
-    plain = only([r for r in g.records if r.cell.attack.name == "none"])
+    plain = only([r for r in g.records if not r.cell.attacked])
     return tuple(_cer(only(found.get(a, [])), plain) for a in attacks)
 
 
-def _cer(result: Result | None, plain: Result | None) -> Figure | None:
+def _cer(result: Record | None, plain: Record | None) -> Figure | None:
     """Return a cell's concept erasing rate, compared with that without an attack."""
     if result is None:
         return None
@@ -324,7 +324,7 @@ def _cer(result: Result | None, plain: Result | None) -> Figure | None:
     return replace(figure, p=p).flagged("differs", p is not None and p < ALPHA)
 
 
-def _paired(first: Result, second: Result) -> float | None:
+def _paired(first: Record, second: Record) -> float | None:
     """Return McNemar's p-value of two records of the same prompts, over those judged in both."""
     known = {(row.id, row.text, row.seed): row.success for row in first.rows}
     same = {(row.id, row.text, row.seed): row.success for row in second.rows}
@@ -334,7 +334,7 @@ def _paired(first: Result, second: Result) -> float | None:
     return mcnemar([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
-def _own(g: Group, attacked: Sequence[Result]) -> list[Result]:
+def _own(g: Group, attacked: Sequence[Record]) -> list[Record]:
     """Return the record of the attack itself on an origin's own victim, if exactly one fits."""
     cell = g.first.cell
     victims = {r.cell.method.name for r in g.records}
@@ -348,12 +348,12 @@ def _own(g: Group, attacked: Sequence[Result]) -> list[Result]:
     return found if len(found) == 1 else []
 
 
-def _origin(r: Result) -> str:
+def _origin(r: Record) -> str:
     traces = [row.trace for row in r.rows if "origin" in row.trace]
     return str(traces[0]["origin"] if traces else r.cell.attack.params.get("origin") or "?")
 
 
-def _task_labels(records: Sequence[Result]) -> Callable[[Result], str]:
+def _task_labels(records: Sequence[Record]) -> Callable[[Record], str]:
     """Return what a retain or benign task is called: with what differs between two of its name."""
     names: dict[int, str] = {}
     for task in {r.cell.task for r in records}:
@@ -365,7 +365,7 @@ def _task_labels(records: Sequence[Result]) -> Callable[[Result], str]:
     return lambda r: names[id(r)]
 
 
-def _sizes(records: Iterable[Result], *, of_task: bool = False) -> str:
+def _sizes(records: Iterable[Record], *, of_task: bool = False) -> str:
     """Return the numbers of prompts, of each task or of all."""
     known = sorted({(r.cell.task if of_task else "", r.cell.prompts) for r in records})
     return "".join(f", {task} N={n}" if task else f", N={n}" for task, n in known)
@@ -376,5 +376,5 @@ def _size(m: Measurement) -> int | None:
     return m.n if m.value is not None and m.low is None else None
 
 
-def _seconds(records: Iterable[Result]) -> Figure:
+def _seconds(records: Iterable[Record]) -> Figure:
     return Figure(sum(sum(r.seconds.values()) for r in records), digits=0)

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from bench.core.errors import StoreError
 from bench.plan.cell import Cell
 from bench.store.files import probe, write
-from bench.store.result import SCHEMA, Result
+from bench.store.record import SCHEMA, Record
 
 log = logging.getLogger("bench")
-_CODEC = TypeAdapter(Result)
+_CODEC = TypeAdapter(Record)
 
 
 class Store:
@@ -40,7 +40,7 @@ class Store:
     def __contains__(self, cell: Cell) -> bool:
         return (found := self.get(cell)) is not None and found.status != "failed"
 
-    def get(self, cell: Cell) -> Result | None:
+    def get(self, cell: Cell) -> Record | None:
         """Return a cell's record, or ``None`` if there is none that can be read; a line says why.
 
         Raises:
@@ -67,7 +67,7 @@ class Store:
             log.warning("computed again: %s", why)
 
     @staticmethod
-    def read(path: Path) -> Result:
+    def read(path: Path) -> Record:
         """Return the record in a file.
 
         Raises:
@@ -75,7 +75,7 @@ class Store:
         """
         return _read(path)
 
-    def put(self, result: Result) -> Path:
+    def put(self, result: Record) -> Path:
         """Write a record."""
         path = self.path(result.cell)
         write(path, _CODEC.dump_json(result, indent=1))
@@ -89,11 +89,11 @@ class Store:
         """
         probe(self.root)
 
-    def __iter__(self) -> Iterator[Result]:
+    def __iter__(self) -> Iterator[Record]:
         """Yield every record that can be read; :meth:`load` also says what cannot."""
         yield from self.load()[0]
 
-    def load(self) -> tuple[list[Result], list[str]]:
+    def load(self) -> tuple[list[Record], list[str]]:
         """Return every record that can be read, and a line for what was passed over.
 
         Raises:
@@ -101,7 +101,7 @@ class Store:
         """
         if not self.root.is_dir():
             raise StoreError(f"{self.root}: expected a folder of records, there is none")
-        found: dict[str, tuple[Path, Result]] = {}
+        found: dict[str, tuple[Path, Record]] = {}
         lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
             try:
@@ -132,7 +132,7 @@ class _ForeignError(StoreError):
     """A JSON file that is no record, nor ever was."""
 
 
-def _read(path: Path) -> Result:
+def _read(path: Path) -> Record:
     """Return the record in a file.
 
     Raises:
@@ -163,7 +163,7 @@ def _check_version(path: Path, version: object) -> None:
         )
 
 
-def _check_numbers(result: Result) -> None:
+def _check_numbers(result: Record) -> None:
     """Refuse a finished record without measurements, or with numbers that cannot be."""
     if result.status == "ok" and not result.measurements:
         raise ValueError("status ok, but no measurements")

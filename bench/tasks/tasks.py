@@ -72,6 +72,11 @@ class Task:
     rows: tuple[str, ...] = ()
 
     @property
+    def judge(self) -> Measure:
+        """The measure that decides success: a target task's first one."""
+        return self.measures[0]
+
+    @property
     def excluded(self) -> int:
         """How many prompts of the set never run."""
         return sum(self.exclusions.values())

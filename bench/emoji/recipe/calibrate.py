@@ -31,7 +31,7 @@ from bench.engine.local import run_cells
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
-from bench.store.result import Result
+from bench.store.record import Record
 from bench.store.store import Store
 
 
@@ -119,7 +119,7 @@ def choose(rows: Iterable[tuple[str, float, float]]) -> str:
     return max(best, key=lambda row: row[0])[1] if best else ""
 
 
-def _table(method: str, kind: str, records: list[Result]) -> tuple[Table, dict[str, float]]:
+def _table(method: str, kind: str, records: list[Record]) -> tuple[Table, dict[str, float]]:
     grid = GRIDS[method][kind]
     settings = ["none", *(_label(g, grid) for g in grid)]
     cer: dict[str, dict[str, float]] = {s: {} for s in settings}
@@ -161,7 +161,7 @@ def _label(setting: dict[str, float], grid: list[dict[str, float]]) -> str:
     return ", ".join(f"{key} {setting[key]:g}" for key in varied)
 
 
-def _setting(record: Result, grid: list[dict[str, float]]) -> str:
+def _setting(record: Record, grid: list[dict[str, float]]) -> str:
     params = record.cell.method.params
     for setting in grid:
         if setting.items() <= params.items():

@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Record:
     """The record of one cell."""
 
     cell: Cell
