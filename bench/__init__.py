@@ -3,7 +3,6 @@
 Importing it loads neither torch nor diffusers.
 """
 
-from bench.core.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.core.phrases import check_length, sentences
 from bench.core.protocols import (
     Adversarial,
@@ -32,6 +31,7 @@ from bench.core.types import (
     World,
     by_kind,
 )
+from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.sources.assets import content_digest
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.promptsets import read_table

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench.core.errors import BenchError, SpecError, StoreError, UnknownNameError
+from bench.errors import BenchError, SpecError, StoreError, UnknownNameError
 from bench.report.text import plain
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ import pytest
 
 from bench import AssetError, Card, SpecError
 from bench import cli as cli_module
-from bench.core.errors import UnknownNameError
+from bench.errors import UnknownNameError
 from bench.plan.cell import Cell
 from bench.plan.plan import plan
 from bench.plan.spec import Spec

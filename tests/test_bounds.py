@@ -8,8 +8,8 @@ from typing import get_type_hints
 import pytest
 from test_methods import KINDS, numbers
 
-from bench.core.errors import ParamError
 from bench.core.types import ByKind, World
+from bench.errors import ParamError
 from bench.plugins.registry import Kind, Ref, create, load, names, resolved
 
 NUMERIC = [

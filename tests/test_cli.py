@@ -401,7 +401,7 @@ def test_letters_that_the_terminal_lacks_are_no_error() -> None:
 
 
 def test_help_says_the_exit_codes(cli) -> None:
-    from bench.core import errors
+    from bench import errors
 
     said = " ".join(cli("--help").out.split())
     assert "Exit codes:" in said
@@ -411,7 +411,7 @@ def test_help_says_the_exit_codes(cli) -> None:
 
 def test_hostile_names_reach_no_terminal(cli, monkeypatch) -> None:
     import methods
-    from bench.core.errors import PluginError
+    from bench.errors import PluginError
 
     monkeypatch.setitem(methods.PLUGINS, "x\x1b[2J[red]", f"fakes:{fakes.Raises.__name__}")
     said = cli(*ONE, "--method", "x\x1b[2J[red]")

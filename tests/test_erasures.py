@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bench import Prompt
-from bench.core.errors import ContractError, StoreError
+from bench.errors import ContractError, StoreError
 from bench.models import delta, load_model
 from bench.sources.catalog import revision
 from bench.tasks.tasks import find_concept, find_concepts

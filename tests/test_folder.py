@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.core.errors import SpecError
 from bench.core.types import UNSCORED, Prompt
 from bench.engine import Runner, Settings, judge_images, plan_folder
 from bench.engine.folder import find_images, match, open_image, world_of
+from bench.errors import SpecError
 from bench.models import load_model
 from bench.plan.plan import plan
 from bench.plan.spec import Spec

@@ -24,10 +24,10 @@ import attacks
 import evaluators
 import methods
 from bench import Adversarial, Cost, Guidance, Prompt, Sample, SamplerNoise, Score
-from bench.core.errors import PluginError
 from bench.engine import Runner, Settings
 from bench.engine.guard import _digest, guard
 from bench.engine.judge import Judges
+from bench.errors import PluginError
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell

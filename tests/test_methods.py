@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench import Concept, IncompatibleError, PluginError, trainable
-from bench.core.errors import ParamError
 from bench.core.types import ByKind
+from bench.errors import ParamError
 from bench.models.diffusers import DiffusersModel
 from bench.plugins.registry import Ref, create, load, names, resolved
 from methods._esd import EsdObjective, compvis_stops

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tokenizers.models import BPE
 
 from bench import AssetError, Prompt, SpecError
-from bench.core.errors import StoreError, UnknownNameError
 from bench.emoji import WEIGHTS
+from bench.errors import StoreError, UnknownNameError
 from bench.models import delta, load_model, save_folder
 from bench.sources.catalog import check_shipped, model_info
 

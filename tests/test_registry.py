@@ -7,7 +7,7 @@ import pytest
 
 import bench
 from bench import Concept
-from bench.core.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
+from bench.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
 from bench.plugins.registry import KINDS, Ref, create, load, names, resolved
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 from bench import Concept, Cost, Prompt, Sample
-from bench.core.errors import StoreError
+from bench.errors import StoreError
 from bench.plan.cell import Cell
 from bench.plugins.registry import Ref
 from bench.report.axes import labels

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_report import result
 
-from bench.core.errors import StoreError
+from bench.errors import StoreError
 from bench.store.metrics import Measurement
 from bench.store.record import Record
 from bench.store.store import Store

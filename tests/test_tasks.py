@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import Concept, SpecError
-from bench.core.errors import UnknownNameError
+from bench.errors import UnknownNameError
 from bench.plan.plan import erasure_cell, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, create

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import IncompatibleError, PluginError
 from bench.core.types import Context
+from bench.errors import IncompatibleError, PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor

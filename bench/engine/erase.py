@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load
 
 from bench.core.digest import digest
-from bench.core.errors import ContractError
 from bench.core.phrases import check_length
 from bench.core.protocols import Guidance, Method
 from bench.core.types import Concept
 from bench.engine.guard import guard, plain
 from bench.engine.settings import Settings
+from bench.errors import ContractError
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell

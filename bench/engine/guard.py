@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.core.errors import (
+from bench.core.state import global_state
+from bench.errors import (
     BenchError,
     ContractError,
     IncompatibleError,
@@ -25,7 +26,6 @@ from bench.core.errors import (
     StoreError,
     raised,
 )
-from bench.core.state import global_state
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 

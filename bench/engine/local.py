@@ -19,11 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.core.errors import PluginError
 from bench.engine import Erased, Matched, Runner, Settings, judge_images
 from bench.engine import Progress as StageCallback
 from bench.engine.erase import erasure_files
 from bench.engine.workers import Workers
+from bench.errors import PluginError
 from bench.plan.cell import Cell
 from bench.report.text import plain
 from bench.store.record import Record

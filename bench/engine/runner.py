@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 
 import torch
 
-from bench.core.errors import ContractError, IncompatibleError, PluginError, SpecError
 from bench.core.protocols import Adversarial
 from bench.core.types import Prompt, Sample
 from bench.engine.attack import CellAttack
@@ -20,6 +19,7 @@ from bench.engine.replay import Replay
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
 from bench.engine.workers import Workers
+from bench.errors import ContractError, IncompatibleError, PluginError, SpecError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
 from bench.plugins.registry import create

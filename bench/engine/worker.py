@@ -11,9 +11,9 @@ from threading import Thread
 import torch
 from pydantic import TypeAdapter
 
-from bench.core.errors import BenchError
 from bench.engine import Runner, Settings
 from bench.engine.workers import DONE
+from bench.errors import BenchError
 from bench.plan.cell import Cell
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.core.errors import SpecError
+from bench.errors import SpecError
 from bench.models import lora
 from bench.sources import folders
 

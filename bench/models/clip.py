@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.core.errors import AssetError
+from bench.errors import AssetError
 from bench.models.text import cleaned
 
 TOKENS = 77

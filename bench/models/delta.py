@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from bench.core.errors import ContractError, StoreError
+from bench.errors import ContractError, StoreError
 from bench.models.diffusers import DiffusersModel
 
 Delta = dict[str, Tensor]

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from bench.core.errors import IncompatibleError, SpecError
 from bench.core.protocols import Guidance, ParameterGroup
 from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
+from bench.errors import IncompatibleError, SpecError
 from bench.models.schedule import NoisySteps, Schedule
 from bench.models.text import cleaned
 from bench.sources.catalog import Sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.core.errors import SpecError, StoreError
+from bench.errors import SpecError, StoreError
 from bench.models import DiffusersModel, delta, load_model, save_folder
 from bench.sources.catalog import revision
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
-from bench.core.errors import AssetError, SpecError
+from bench.errors import AssetError, SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS, class_of

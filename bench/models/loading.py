@@ -18,8 +18,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bench.core.errors import SpecError
 from bench.core.types import World
+from bench.errors import SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.models.folders import load_file_model, load_folder, text_width

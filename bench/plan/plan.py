@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.core.errors import AssetError, SpecError, contract
 from bench.core.types import Concept, Prompt, World
+from bench.errors import AssetError, SpecError, contract
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
 from bench.plan.spec import Spec, check_whole
 from bench.plugins.fingerprint import edited

@@ -24,7 +24,9 @@ from typing import Any, Literal
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from bench.core.errors import (
+from bench.core.paths import PROMPTS, ROOT
+from bench.core.types import ByKind, Card, Concept, Threat, World
+from bench.errors import (
     AssetError,
     ParamError,
     PluginLoadError,
@@ -32,8 +34,6 @@ from bench.core.errors import (
     UnknownNameError,
     raised,
 )
-from bench.core.paths import PROMPTS, ROOT
-from bench.core.types import ByKind, Card, Concept, Threat, World
 from bench.plugins.fingerprint import edited
 from bench.sources.assets import content_digest
 

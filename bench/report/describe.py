@@ -10,8 +10,8 @@ from typing import Any, Literal, get_type_hints
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from bench.core.errors import BenchError
 from bench.core.types import ByKind, World
+from bench.errors import BenchError
 from bench.plugins import registry
 from bench.plugins.registry import Kind
 from bench.sources import catalog

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from bench.core.errors import UnknownNameError
 from bench.core.types import Cost
+from bench.errors import UnknownNameError
 from bench.plan.cell import Cell
 from bench.report.axes import (
     ATTACK,

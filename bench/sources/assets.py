@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from bench.core.errors import AssetError, SpecError, UnknownNameError
+from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.sources.hub import cached, hub_source, lacks
 
 NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors|pytorch_model*.bin")

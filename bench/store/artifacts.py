@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from bench.core.errors import StoreError
+from bench.errors import StoreError
 from bench.store.files import probe, write
 
 log = logging.getLogger("bench")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from bench.core.errors import StoreError
+from bench.errors import StoreError
 
 
 def write(path: Path, *parts: bytes) -> None:

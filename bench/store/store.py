@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.core.errors import StoreError
+from bench.errors import StoreError
 from bench.plan.cell import Cell
 from bench.store.files import probe, write
 from bench.store.record import SCHEMA, Record

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.core.errors import AssetError, SpecError, UnknownNameError
 from bench.core.paths import PROMPTS
 from bench.core.types import Concept, Prompt, World
+from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.plugins.registry import Ref, create
 from bench.sources import assets
 from bench.tasks.exclusion import exclude
