@@ -32,12 +32,13 @@ from bench.core.types import (
     by_kind,
 )
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
-from bench.sources.assets import content_digest
+from bench.sources.assets import Asset, content_digest
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.promptsets import read_table
 
 __all__ = [
     "Adversarial",
+    "Asset",
     "AssetError",
     "Attack",
     "BenchError",

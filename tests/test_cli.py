@@ -240,7 +240,7 @@ def test_two_plugins_of_one_name(cli, monkeypatch) -> None:
     dist = SimpleNamespace(name="lab")
     points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]
     monkeypatch.setattr(
-        "bench.plugins.registry.entry_points",
+        "bench.core.announced.entry_points",
         lambda group: points if group == "bench.methods" else [],
     )
     said = cli("list", "methods")

@@ -59,7 +59,7 @@ def test_an_edited_plugin_of_another_distribution(tmp_path: Path, monkeypatch) -
     """CONTRIBUTING's own example, 0.01 made 0.20."""
     place = SimpleNamespace(name="mine", value="my_plugin:Mine", dist=SimpleNamespace(name="lab"))
     monkeypatch.setattr(
-        "bench.plugins.registry.entry_points",
+        "bench.core.announced.entry_points",
         lambda group: [place] if group == "bench.methods" else [],
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -114,7 +114,7 @@ LAYOUTS = {
 def test_whatever_a_plugin_imports_of_its_own(tmp_path: Path, monkeypatch, name: str) -> None:
     place = SimpleNamespace(name="mine", value="lab:Mine", dist=SimpleNamespace(name="lab"))
     monkeypatch.setattr(
-        "bench.plugins.registry.entry_points",
+        "bench.core.announced.entry_points",
         lambda group: [place] if group == "bench.methods" else [],
     )
     monkeypatch.syspath_prepend(str(tmp_path))

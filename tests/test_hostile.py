@@ -278,7 +278,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, family: str, name: str, value: str) 
     point = EntryPoint(name, value, f"bench.{family}")
     object.__setattr__(point, "dist", Distribution("foreign"))
     monkeypatch.setattr(
-        "bench.plugins.registry.entry_points",
+        "bench.core.announced.entry_points",
         lambda group: [point] if group == f"bench.{family}" else [],
     )
     return f"foreign/{name}"

@@ -69,7 +69,7 @@ def test_defaults_are_resolved_by_world_and_kind() -> None:
 
 def test_entry_points_are_named_by_distribution(monkeypatch) -> None:
     point = SimpleNamespace(name="mine", value="fakes:Raises", dist=SimpleNamespace(name="lab"))
-    monkeypatch.setattr("bench.plugins.registry.entry_points", lambda group: [point])
+    monkeypatch.setattr("bench.core.announced.entry_points", lambda group: [point])
     assert names("methods")["lab/mine"] == "fakes:Raises"
     assert create("methods", Ref("lab/mine")).card.title == "Raises"
 
@@ -77,7 +77,7 @@ def test_entry_points_are_named_by_distribution(monkeypatch) -> None:
 def test_two_plugins_of_one_name(monkeypatch) -> None:
     dist = SimpleNamespace(name="lab")
     points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]
-    monkeypatch.setattr("bench.plugins.registry.entry_points", lambda group: points)
+    monkeypatch.setattr("bench.core.announced.entry_points", lambda group: points)
     with pytest.raises(PluginLoadError, match=r"two methods are named 'lab/x': m1:X and m2:X"):
         names("methods")
 

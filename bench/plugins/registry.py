@@ -13,17 +13,17 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from bench.core.announced import announced, imported
 from bench.core.paths import PROMPTS, ROOT
 from bench.core.types import ByKind, Card, Concept, Threat, World
 from bench.errors import (
@@ -95,15 +95,8 @@ class Ref:
 def names(kind: Kind) -> dict[str, str]:
     """Return every known name of a kind and where its class lives, importing no plug-in."""
     _refuse_shadow(kind)
-    table: dict[str, str] = dict(importlib.import_module(kind).PLUGINS)
-    for ep in entry_points(group=f"bench.{kind}"):
-        name = f"{ep.dist.name if ep.dist else '?'}/{ep.name}"
-        if name in table:
-            raise PluginLoadError(
-                f"two {kind} are named {name!r}: {table[name]} and {ep.value}; uninstall one"
-            )
-        table[name] = ep.value
-    return table
+    own: dict[str, str] = importlib.import_module(kind).PLUGINS
+    return own | announced(f"bench.{kind}")
 
 
 def load(kind: Kind, name: str) -> type[Any]:
@@ -116,20 +109,9 @@ def load(kind: Kind, name: str) -> type[Any]:
     table = names(kind)
     if name not in table:
         raise UnknownNameError(kind.removesuffix("s"), name, table)
-    module, _, attr = table[name].partition(":")
-    put_back = _foreign_state() if "/" in name else None
-    try:
-        cls = getattr(importlib.import_module(module), attr)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:  # a broken plug-in may raise anything when imported
-        raise PluginLoadError(
-            f"cannot load {kind.removesuffix('s')} {name!r} from {table[name]}: {raised(exc)}"
-        ) from exc
-    finally:
-        if put_back:
-            put_back()
-    who = f"{kind.removesuffix('s')} {name!r} from {table[name]}"
+    what = f"{kind.removesuffix('s')} {name!r}"
+    cls = imported(what, table[name], foreign="/" in name)
+    who = f"{what} from {table[name]}"
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise PluginLoadError(f"{who}: expected a frozen dataclass, got {cls!r}")
     for attribute, expected in _ATTRIBUTES[kind].items():
@@ -140,13 +122,6 @@ def load(kind: Kind, name: str) -> type[Any]:
                 f"got {value!r}"
             )
     return cls
-
-
-def _foreign_state() -> Callable[[], None]:
-    """Return what puts back the global state that importing a foreign plug-in may change."""
-    from bench.core.state import global_state  # needs torch, which a list of names does not
-
-    return global_state()
 
 
 def create(kind: Kind, ref: Ref) -> Any:

@@ -2,20 +2,22 @@
 
 A judge or a prompt set names the assets it needs; they are looked for, in this order, at the path given
 with ``--asset NAME=PATH``, in the installed package that carries them, and in the hub's cache. Nothing is
-fetched unless ``bench assets --fetch`` says so.
+fetched unless ``bench assets --fetch`` says so. Another distribution announces its own with entry points in
+the group ``bench.assets``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from bench.errors import AssetError, SpecError, UnknownNameError
+from bench.core.announced import announced, imported
+from bench.errors import AssetError, PluginLoadError, SpecError, UnknownNameError
 from bench.sources.hub import cached, hub_source, lacks
 
 NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors|pytorch_model*.bin")
@@ -42,9 +44,9 @@ class Asset:
 
     about: str
     source: str
-    size: int
-    licence: str
-    form: Literal["file", "folder"]
+    size: int = 0
+    licence: str = ""
+    form: Literal["file", "folder"] = "file"
     files: tuple[str, ...] = ()
     installed: str = ""
     listed: bool = False
@@ -223,6 +225,59 @@ ASSETS: dict[str, Asset] = {
 }
 
 
+GROUP = "bench.assets"
+"""The group of entry points in which other distributions announce theirs."""
+
+
+def asset_names() -> list[str]:
+    """Return the names of all assets: this project's, then ``DISTRIBUTION/NAME``."""
+    return [*ASSETS, *announced(GROUP)]
+
+
+def asset_of(name: str) -> Asset:
+    """Return an asset, of this project or of another distribution.
+
+    Raises:
+        UnknownNameError: There is no such asset.
+        PluginLoadError: Another distribution announces it, but it is none.
+    """
+    if name in ASSETS:
+        return ASSETS[name]
+    places = announced(GROUP)
+    if name not in places:
+        raise UnknownNameError("asset", name, [*ASSETS, *places])
+    found = imported(f"asset {name!r}", places[name])
+    if (problem := _problem(found)) is not None:
+        raise PluginLoadError(f"asset {name!r} from {places[name]}: {problem}")
+    return found
+
+
+def _problem(found: Any) -> str | None:
+    """Return what is wrong with another distribution's asset."""
+    if not isinstance(found, Asset):
+        return f"expected a bench.Asset, got {found!r:.100}"
+    if found.form not in ("file", "folder"):
+        return f"expected the form 'file' or 'folder', got {found.form!r}"
+    if isinstance(found.files, str) or not all(isinstance(name, str) for name in found.files):
+        return f"expected files as a tuple of names, got {found.files!r:.100}"
+    try:
+        hub_source(found.source)
+    except SpecError as exc:
+        return str(exc)
+    return None
+
+
+def check_names(given: Iterable[str]) -> None:
+    """Refuse names that no asset has.
+
+    Raises:
+        UnknownNameError: There is one.
+    """
+    for name in given:
+        if name not in ASSETS and name not in (known := asset_names()):
+            raise UnknownNameError("asset", name, known)
+
+
 def choose(names: str, given: Mapping[str, Path] | None = None) -> str:
     """Return which of the assets "a|b" is here: the first of them.
 
@@ -250,9 +305,7 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
     """
     if "|" in name:
         name = choose(name, given)
-    if name not in ASSETS:
-        raise UnknownNameError("asset", name, ASSETS)
-    asset = ASSETS[name]
+    asset = asset_of(name)
     if given and name in given:
         return _checked(name, asset, Path(given[name]))
     found, gone = find(asset)
@@ -321,6 +374,11 @@ def content_digest(path: Path, *, listed: bool = False) -> str:
         return _digest(path, tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats), listed)
     except OSError as exc:
         raise AssetError(f"{exc.filename or path} cannot be read: {exc.strerror or exc}") from exc
+
+
+def asset_digest(name: str, path: Path) -> str:
+    """Return :func:`content_digest` of an asset's copy, read as its entry says."""
+    return content_digest(path, listed=asset_of(name).listed)
 
 
 @cache

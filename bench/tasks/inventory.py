@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.core.types import World
-from bench.errors import AssetError, UnknownNameError
-from bench.sources.assets import ASSETS, OPTIONAL, Asset, find, locate
+from bench.errors import AssetError, PluginLoadError, UnknownNameError
+from bench.sources.assets import OPTIONAL, Asset, asset_names, asset_of, find, locate
 from bench.sources.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snapshot
 from bench.sources.hub import HubSource, cached, hub_source
 from bench.sources.hub import fetch as fetch_hub
@@ -62,13 +62,22 @@ def inventory(
         found = [name for task in tasks for name in needs(task, place, protocol=protocol)]
         names = [name for either in found for name in either.split("|")]
     else:
-        names = [] if model else list(ASSETS)
+        names = [] if model else asset_names()
     for name in dict.fromkeys(names):
-        if name not in ASSETS:
-            raise UnknownNameError("asset", name, ASSETS)
-        path, gone = (locate(name, given), []) if name in given else find(ASSETS[name])
-        flag = f"--asset {name}={ASSETS[name].form.upper()}"
-        yield Item(name, ASSETS[name], flag, None if gone else path, bool(gone))
+        yield _asset(name, given, broken=not tasks)
+
+
+def _asset(name: str, given: Mapping[str, Path], *, broken: bool) -> Item:
+    """Return an asset and where it is; ``broken``: list one that cannot be loaded, with the cause."""
+    try:
+        asset = asset_of(name)
+    except PluginLoadError as exc:
+        if not broken:
+            raise
+        return Item(name, Asset(f"[broken] {exc}", "another distribution"), "", None)
+    path, gone = (locate(name, given), []) if name in given else find(asset)
+    flag = f"--asset {name}={asset.form.upper()}"
+    return Item(name, asset, flag, None if gone else path, bool(gone))
 
 
 def fetch(name: str) -> Path:
@@ -92,10 +101,9 @@ def fetchable(name: str) -> tuple[Asset, HubSource]:
         AssetError: It is not on the hub.
     """
     item = _model(name) if name in MODELS else None
-    if item is None and name not in ASSETS:
-        known = [*ASSETS, *(known for known in MODELS if _model(known))]
-        raise UnknownNameError("asset", name, known)
-    asset = item.asset if item else ASSETS[name]
+    if item is None and name not in (known := asset_names()):
+        raise UnknownNameError("asset", name, [*known, *filter(_model, MODELS)])
+    asset = item.asset if item else asset_of(name)
     if source := hub_source(asset.source):
         return asset, source
     raise AssetError(

@@ -1,0 +1,58 @@
+"""What other distributions announce with entry points: named without being imported."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from bench.errors import PluginLoadError, raised
+
+
+def announced(group: str) -> dict[str, str]:
+    """Return what is announced in a group: ``DISTRIBUTION/NAME``, and its place ``module:ATTRIBUTE``.
+
+    Raises:
+        PluginLoadError: Two things have one name.
+    """
+    table: dict[str, str] = {}
+    for ep in entry_points(group=group):
+        name = f"{ep.dist.name if ep.dist else '?'}/{ep.name}"
+        if name in table:
+            raise PluginLoadError(
+                f"two {group.removeprefix('bench.')} are named {name!r}: {table[name]} and {ep.value}; "
+                "uninstall one"
+            )
+        table[name] = ep.value
+    return table
+
+
+def imported(what: str, place: str, *, foreign: bool = True) -> Any:
+    """Return what stands at a place, ``module:ATTRIBUTE``.
+
+    Args:
+        what: Named in errors: "method 'lab/mine'".
+        place: Where.
+        foreign: Of another distribution: the global state that its import changes is put back.
+
+    Raises:
+        PluginLoadError: It cannot be imported.
+    """
+    module, _, name = place.partition(":")
+    put_back = _global_state() if foreign else None
+    try:
+        return getattr(importlib.import_module(module), name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # a broken module may raise anything
+        raise PluginLoadError(f"cannot load {what} from {place}: {raised(exc)}") from exc
+    finally:
+        if put_back:
+            put_back()
+
+
+def _global_state() -> Callable[[], None]:
+    from bench.core.state import global_state  # needs torch, which a list of names does not
+
+    return global_state()
