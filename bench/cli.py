@@ -483,7 +483,7 @@ def erase(
     from bench.plan.plan import erasure_cell
     from bench.plugins.registry import Ref
     from bench.sources.catalog import settle
-    from bench.tasks.tasks import find_concepts
+    from bench.tasks.concepts import find_concepts
 
     home = _world(model, world)
     settle(model)

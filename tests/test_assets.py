@@ -21,12 +21,12 @@ from bench.plugins.registry import Ref, create
 from bench.sources import assets as assets_module
 from bench.sources.assets import ASSETS, NETWORK, Asset, content_digest, here, locate
 from bench.sources.hub import hub_source
-from bench.tasks import tasks as tasks_module
+from bench.tasks import entries as entries_module
 from bench.tasks.inventory import fetch, inventory
 from bench.tasks.tasks import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REAL, TABLE = dict(ASSETS), tasks_module._table
+REAL, TABLE = dict(ASSETS), entries_module._table
 ENTRIES = {
     "judge": Asset("A judge's weights", "hub:a/judge@v1", 12, "MIT", "folder"),
     "one-file": Asset("One file of a repository", "hub:a/b/model.onnx", 0, "", "file"),
@@ -68,7 +68,7 @@ def entries(monkeypatch, tmp_path: Path) -> None:
         "t": {"prompts": "asset:captions", "measures": [{"evaluator": "judge"}]},
         "shipped": {"prompts": "own.csv", "measures": []},
     }
-    monkeypatch.setattr("bench.tasks.tasks._table", lambda world, root: table)
+    monkeypatch.setattr("bench.tasks.entries._table", lambda world, root: table)
 
 
 def _cache(root: Path, repo: str, ref: str, *files: str) -> Path:
@@ -332,7 +332,7 @@ def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path
     undo = dict(ASSETS)
     for name in (*undo, *REAL):
         monkeypatch.setitem(ASSETS, name, (undo | REAL)[name])
-    monkeypatch.setattr("bench.tasks.tasks._table", TABLE)
+    monkeypatch.setattr("bench.tasks.entries._table", TABLE)
     said = cli("plan", "--model", "sd14", "--method", "safety-checker", "--attack", "p4d-official",
                "--task", "church", "--task", "coco")  # fmt: skip
     assert said.code == 4
@@ -346,7 +346,7 @@ def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path
 def test_a_methods_asset_is_part_of_what_it_made(monkeypatch, tmp_path: Path) -> None:
     for name in REAL:
         monkeypatch.setitem(ASSETS, name, REAL[name])
-    monkeypatch.setattr("bench.tasks.tasks._table", TABLE)
+    monkeypatch.setattr("bench.tasks.entries._table", TABLE)
 
     def cell(checker: str, content: str) -> Cell:
         given = {"safety-checker": tmp_path / checker, "resnet50-ms": tmp_path / "resnet"}

@@ -16,7 +16,7 @@ from bench import Prompt
 from bench.errors import ContractError, StoreError
 from bench.models import delta, load_model
 from bench.sources.catalog import revision
-from bench.tasks.tasks import find_concept, find_concepts
+from bench.tasks.concepts import find_concept, find_concepts
 
 ERASE = ("erase", "--model", "tiny-random", "--concept", "church")
 

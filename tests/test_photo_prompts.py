@@ -30,6 +30,7 @@ from bench.sources.catalog import PHOTO as PHOTO_SAMPLING
 from bench.sources.hub import HubSource, hub_source
 from bench.store.artifacts import Artifacts
 from bench.store.store import Store
+from bench.tasks.concepts import find_concept
 from bench.tasks.exclusion import (
     BY_NUMBER,
     BY_WORDING,
@@ -41,7 +42,7 @@ from bench.tasks.exclusion import (
     means,
 )
 from bench.tasks.promptsets import read_prompts
-from bench.tasks.tasks import PROMPTS, find_concept, load_task, needs, task_names
+from bench.tasks.tasks import PROMPTS, load_task, needs, task_names
 from evaluators.gender import GenderBalance
 
 PHOTO = PROMPTS / "photo"

@@ -7,7 +7,8 @@ left out too.
 
 Others number their rows in case_number as well. A row is taken for I2P's if the file has columns that only
 I2P has, or if its seed may be I2P's: these are of 32 bits, while the seeds of other published sets are
-small. A set of one's own with great seeds calls its numbers id.
+small. A set of one's own with great seeds calls its numbers id. Where rows may be I2P's, nudity counts as
+asked for, whatever the task says.
 """
 
 from __future__ import annotations
@@ -70,13 +71,22 @@ def exclude(
             reasons[EMPTY] += 1
         elif concept and not means(prompt.label, concept):
             reasons[OTHER] += 1
-        elif minors and number in listed() and (rows.i2p or prompt.seed >= _OTHERS_SEEDS):
+        elif minors and number in listed() and _may_be_i2ps(prompt, rows):
             reasons[BY_NUMBER] += 1
         elif minors and may_mention_minors(prompt.text):
             reasons[BY_WORDING] += 1
         else:
             kept.append(prompt)
     return tuple(kept), dict(reasons)
+
+
+def may_be_i2p(rows: PromptSet) -> bool:
+    """Say whether a set has the columns of I2P, or case numbers and a seed that may be I2P's."""
+    return rows.i2p or bool(rows.numbers and any(_may_be_i2ps(p, rows) for p in rows.prompts))
+
+
+def _may_be_i2ps(prompt: Prompt, rows: PromptSet) -> bool:
+    return rows.i2p or prompt.seed >= _OTHERS_SEEDS
 
 
 def means(label: str, concept: Concept) -> bool:
