@@ -33,9 +33,9 @@ class Store:
 
     def path(self, cell: Cell) -> Path:
         """Return where the cell's record lives, readable by a person."""
-        name = f"{cell.method.name}--{cell.attack.name}--{cell.id}.json".replace("/", "+")
-        folder = f"{cell.concept.name or 'none'}".replace(" ", "-")
-        return self.root / cell.world / cell.task / folder / name
+        name = f"{cell.method.name}--{cell.attack.name}--{cell.id}.json"
+        parts = (cell.task, (cell.concept.name or "none").replace(" ", "-"), name)
+        return self.root.joinpath(cell.world, *(part.replace("/", "+") for part in parts))
 
     def __contains__(self, cell: Cell) -> bool:
         return (found := self.get(cell)) is not None and found.status != "failed"

@@ -8,8 +8,8 @@ The file holds one task, its keys at the top::
     judge = "emoji-subject:top_k=1"      # or [[measures]] with metric, evaluator, reduce, threshold
     concept = { name = "pizza", kind = "object", anchor = "apple" }
 
-``name`` is by default the file's, ``guidance`` one scale for all rows, ``count`` how many rows the prompt set
-must have.
+``name`` is by default the file's, ``guidance`` one scale for all rows, ``count`` how many rows its
+prompt set must have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.announced import announced, imported
 from bench.core.types import World
-from bench.errors import PluginLoadError, SpecError
+from bench.errors import PluginError, PluginLoadError, SpecError
 from bench.plugins.registry import Ref, create
 from bench.sources.assets import asset_of
 from bench.tasks.concepts import find_concept
@@ -40,6 +40,7 @@ _WORDS = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "int_type": "a whole number",
+    "greater_than_equal": "at least 1",
     "list_type": "a list",
     "model_type": "a table",
 }
@@ -244,6 +245,8 @@ def _measure(key: str, given: _Measure) -> dict[str, Any]:
         evaluator = create("evaluators", Ref.parse(given.evaluator))
     except SpecError as exc:
         raise SpecError(f"{key}: {exc}") from exc
+    except PluginError:  # a broken one fails its cells, not the reading of a task
+        return {**given.model_dump(), "metric": given.metric or "asr"}
     needs = "set" if given.reduce == "set" else "image"
     if evaluator.scope != needs:
         looks = {"set": "all images together", "image": "single images"}
