@@ -167,7 +167,7 @@ def test_damaged_record_is_named_and_kept(cli) -> None:
     path, _ = sorted(Path("results/local").rglob("*.json"))
     whole = path.read_text()
     for damage, reason in (
-        (whole[:100], "Unterminated string"),
+        (whole[:100], "EOF while parsing a string"),
         (json.dumps({"schema_version": 99, "cell": {}}), "of schema 1 or older, got 99; update"),
     ):
         path.write_text(damage)

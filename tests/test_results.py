@@ -9,22 +9,22 @@ import pytest
 from bench.plugins.registry import Ref, resolved
 from bench.sources.catalog import revision
 from bench.store.record import Record
-from bench.store.store import Store
+from bench.store.store import read
 from bench.tasks.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 RECORDS = [
-    pytest.param(result, path, id=str(path.relative_to(ROOT)))
+    pytest.param(record, path, id=str(path.relative_to(ROOT)))
     for folder in sorted(ROOT.iterdir())
     if folder.is_dir() and folder.name != "local"
     for path in sorted(folder.rglob("*.json"))
-    if (result := Store(folder).read(path))
+    if (record := read(path))
 ]
 
 
-@pytest.mark.parametrize(("result", "path"), RECORDS)
-def test_a_request_of_today_has_the_cell_of_a_committed_record(result: Record, path: Path) -> None:
-    cell = result.cell
+@pytest.mark.parametrize(("record", "path"), RECORDS)
+def test_a_request_of_today_has_the_cell_of_a_committed_record(record: Record, path: Path) -> None:
+    cell = record.cell
     assert path.stem.endswith(f"--{cell.id}")
     assert revision(cell.model) == cell.revision
     assert load_task(cell.task, cell.world).digest == cell.task_digest

@@ -1,13 +1,13 @@
-"""What tells records apart: whatever differs among those shown becomes a column of their table."""
+"""How records differ: whatever differs among the records shown becomes a column of their table."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bench.core.digest import digest
 from bench.errors import StoreError
@@ -15,17 +15,33 @@ from bench.plan.cell import IMAGES
 from bench.plugins.registry import Ref
 from bench.store.record import Record
 
+Place = TypeVar("Place", bound=Hashable)
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
 """The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
 _TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
-_UNSAID = {"guidance": "own", "excluded": "none"}  # what a protocol says by not saying it
-_NOT_FACETS = {"method", "attack", "task", "task_digest", "concept", "assets"}  # told otherwise
+_UNSAID = {
+    "guidance": "own",
+    "excluded": "none",
+}  # what a protocol means that does not mention them
+_NOT_FACETS = {
+    "method",
+    "attack",
+    "task",
+    "task_digest",
+    "concept",
+    "assets",
+}  # shown in another way
 _RENAMED = {"prompts": "N", "judges": "judge versions", "sources": "judge sources"}
 _ALWAYS = ("world", "model", "dtype", "seed", "N", "train")  # shown if any two records differ in it
-_LAST = ("draw", "prediction", "task digest", "record")  # shown if nothing else tells lines apart
-_OLDER_FILES = {  # fields of records from before a file was told by its type
+_LAST = (
+    "draw",
+    "prediction",
+    "task digest",
+    "record",
+)  # shown only where lines would otherwise look alike
+_OLDER_FILES = {  # in records that are older than fields of the type Path
     "transfer": ("source", "digest"),
     "external": ("unet", "text_encoder", "unet_digest", "text_encoder_digest"),
 }
@@ -33,11 +49,11 @@ _OLDER_FILES = {  # fields of records from before a file was told by its type
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Records of one line: equal in everything but what the columns of figures say.
+    """The records of one line: they differ only in what the columns of figures stand for.
 
     Args:
         records: At least one.
-        facets: What can tell the line from others, by the name of its column.
+        facets: In what the line may differ from others, by the name of the column.
     """
 
     records: tuple[Record, ...]
@@ -67,30 +83,30 @@ def grouped(records: Iterable[Record], across: Iterable[str]) -> list[Group]:
     ]
 
 
-def differing(groups: Sequence[Group], named: Callable[[Group], tuple[str, ...]]) -> list[str]:
+def differing(groups: Sequence[Group], named: Callable[[Record], tuple[str, ...]]) -> list[str]:
     """Return the facets that are shown beside the names of a line.
 
     Args:
         groups: The lines.
         named: What a line is called without them.
     """
-    known = list(dict.fromkeys(name for g in groups for name in g.facets))
+    known = dict.fromkeys(name for g in groups for name in g.facets)
     shown: list[str] = []
     for name in sorted(known, key=lambda n: _LAST.index(n) if n in _LAST else -1):
         scopes: dict[Any, set[str]] = defaultdict(set)
         for g in groups:
             if name in g.facets:  # an older record does not say everything
-                scopes[_scope(name, g, named(g), shown)].add(g.facets[name])
+                scopes[_scope(name, g, named(g.first), shown)].add(g.facets[name])
         if any(len(values) > 1 for values in scopes.values()):
             shown.append(name)
     return shown
 
 
-def labels(results: Iterable[Record], axis: Literal["method", "attack"]) -> Callable[[Record], str]:
-    """Return what a result's method or attack is called in a table.
+def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Callable[[Record], str]:
+    """Return what a record's method or attack is called in a table.
 
-    Its name, and in what it differs from others of that name: parameters, among those for the same kind of
-    concept, which decides defaults; version and edited source, among all.
+    That is its name and in what it differs from others of that name. Parameters are compared among records
+    of one kind of concept, because the kind decides defaults; version and edited source among all.
     """
     variants: dict[tuple[str, str, str], dict[str, Ref]] = defaultdict(dict)
     codes: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
@@ -98,7 +114,7 @@ def labels(results: Iterable[Record], axis: Literal["method", "attack"]) -> Call
     def key(r: Record) -> tuple[str, str, str]:
         return r.cell.world, r.cell.concept.kind, getattr(r.cell, axis).name
 
-    for r in results:
+    for r in records:
         ref: Ref = getattr(r.cell, axis)
         variants[key(r)][digest(ref.identity)] = ref
         codes[ref.name][digest(_code(ref))] = _code(ref)
@@ -111,19 +127,31 @@ def labels(results: Iterable[Record], axis: Literal["method", "attack"]) -> Call
     return label
 
 
-def only(records: Sequence[Record]) -> Record | None:
-    """Return the record of one place in a table, or ``None`` if there is none.
+def placed(places: Iterable[tuple[Place, Record]]) -> dict[Place, Record]:
+    """Return the record of each place in a table.
+
+    Raises:
+        StoreError: There are two in one place.
+    """
+    found: dict[Place, Record] = {}
+    for place, record in places:
+        if (first := found.setdefault(place, record)) is not record:
+            cell = first.cell
+            raise StoreError(
+                f"two records of one cell: {cell.task}, {cell.method.name}, attack "
+                f"{cell.attack.name} ({cell.id}, {record.cell.id}); expected one: keep the other "
+                "elsewhere"
+            )
+    return found
+
+
+def only(records: Iterable[Record]) -> Record | None:
+    """Return the record where there should be one at most.
 
     Raises:
         StoreError: There are two.
     """
-    if len(records) > 1:
-        cell = records[0].cell
-        raise StoreError(
-            f"two records of one cell: {cell.task}, {cell.method.name}, attack {cell.attack.name} "
-            f"({records[0].cell.id}, {records[1].cell.id}); expected one: keep the other elsewhere"
-        )
-    return records[0] if records else None
+    return placed(("", r) for r in records).get("")
 
 
 def model_key(r: Record) -> tuple[str, str, str]:
@@ -132,7 +160,7 @@ def model_key(r: Record) -> tuple[str, str, str]:
 
 
 def order(texts: Iterable[str]) -> tuple[tuple[bool, float, str], ...]:
-    """Return a key that sorts numbers by value, and what nothing was done to before the rest."""
+    """Return a key that sorts numbers by value, and "none" before everything else."""
     return tuple((text != "none", _number(text), text) for text in texts)
 
 
@@ -148,22 +176,19 @@ def _identity(r: Record, columns: frozenset[str]) -> str:
     return digest({name: value for name, value in values.items() if name not in left_out})
 
 
-def _apart(alike: Sequence[Record], columns: frozenset[str]) -> list[list[Record]]:
+def _apart(alike: Sequence[Record], columns: frozenset[str]) -> Iterable[list[Record]]:
     """Split records of one line whose protocols or files contradict each other."""
-    known: dict[str, set[str]] = defaultdict(set)
-    for r in alike:
-        for name, value in _said(r, columns).items():
-            known[name].add(value)
-    torn = sorted(name for name, values in known.items() if len(values) > 1)
+    said = [_said(r, columns) for r in alike]
+    known = sorted({name for each in said for name in each})
+    torn = [name for name in known if len({each[name] for each in said if name in each}) > 1]
     parts: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for r in alike:
-        said = _said(r, columns)
-        parts[tuple(said.get(name, "") for name in torn)].append(r)
-    return list(parts.values())
+    for r, each in zip(alike, said, strict=True):
+        parts[tuple(each.get(name, "") for name in torn)].append(r)
+    return parts.values()
 
 
 def _said(r: Record, columns: frozenset[str]) -> dict[str, str]:
-    """Return what a record says beside its cell; an older one says less, which contradicts nothing."""
+    """Return what a record says beside its cell. What an older one does not say contradicts nothing."""
     files = {f"file {name}": value[:8] for name, value in r.cell.assets.items()}
     protocol = _UNSAID | r.protocol if r.protocol else {}
     of_task = {name: value for name, value in protocol.items() if name in _TASK_PROTOCOL} | files
@@ -189,7 +214,7 @@ def _facets(records: Sequence[Record], columns: frozenset[str], key: str) -> dic
 
 
 def _scope(name: str, g: Group, names: tuple[str, ...], shown: Sequence[str]) -> Any:
-    """Return among which lines a facet is compared."""
+    """Return a name of the lines among which a facet is compared."""
     if name in _ALWAYS:
         return None
     if name == "revision":
@@ -209,7 +234,7 @@ def _short(value: Any) -> str:
 
 
 def _called(ref: Ref) -> str:
-    """Return a plug-in's name; of images that were made elsewhere also what the user calls them."""
+    """Return a plug-in's name, and for images that were made elsewhere the user's name of them."""
     label = ref.params.get("label") if ref.name == IMAGES else ""
     return f"{ref.name} {label}" if label else ref.name
 
@@ -234,7 +259,7 @@ def _code(ref: Ref) -> dict[str, str]:
 
 
 def _values(ref: Ref) -> dict[str, str]:
-    """Return the parameters that mean something to a reader."""
+    """Return the parameters that are no files."""
     files = {*_file_fields(ref), *({"label"} if ref.name == IMAGES else ())}
     return {name: _short(value) for name, value in ref.params.items() if name not in files}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter
@@ -43,7 +43,7 @@ def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
 
 
 def details(what: What, name: str, model: str, world: World | None) -> Iterator[str]:
-    """Yield what is known of a plug-in, a task or a model, a line at a time.
+    """Yield the lines of what is known of a plug-in, a task or a model.
 
     Args:
         what: Its kind.
@@ -63,7 +63,11 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
         docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
         yield from (line for doc in docs if isinstance(doc, str)
                     for line in _paragraphs(inspect.cleandoc(doc)))  # fmt: skip
-        yield from _values(cls, _Defaults(what, name, model, info, bool(cls.card.paper)))
+        if not fields(cls):
+            yield "takes no parameters"
+            return
+        yield f"values with --model {model}, by kind of concept where they differ:"
+        yield from _values(cls, {of: _told(what, name, model, info, of) for of in KINDS})
 
 
 def _title(kind: Kind, name: str) -> str:
@@ -93,12 +97,12 @@ def _task(name: str, world: World) -> Iterator[str]:
 
 
 def _paragraphs(doc: str) -> Iterator[str]:
-    """Yield the lines of a docstring with those that belong together in one."""
+    """Yield the lines of a docstring; the lines of one paragraph are joined."""
     whole = ""
     for line in doc.splitlines():
         deeper = len(line) - len(line.lstrip()) - (len(whole) - len(whole.lstrip()))
-        goes_on = whole and line and not whole.endswith(":") and not line.startswith("- ")
-        if goes_on and (deeper > 0 or not line.startswith(" ")):
+        continues = whole and line and not whole.endswith(":") and not line.startswith("- ")
+        if continues and (deeper > 0 or not line.startswith(" ")):
             whole = f"{whole} {line.lstrip()}"
             continue
         yield from [whole] if whole or not line else []
@@ -106,16 +110,11 @@ def _paragraphs(doc: str) -> Iterator[str]:
     yield whole
 
 
-def _values(cls: type[Any], defaults: _Defaults) -> Iterator[str]:
-    """Yield each parameter with its type, its value for each kind of concept, and where that is from."""
-    known = fields(cls)
-    if not known:
-        yield "takes no parameters"
-        return
-    yield f"values with --model {defaults.model}, by kind of concept where they differ:"
+def _values(cls: type[Any], told: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield each parameter with its type and its values, ``told`` for each kind of concept."""
     hints = _hints(cls)
-    for field in known:
-        values = {of: defaults.told(field, of) for of in KINDS}
+    for field in fields(cls):
+        values = {of: told[of][field.name] for of in KINDS}
         takes = in_words(hints.get(field.name, Any))
         if len(set(values.values())) == 1:
             yield f"  {field.name}: {takes} = {values['object']}"
@@ -124,27 +123,20 @@ def _values(cls: type[Any], defaults: _Defaults) -> Iterator[str]:
             yield from (f"    {of}: {value}" for of, value in values.items())
 
 
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    """Whence the values of one plug-in's parameters are, in the order of :func:`resolved`."""
+def _told(kind: Kind, name: str, model: str, info: catalog.ModelInfo, of: str) -> dict[str, str]:
+    """Return each parameter's value for a kind of concept, and who chose it.
 
-    kind: Kind
-    name: str
-    model: str
-    info: catalog.ModelInfo
-    published: bool
-
-    def told(self, field: Field[Any], of: str) -> str:
-        """Return a parameter's value for a kind of concept, and where it is from."""
-        own = _plain(_own(field, of))
-        if self.kind == "evaluators":
-            return f"{own} (default)"
-        if field.name in self.info.defaults:
-            return f"{_plain(self.info.defaults[field.name])} (model {self.model})"
-        theirs = registry.world_defaults(self.info.world, self.kind, self.name, of)
-        if field.name in theirs:
-            return f"{_plain(theirs[field.name])} ({self.info.world} world)"
-        return f"{own} (paper)" if self.published else f"{own} (default)"
+    The order is that of :func:`bench.plugins.registry.resolved`; judges have their own values only.
+    """
+    cls = registry.load(kind, name)
+    judge = kind == "evaluators"
+    origin = "paper" if cls.card.paper and not judge else "default"
+    found = {field.name: (_own(field, of), origin) for field in fields(cls)}
+    if not judge:
+        theirs = registry.world_defaults(info.world, kind, name, of)
+        for values, chosen in ((theirs, f"{info.world} world"), (info.defaults, f"model {model}")):
+            found |= {key: (value, chosen) for key, value in values.items() if key in found}
+    return {key: f"{_plain(value)} ({chosen})" for key, (value, chosen) in found.items()}
 
 
 def _own(field: Field[Any], of: str) -> Any:

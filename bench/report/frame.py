@@ -1,4 +1,4 @@
-"""A table as data: figures with what they rest on. How it is laid out is :mod:`bench.report.render`'s."""
+"""A table as data: figures with what they rest on. :mod:`bench.report.render` lays it out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a table: what it is about, and a figure for each column or ``None``."""
+    """One line of a table: its names, and for each column a figure or ``None``."""
 
     names: tuple[str, ...]
     figures: tuple[Figure | None, ...]

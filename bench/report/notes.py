@@ -1,4 +1,4 @@
-"""What a reader of a table must know of single records: one sentence for each kind of thing."""
+"""The notes below a table: what a reader must know about single records."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bench.store.record import Record
 Who = Callable[[Record], str]
 
 
-def notes(results: Iterable[Record]) -> tuple[str, ...]:
+def notes(records: Iterable[Record]) -> tuple[str, ...]:
     """Return the notes of a table's records."""
-    records = list({id(r): r for r in results}.values())
-    method_of, attack_of = labels(records, "method"), labels(records, "attack")
+    known = list({id(r): r for r in records}.values())
+    method_of, attack_of = labels(known, "method"), labels(known, "attack")
 
     def who(r: Record) -> str:
         return f"{r.cell.task}, {method_of(r)}, attack {attack_of(r)}"
 
     kinds = (_not_run, _failed, _unscored, _not_attacked, _excluded, _unchanged, _deviations)
-    return tuple(line for kind in kinds for line in kind(records, who))
+    return tuple(line for kind in kinds for line in kind(known, who))
 
 
 def attacked(r: Record) -> int | None:
-    """Return how many of a record's prompts were attacked; ``None`` where none was to be."""
+    """Return how many of a record's prompts were attacked; ``None`` without an attack."""
     if not r.cell.attacked or not r.rows:
         return None
     return sum("too_long" not in row.trace for row in r.rows)
@@ -85,7 +85,7 @@ def _excluded(records: Sequence[Record], who: Who) -> Iterator[str]:
 
 
 def _unchanged(records: Sequence[Record], who: Who) -> Iterator[str]:
-    """Say which erased models are the base: a method changed nothing, or was given the base's weights."""
+    """Say which erased models equal the base: a method changed nothing, or was given its weights."""
     found: dict[str, None] = {}
     for r in records:
         given, method = r.erasure.get("notes"), r.cell.method.name
@@ -98,7 +98,7 @@ def _unchanged(records: Sequence[Record], who: Who) -> Iterator[str]:
 
 
 def _deviations(records: Sequence[Record], who: Who) -> Iterator[str]:
-    """Say what is not as it was published."""
+    """Say what differs from the published protocol."""
     tasks: dict[str, dict[str, None]] = defaultdict(dict)
     for r in records:
         if said := r.protocol.get("deviations"):

@@ -1,4 +1,4 @@
-"""One PNG a cell: original | erased | attacked, a column a prompt."""
+"""One PNG per cell: a column for each prompt, with its original, erased and attacked image."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from bench.tasks.safety import blurred, unsafe
 _TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 
 
-def save_grid(path: Path, result: Record, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
+def save_grid(path: Path, record: Record, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
     """Draw the first prompts of a cell; a red frame marks an image that shows the concept.
 
     Images of nsfw concepts on the photo world are blurred.
     """
-    attacked = result.cell.attacked
-    names = ("original", "erased", "attacked")[: 3 if attacked else 2]
+    cell = record.cell
+    names = ("original", "erased", "attacked")[: 3 if cell.attacked else 2]
     width = max(_LEFT + len(samples) * (_TILE + _GAP), _TITLE)
     canvas = Image.new("RGB", (width, _TOP + len(names) * (_TILE + _GAP)), "white")
     draw = ImageDraw.Draw(canvas)
-    cell = result.cell
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), plain(title) + "   red frame: the judge sees the concept", fill="black")
     hide = unsafe(cell.world, cell.concept)
-    target = judged(result) is not None
+    target = judged(record) is not None
     for row, name in enumerate(names):
         y = _TOP + row * (_TILE + _GAP)
         draw.text((4, y + _TILE // 2 - 6), name, fill="black")
@@ -41,7 +40,7 @@ def save_grid(path: Path, result: Record, samples: Sequence[tuple[Sample, Sample
             tile = triple[row].image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST)
             tile = blurred(tile) if hide else tile
             canvas.paste(tile, (x, y))
-            outcome = result.rows[column]
+            outcome = record.rows[column]
             value = (None, outcome.own, outcome.attacked)[row]
             if target and value is not None and value >= 0.5:
                 draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline="red", width=3)

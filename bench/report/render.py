@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from textwrap import wrap
 
@@ -23,8 +23,8 @@ _CSV = ("column", "value", "low", "high", "n", "unscored", "attacked", "detectio
 def terminal(table: Table, width: int = 80) -> list[str]:
     """Return the lines of a table for a terminal, none wider than ``width`` where that can be.
 
-    What does not fit beside each other is first put under headings, by the first name, and then into
-    blocks below each other, which repeat the names. Nothing is cut.
+    Columns that do not fit beside each other: first the first name becomes a heading above its lines, then
+    the columns are split into blocks below each other, each with the names. Nothing is cut.
     """
     block = _Block(
         [text.plain(name) for name in table.names],
@@ -183,13 +183,15 @@ class _Block:
         ]
 
         def joined(row: Sequence[str]) -> str:
+            fills = (" " * (size - cell_len(cell)) for cell, size in zip(row, widths, strict=True))
             padded = (
-                _left(cell, size) if c < len(names) else _right(cell, size)
-                for c, (cell, size) in enumerate(zip(row, widths, strict=True))
+                cell + fill if c < len(names) else fill + cell
+                for c, (cell, fill) in enumerate(zip(row, fills, strict=True))
             )
             return (" " + (" " * layout.gap).join(padded)).rstrip()
 
-        top = [joined(level) for level in _levels(titles)]
+        levels = zip_longest(*map(reversed, titles), fillvalue="")  # short titles at the bottom
+        top = [joined(level) for level in reversed(list(levels))]
         rule = " " + "─" * (sum(widths) + layout.gap * (len(widths) - 1))
         body = map(joined, cells)
         return [*top, rule, *(self._under_headings(body) if layout.headings else body)]
@@ -208,21 +210,6 @@ def _stacked(title: str, size: int) -> list[str]:
     if cell_len(title) <= size or not splits:
         return [title]
     return min(splits, key=lambda parts: max(map(cell_len, parts)))
-
-
-def _levels(stacked: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the lines of a header, short titles at the bottom."""
-    height = max(map(len, stacked))
-    padded = [[""] * (height - len(title)) + list(title) for title in stacked]
-    return [[title[n] for title in padded] for n in range(height)]
-
-
-def _left(cell: str, size: int) -> str:
-    return cell + " " * (size - cell_len(cell))
-
-
-def _right(cell: str, size: int) -> str:
-    return " " * (size - cell_len(cell)) + cell
 
 
 def _widest(lines: Iterable[str]) -> int:

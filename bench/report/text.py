@@ -1,6 +1,6 @@
-"""Hostile text, made safe for each medium: names, prompts, file names and exceptions come from strangers.
+"""Makes hostile text safe for each medium: names, prompts, file names and exceptions come from strangers.
 
-Whatever is printed goes through one of these. None of them is for figures, which are made here.
+All text that is printed goes through one of these functions; figures, which are made here, need none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def plain(text: object) -> str:
-    r"""Return one line for a terminal: no control character, no escape sequence, nothing invisible.
+    r"""Return one line for a terminal: no control character, no escape sequence, no invisible character.
 
     White space becomes a space; any other character that cannot be seen is written as ``\x1b``.
     """

@@ -1,4 +1,4 @@
-"""The cache: pieces of cells under their own keys."""
+"""The cache: parts of cells, each under its own key."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SEAL = hashlib.sha256().digest_size * 2
 class Artifacts:
     """The cache: erasures, attacked prompts and images under their own keys. It may be deleted.
 
-    A file ends with a seal, a digest of its content and of its own place (which is its key). One whose
-    seal is wrong, damaged or brought from elsewhere, counts as not there, and a line says so.
+    A file ends with a seal: a digest of its content and of its path, which is its key. A file whose seal is
+    wrong, because it is damaged or was copied from elsewhere, counts as missing, and a warning says so.
 
     Args:
         root: The folder; ``$BENCH_CACHE`` or the platform's cache folder by default.
-        since: Files that were written before count as not there, in ns as in ``st_mtime_ns``.
+        since: Files that were written before count as missing, in ns as in ``st_mtime_ns``.
     """
 
     def __init__(self, root: Path | None = None, since: int = 0) -> None:
@@ -56,7 +56,7 @@ class Artifacts:
         write(path, data, self._seal(path, data))
 
     def load(self, path: Path) -> bytes | None:
-        """Return what was saved there, or ``None`` if there is nothing, or something else."""
+        """Return what was saved in a file, or ``None`` if it is missing or its seal is wrong."""
         try:
             with path.open("rb") as stream:
                 about = os.fstat(stream.fileno())
@@ -75,7 +75,7 @@ class Artifacts:
         return data
 
     def keep(self, path: Path, make: Callable[[], bytes]) -> bytes:
-        """Return what is kept in a file, or make it now and keep it."""
+        """Return what is kept in a file; if it is missing, make it now and keep it."""
         data = self.load(path)
         if data is None:
             data = make()
@@ -118,7 +118,7 @@ class Artifacts:
 
     @contextlib.contextmanager
     def lock(self, name: str, what: str) -> Iterator[None]:
-        """Hold a piece of work, so that no other process does it too; a line says if one has to wait.
+        """Reserve a piece of work for this process; a warning says if it has to wait for another.
 
         Raises:
             StoreError: The lock cannot be made.
@@ -146,9 +146,10 @@ class Artifacts:
             lock.release()
 
     def begin(self, cells: Iterable[str], *, fresh: bool) -> int:
-        """Return since when what is there counts for a run of these cells, in ns; 0 is always.
+        """Return since when files must have been written to count for a run of these cells, in ns.
 
-        A fresh run begins now, or when it began if it was stopped before :meth:`end`.
+        That is 0 unless the run is fresh; then it is now, or the time when a fresh run of them began that
+        was stopped before :meth:`end`.
 
         Raises:
             StoreError: Nothing can be written to the cache.
@@ -165,7 +166,7 @@ class Artifacts:
         return path.stat().st_mtime_ns
 
     def end(self, cells: Iterable[str]) -> None:
-        """Note that a run of these cells is finished: the next fresh one begins anew."""
+        """Note that a run of these cells is finished, so that the next fresh one starts again."""
         self._beginning(cells).unlink(missing_ok=True)
 
     def _beginning(self, cells: Iterable[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Writes files so that no reader sees half of one, and a process may be killed at any time."""
+"""Writes files so that no reader sees half a file, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.errors import StoreError
 
 
 def write(path: Path, *parts: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file, whole or not at all.
 
     Raises:
         StoreError: The folder cannot be written.

@@ -8,6 +8,8 @@ from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from bench.core.types import Score
 
 CONFIDENCE = 0.95
@@ -28,8 +30,8 @@ class Measurement:
     """
 
     value: float | None
-    n: int
-    unscored: int = 0
+    n: NonNegativeInt
+    unscored: NonNegativeInt = 0
     low: float | None = None
     high: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from bench.core.types import Cost, SamplerNoise
 from bench.plan.cell import Cell
@@ -56,8 +58,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The record of one cell."""
+    """The record of one cell. One that is read from a file has finite numbers only."""
 
+    __pydantic_config__: ClassVar = ConfigDict(allow_inf_nan=False)
     cell: Cell
     status: Literal["ok", "skipped", "failed"]
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -69,4 +72,4 @@ class Record:
     excluded: int = 0  # prompts of the set that never run: bench.tasks.exclusion
     space: str = "prompt"  # what the attack changes: bench.core.types.Threat
     protocol: dict[str, str] = field(default_factory=dict)  # how it was drawn and judged, in words
-    schema_version: int = SCHEMA
+    schema_version: Annotated[int, Field(strict=True, ge=0)] = SCHEMA

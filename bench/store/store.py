@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from bench.errors import StoreError
 from bench.plan.cell import Cell
@@ -17,6 +16,14 @@ from bench.store.record import SCHEMA, Record
 
 log = logging.getLogger("bench")
 _CODEC = TypeAdapter(Record)
+
+
+class NewerError(StoreError):
+    """A record that a newer version wrote."""
+
+
+class _ForeignError(StoreError):
+    """A JSON file that is no record, nor ever was."""
 
 
 class Store:
@@ -38,7 +45,7 @@ class Store:
         return self.root.joinpath(cell.world, *(part.replace("/", "+") for part in parts))
 
     def __contains__(self, cell: Cell) -> bool:
-        return (found := self.get(cell)) is not None and found.status != "failed"
+        return (record := self.get(cell)) is not None and record.status != "failed"
 
     def get(self, cell: Cell) -> Record | None:
         """Return a cell's record, or ``None`` if there is none that can be read; a line says why.
@@ -50,35 +57,22 @@ class Store:
         if not path.exists():
             return None
         try:
-            found = _read(path)
+            record = read(path)
+            if record.cell.id != cell.id:
+                raise StoreError(f"{path} holds the record of another cell")
         except NewerError:
             raise
         except StoreError as exc:
-            self._again(path, str(exc))
+            if path not in self._said:
+                self._said.add(path)
+                log.warning("computed again: %s", exc)
             return None
-        if found.cell.id != cell.id:
-            self._again(path, f"{path} holds the record of another cell")
-            return None
-        return found if path.stat().st_mtime_ns >= self.since else None
+        return record if path.stat().st_mtime_ns >= self.since else None
 
-    def _again(self, path: Path, why: str) -> None:
-        if path not in self._said:
-            self._said.add(path)
-            log.warning("computed again: %s", why)
-
-    @staticmethod
-    def read(path: Path) -> Record:
-        """Return the record in a file.
-
-        Raises:
-            StoreError: It is damaged, or of a newer schema.
-        """
-        return _read(path)
-
-    def put(self, result: Record) -> Path:
+    def put(self, record: Record) -> Path:
         """Write a record."""
-        path = self.path(result.cell)
-        write(path, _CODEC.dump_json(result, indent=1))
+        path = self.path(record.cell)
+        write(path, _CODEC.dump_json(record, indent=1))
         return path
 
     def check_writable(self) -> None:
@@ -105,13 +99,13 @@ class Store:
         lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
             try:
-                result = _read(path)
+                record = read(path)
             except _ForeignError:
                 foreign.append(path)
             except StoreError as exc:
                 lines.append(f"passed over: {exc}")
             else:
-                other, _ = found.setdefault(result.cell.id, (path, result))
+                other, _ = found.setdefault(record.cell.id, (path, record))
                 if other != path:
                     raise StoreError(
                         f"two records of one cell: {other} and {path}; expected one: keep the other "
@@ -121,80 +115,32 @@ class Store:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             names = ", ".join(map(str, foreign[:3]))
             lines.append(f"passed over, not records of bench: {names}{more}")
-        return [result for _, result in found.values()], lines
+        return [record for _, record in found.values()], lines
 
 
-class NewerError(StoreError):
-    """A record that a newer version wrote."""
-
-
-class _ForeignError(StoreError):
-    """A JSON file that is no record, nor ever was."""
-
-
-def _read(path: Path) -> Record:
+def read(path: Path) -> Record:
     """Return the record in a file.
 
     Raises:
         StoreError: There is none that this version can read.
     """
     try:
-        raw = json.loads(path.read_bytes(), parse_constant=_refuse)
-        _check_depth(raw)
+        raw = from_json(path.read_bytes(), allow_inf_nan=False)
         if not isinstance(raw, dict) or "cell" not in raw:
             raise _ForeignError(f"{path} is no record of bench: it holds no cell")
-        _check_version(path, raw.get("schema_version", SCHEMA))
-        result = _CODEC.validate_python(raw)
-        _check_numbers(result)
-    except (OSError, ValueError, OverflowError, RecursionError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else _reason(exc)
+        version = raw.get("schema_version", SCHEMA)
+        if isinstance(version, int) and version > SCHEMA:
+            raise NewerError(
+                f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
+            )
+        record = _CODEC.validate_python(raw)
+        if record.status == "ok" and not record.measurements:
+            raise ValueError("status ok, but no measurements")
+    except (OSError, ValueError) as exc:
         raise StoreError(
-            f"{path} cannot be read as a record ({reason}); move it elsewhere to compute it again"
+            f"{path} cannot be read as a record ({_reason(exc)}); move it elsewhere to compute it again"
         ) from exc
-    return result
-
-
-def _check_version(path: Path, version: object) -> None:
-    if type(version) is not int or version < 0:
-        raise ValueError(f"schema_version: expected a whole number, got {version!r:.40}")
-    if version > SCHEMA:
-        raise NewerError(
-            f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
-        )
-
-
-def _check_numbers(result: Record) -> None:
-    """Refuse a finished record without measurements, or with numbers that cannot be."""
-    if result.status == "ok" and not result.measurements:
-        raise ValueError("status ok, but no measurements")
-    for name, m in result.measurements.items():
-        if m.n < 0 or m.unscored < 0:
-            raise ValueError(f"measurement {name}: expected counts of at least 0")
-        if any(x is not None and not math.isfinite(x) for x in (m.value, m.low, m.high)):
-            raise ValueError(f"measurement {name}: expected finite numbers")
-    seconds = (*result.seconds.values(), *(row.cost.seconds for row in result.rows))
-    if not all(map(math.isfinite, seconds)):
-        raise ValueError("seconds: expected finite numbers")
-
-
-def _check_depth(value: object, deepest: int = 32) -> None:
-    """Refuse what is nested so deeply that walking it would end in a stack overflow."""
-    level = [value]
-    for _ in range(deepest):
-        level = [part for whole in level for part in _parts(whole)]
-        if not level:
-            return
-    raise ValueError(f"nested deeper than {deepest} levels")
-
-
-def _parts(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"expected finite numbers, got {constant}")
+    return record
 
 
 def _reason(exc: Exception) -> str:
@@ -202,4 +148,4 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
         first = exc.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+    return str(exc.strerror) if isinstance(exc, OSError) else str(exc).splitlines()[0]
