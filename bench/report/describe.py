@@ -55,7 +55,7 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
     if what == "models":
         yield from _model(name)
     elif what == "tasks":
-        yield from _task(name, info.world)
+        yield from _task(name, tasks.home(name, info.world))
     else:
         cls = registry.load(what, name)
         yield f"{name}: {cls.card.title}"

@@ -13,8 +13,9 @@ from bench.sources.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snap
 from bench.sources.hub import HubSource, cached, hub_source
 from bench.sources.hub import fetch as fetch_hub
 from bench.tasks.entries import Entry
+from bench.tasks.lookup import home
 from bench.tasks.protocol import ProtocolName
-from bench.tasks.tasks import homes, needs
+from bench.tasks.tasks import needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ def inventory(
         given: Local paths of assets.
         model: This base model only.
         tasks: What these tasks need only.
-        world: Where the tasks are looked for: the model's by default; without a model "photo", or the only
-            one that has a task.
+        world: Where the tasks are looked for: the model's by default; without a model the only one that has
+            a task, or else "photo".
         protocol: What the tasks need as shipped, or as their papers do.
 
     Raises:
@@ -63,19 +64,15 @@ def inventory(
     if tasks:
         place = model_info(model, world).world if model else world
         found = [
-            name for task in tasks for name in needs(task, place or _home(task), protocol=protocol)
+            name
+            for task in tasks
+            for name in needs(task, place or home(task, "photo"), protocol=protocol)
         ]
         names = [name for either in found for name in either.split("|")]
     else:
         names = [] if model else asset_names()
     for name in dict.fromkeys(names):
         yield _asset(name, given, broken=not tasks)
-
-
-def _home(task: str | Entry) -> World:
-    """Return the world in which a task is looked for: photo, if it is there."""
-    found = homes(task)
-    return next(iter(found)) if found and "photo" not in found else "photo"
 
 
 def _asset(name: str, given: Mapping[str, Path], *, broken: bool) -> Item:

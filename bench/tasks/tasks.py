@@ -7,17 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
-from bench.core.announced import announced
 from bench.core.paths import PROMPTS
 from bench.core.types import Concept, Prompt, World
-from bench.errors import AssetError, PluginLoadError, SpecError, UnknownNameError
+from bench.errors import AssetError, PluginLoadError, SpecError
 from bench.plugins.registry import Ref, create
 from bench.sources import assets
-from bench.tasks.entries import Entry, Measure, Role, shipped
+from bench.tasks.entries import Entry, Measure, Role
 from bench.tasks.exclusion import exclude, may_be_i2p
-from bench.tasks.own import GROUP, announced_task, read_task
+from bench.tasks.lookup import concept_of, find, home, homes, role, task_names
 from bench.tasks.promptsets import PromptSet, read_prompts, shown, split_column
 from bench.tasks.protocol import ProtocolName, deviations, under
 from bench.tasks.safety import asks_for_nudity
@@ -30,6 +28,7 @@ __all__ = [
     "about_task",
     "concept_of",
     "find",
+    "home",
     "homes",
     "load_task",
     "needs",
@@ -89,117 +88,6 @@ class Task:
         return any(measure.reduce == "set" for measure in self.measures)
 
 
-# ---------------------------------------------------------------------------- by name
-def homes(task: str | Entry, root: Path = PROMPTS) -> dict[World, Entry]:
-    """Return what a task says in each world that has it; a task of one's own has one.
-
-    Args:
-        task: The name of a shipped task, ``DISTRIBUTION/NAME`` of another distribution's, a file
-            ``PATH.toml``, or what such a file says.
-        root: Folder of the worlds.
-
-    Raises:
-        SpecError: The file is not there, or wrong.
-        PluginLoadError: The other distribution's task is broken.
-    """
-    if isinstance(task, Entry):
-        return {task.world: task}
-    if task.endswith(".toml"):
-        return homes(read_task(Path(task)))
-    if "/" in task and task in announced(GROUP):
-        return homes(announced_task(task))
-    tables = {world: shipped(world, root) for world in get_args(World)}
-    return {world: table[task] for world, table in tables.items() if task in table}
-
-
-def find(task: str | Entry, world: World, root: Path = PROMPTS) -> Entry:
-    """Return what a task says in a world; ``task`` as for :func:`homes`.
-
-    Raises:
-        UnknownNameError: There is no such task.
-        SpecError: It is for another world.
-    """
-    found = homes(task, root)
-    if world in found:
-        return found[world]
-    if own := next((entry for entry in found.values() if entry.origin), None):
-        raise SpecError(
-            f"{own.origin}: the task {own.name!r} is for the {own.world} world, but the {world} world is "
-            f'used: write world = "{world}" there, or give another --model or --world'
-        )
-    known = [*shipped(world, root), *announced(GROUP)]
-    raise UnknownNameError(f"{world} task", str(task), known, "; or a file of your own, PATH.toml")
-
-
-def task_names(world: World, root: Path = PROMPTS) -> list[str]:
-    """Return the names of a world's tasks: the shipped ones, then those of other distributions."""
-    return [*shipped(world, root), *(name for name in announced(GROUP) if _may_be_of(name, world))]
-
-
-def _may_be_of(name: str, world: World) -> bool:
-    """Say whether another distribution's task is for a world; a broken one may be for each."""
-    try:
-        return world in homes(name)
-    except PluginLoadError:
-        return True
-
-
-def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
-    """Return a task's role and size in one line, also where its prompt set is not here."""
-    try:
-        entry = find(name, world, root)
-        task = load_task(entry, world)
-    except AssetError:
-        size = f"{entry.says['count']} prompts, " if "count" in entry.says else ""
-        return f"{entry.role}, {size}{world} world; give --asset {entry.asset}=PATH"
-    except PluginLoadError as exc:
-        return f"[broken] {exc}"
-    left_out = f" ({task.excluded} more are excluded)" if task.excluded else ""
-    return f"{task.role}, {len(task.prompts)} prompts{left_out}, {world} world"
-
-
-# ---------------------------------------------------------------------------- what it says
-def concept_of(name: str | Entry, world: World, root: Path = PROMPTS) -> Concept | None:
-    """Return what a task's model should have forgotten; reads no prompts."""
-    return find(name, world, root).concept
-
-
-def role(name: str | Entry, world: World, root: Path = PROMPTS) -> Role:
-    """Return a task's role, also where its prompt set is not here.
-
-    Raises:
-        UnknownNameError: The world has no such task.
-    """
-    return find(name, world, root).role
-
-
-def needs(
-    name: str | Entry,
-    world: World,
-    root: Path = PROMPTS,
-    *,
-    prompts: Path | None = None,
-    judge: str = "",
-    protocol: ProtocolName = "default",
-) -> Iterator[str]:
-    """Yield the assets that a task's prompts and judges need; "a|b" is one of the two.
-
-    Raises:
-        UnknownNameError: The world has no such task.
-        SpecError: It follows no paper, and the paper's protocol is asked for.
-    """
-    entry = under(find(name, world, root), protocol)
-    if entry.asset and not prompts:
-        yield entry.asset
-    refs = [Ref.parse(measure["evaluator"]) for measure in entry.says["measures"]]
-    if judge and entry.role == "target":
-        refs[0] = Ref.parse(judge)
-    for ref in refs:
-        evaluator = create("evaluators", ref)
-        yield from evaluator.assets() if hasattr(evaluator, "assets") else ()
-
-
-# ---------------------------------------------------------------------------- with its prompts
 def load_task(
     name: str | Entry,
     world: World,
@@ -215,7 +103,7 @@ def load_task(
     """Read a task and its prompt set.
 
     Args:
-        name: As for :func:`homes`.
+        name: A task, as for :func:`bench.tasks.lookup.homes`.
         world: In which world.
         root: Folder of the worlds.
         given: Local paths of assets, for prompt sets that are not shipped.
@@ -270,6 +158,46 @@ def load_task(
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {task.name!r}: reduce 'set' needs the role benign, got {task.role}")
     return task
+
+
+def needs(
+    name: str | Entry,
+    world: World,
+    root: Path = PROMPTS,
+    *,
+    prompts: Path | None = None,
+    judge: str = "",
+    protocol: ProtocolName = "default",
+) -> Iterator[str]:
+    """Yield the assets that a task's prompts and judges need; "a|b" is one of the two.
+
+    Raises:
+        UnknownNameError: The world has no such task.
+        SpecError: It follows no paper, and the paper's protocol is asked for.
+    """
+    entry = under(find(name, world, root), protocol)
+    if entry.asset and not prompts:
+        yield entry.asset
+    refs = [Ref.parse(measure["evaluator"]) for measure in entry.says["measures"]]
+    if judge and entry.role == "target":
+        refs[0] = Ref.parse(judge)
+    for ref in refs:
+        evaluator = create("evaluators", ref)
+        yield from evaluator.assets() if hasattr(evaluator, "assets") else ()
+
+
+def about_task(name: str, world: World, root: Path = PROMPTS) -> str:
+    """Return a task's role and size in one line, also where its prompt set is not here."""
+    try:
+        entry = find(name, world, root)
+        task = load_task(entry, world)
+    except AssetError:
+        size = f"{entry.says['count']} prompts, " if "count" in entry.says else ""
+        return f"{entry.role}, {size}{world} world; give --asset {entry.asset}=PATH"
+    except PluginLoadError as exc:
+        return f"[broken] {exc}"
+    left_out = f" ({task.excluded} more are excluded)" if task.excluded else ""
+    return f"{task.role}, {len(task.prompts)} prompts{left_out}, {world} world"
 
 
 @dataclass(frozen=True, slots=True)
