@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from bench import AssetError, Context, Prompt, Sample, SpecError
-from bench.emoji import JUDGES, PATH
+from bench.emoji import JUDGES
 from bench.engine import Runner, Settings
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import plan
@@ -32,17 +33,6 @@ from evaluators.fid import kernel_distance
 N = 24
 
 
-class Extractor(nn.Module):
-    """Any network will do: pooled pixels, mixed."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.pool, self.mix = nn.AdaptiveAvgPool2d(4), nn.Linear(48, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.mix(self.pool(x / 255).flatten(1)))
-
-
 class Layers(nn.Module):
     """Has the shape of the published file: its ``layers`` take normalised pixels."""
 
@@ -54,27 +44,10 @@ class Layers(nn.Module):
         raise RuntimeError("the published forward resizes")
 
 
-def extractor(path: Path, width: int = 6) -> Path:
-    torch.manual_seed(5)
-    torch.jit.script(Extractor(width)).save(str(path))
-    return path
-
-
-def folder(path: Path, seed: int, n: int = N, name: str = "{}.png") -> Path:
-    """Write coloured images of several sizes; files of another seed are darker."""
-    path.mkdir()
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        coarse = rng.integers(0, 256 - 40 * seed, (5, 6, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((40 + i, 64 - i), Image.Resampling.BICUBIC)
-        image.save(path / name.format(i))
-    return path
-
-
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, Path]:
-    real = folder(tmp_path / "real", 2, name="COCO_val2014_{:012d}.jpg")
-    return {"inception": extractor(tmp_path / "extractor.pt"), "coco-val2014": real}
+    real = networks.coco(tmp_path / "real")
+    return {"inception": networks.extractor(tmp_path / "extractor.pt"), "coco-val2014": real}
 
 
 @pytest.fixture
@@ -103,7 +76,7 @@ def uneven(scorer, made: list[Sample]):
 
 # ---------------------------------------------------------------- against clean-fid and by hand
 def test_fid_and_kid_are_clean_fids_between_folders(tmp_path, context, given) -> None:
-    generated = folder(tmp_path / "generated", 1)
+    generated = networks.pictures(tmp_path / "generated", 1)
     options = {
         "custom_feat_extractor": torch.jit.load(given["inception"]),
         "num_workers": 0,
@@ -181,7 +154,7 @@ def test_center_crop(tmp_path, context, given) -> None:
 
 
 def test_what_cannot_be_read_is_a_row_of_nan(tmp_path, context) -> None:
-    made = samples(folder(tmp_path / "generated", 1, n=3))
+    made = samples(networks.pictures(tmp_path / "generated", 1, n=3))
     scorer = create("evaluators", Ref("fid")).prepare(context)
     broken = scorer.features([made[0], replace(made[1], image="no image"), made[2]])
     assert broken.isnan().all(1).tolist() == [False, True, False]
@@ -191,7 +164,7 @@ def test_what_cannot_be_read_is_a_row_of_nan(tmp_path, context) -> None:
 
 # ---------------------------------------------------------------- the reference
 def test_reference_is_the_prompts_images(tmp_path, context, given) -> None:
-    made = samples(folder(tmp_path / "generated", 1))
+    made = samples(networks.pictures(tmp_path / "generated", 1))
     scorer = create("evaluators", Ref("fid")).prepare(context)
     prompts = [Prompt(str(i), "x", 0) for i in range(8, 20)]
     score = scorer.score([scorer.features(made)], prompts)
@@ -247,7 +220,9 @@ def test_images_of_one_name_in_two_folders(tmp_path, context, given) -> None:
     (root / "more").mkdir()
     (root / "more" / name).write_bytes((root / name).read_bytes())
     scorer = scorer_of("fid", context)
-    score = scorer.score([scorer.features(samples(folder(tmp_path / "generated", 1)))], [])
+    score = scorer.score(
+        [scorer.features(samples(networks.pictures(tmp_path / "generated", 1)))], []
+    )
     assert score.detail["reference_n"] == N + 1
     with pytest.raises(AssetError, match=f"{name} is there twice, as .*: give the folder of one"):
         create("evaluators", Ref("fid")).check([Prompt("3", "x", 0)], context.asset)
@@ -255,7 +230,7 @@ def test_images_of_one_name_in_two_folders(tmp_path, context, given) -> None:
 
 
 def test_reference_is_extracted_once(tmp_path, context, given) -> None:
-    generated = samples(folder(tmp_path / "generated", 1))
+    generated = samples(networks.pictures(tmp_path / "generated", 1))
     scorer = scorer_of("fid", context)
     first = scorer.score([scorer.features(generated)], [])
     for path in given["coco-val2014"].iterdir():  # same names and sizes, nothing to read
@@ -274,7 +249,7 @@ def test_reference_is_extracted_once(tmp_path, context, given) -> None:
 
 def test_saved_statistics_stand_for_the_images(tmp_path, context, given) -> None:
     """Two files as clean-fid writes them: FID needs one, KID the other."""
-    made = samples(folder(tmp_path / "generated", 1))
+    made = samples(networks.pictures(tmp_path / "generated", 1))
     scorers = {name: scorer_of(name, context) for name in ("fid", "kid")}
     features = scorers["fid"].features(made)
     expected = {name: s.score([features], []).value for name, s in scorers.items()}
@@ -359,8 +334,8 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
 def all_given(tmp_path: Path, given: dict[str, Path]) -> dict[str, Path]:
     return {
         **given,
-        "inception": extractor(tmp_path / "narrow.pt", width=3),
-        "clip-vit-b32": tiny_clip(tmp_path / "clip"),
+        "inception": networks.extractor(tmp_path / "narrow.pt", width=3),
+        "clip-vit-b32": networks.clip(tmp_path / "clip"),
     }
 
 
@@ -507,36 +482,12 @@ def test_only_benign_tasks_are_measured_as_a_set(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- CLIP score
-def tiny_clip(path: Path) -> Path:
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(PATH / "tokenizer")
-    sizes = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }  # fmt: skip
-    text = {
-        **sizes,
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "max_position_embeddings": 77,
-    }
-    vision = {**sizes, "image_size": 32, "patch_size": 16}
-    torch.manual_seed(2)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessor(**size).save_pretrained(path)
-    return path
-
-
 @pytest.mark.parametrize("variant", ["b32-logits/100", "b32-x100", "l14-x100"])
 def test_clip_score_is_the_models_own(tmp_path, ctx, variant) -> None:
     import transformers
     from transformers import CLIPModel, CLIPTokenizer
 
-    path = tiny_clip(tmp_path / "clip")
+    path = networks.clip(tmp_path / "clip")
     texts = ["a photo of a cat", "a church", "a photo of a cat on the beach " * 12]
     made = [
         Sample(Prompt(str(i), text, 0), Image.effect_noise((50, 40), 90 - i).convert("RGB"))

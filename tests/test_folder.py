@@ -7,6 +7,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,15 +113,13 @@ def test_a_measure_of_the_whole_set_is_that_of_the_run(tmp_path) -> None:
 
 
 def test_a_folder_of_captions_gives_fid_kid_and_clip_score(cli, tmp_path) -> None:
-    from test_fid import extractor, folder, tiny_clip
-
-    real = folder(tmp_path / "real", 2, name="COCO_val2014_{:012d}.jpg")
-    made = folder(tmp_path / "made", 1, name="{:05d}_0.png")
+    real = networks.coco(tmp_path / "real")
+    made = networks.pictures(tmp_path / "made", 1, name="{:05d}_0.png")
     rows = "".join(f"{i},a cat,{i}\n" for i in range(24))
     (tmp_path / "coco.csv").write_text("coco_id,prompt,evaluation_seed\n" + rows)
     given = {
-        "inception": extractor(tmp_path / "net.pt"), "coco-val2014": real,
-        "clip-vit-b32": tiny_clip(tmp_path / "clip"),
+        "inception": networks.extractor(tmp_path / "net.pt"), "coco-val2014": real,
+        "clip-vit-b32": networks.clip(tmp_path / "clip"),
     }  # fmt: skip
     flags = [flag for name, path in given.items() for flag in ("--asset", f"{name}={path}")]
     args = ("--task", "coco", "--prompts", str(tmp_path / "coco.csv"), *flags, "--results", "r")

@@ -1,11 +1,11 @@
 """Judges of the photo world, on a picture that matplotlib ships and on networks made here."""
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import networks
 import numpy as np
 import onnxruntime
 import pytest
@@ -17,15 +17,9 @@ from nudenet import NudeDetector
 from PIL import Image
 from transformers import (
     AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
-    ConvNextImageProcessor,
-    ResNetConfig,
     ResNetForImageClassification,
-    ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessor,
 )
 
 from bench import AssetError, Prompt, Sample, SpecError
@@ -36,7 +30,6 @@ from bench.report.frame import Figure, Line, Table
 from bench.report.judging import label_table, threshold_curve
 from bench.report.render import figure
 from bench.sources.assets import finder, locate
-from bench.sources.catalog import EMOJI_WEIGHTS
 from bench.store.metrics import rate
 from bench.store.record import Record, Row
 from bench.store.store import Store
@@ -195,7 +188,7 @@ def spoilt_vit(folder: Path) -> None:
 
 def test_answers_that_are_not_finite_are_unscored(judge, vit, portrait, tmp_path, ctx) -> None:
     """NaN is below every threshold: without care these images would count as safe."""
-    path = brightness_detector(tmp_path / "d.onnx", {"FEET_EXPOSED": float("nan")})
+    path = networks.detector(tmp_path / "d.onnx", {"FEET_EXPOSED": float("nan")})
     spoilt_vit(vit)
     for name, params, paths, label in (
         ("nudenet", {}, {"nudenet_best": path}, ""),
@@ -225,52 +218,6 @@ def test_emoji_judges_leave_what_is_not_finite_unscored(judge, monkeypatch) -> N
         scores = judge(name, {})([sample(white, label), sample(black, label), sample(white, label)])
         assert [s.value is None for s in scores] == [False, True, False], name
         assert "not finite" in scores[1].detail["error"]
-
-
-# ------------------------------------------------------------- the batch changes nothing
-@pytest.mark.parametrize(
-    ("name", "params", "label"),
-    [
-        ("nudenet", {"profile": "conceptprune"}, ""),
-        ("nudenet", {"profile": "unlearndiffatk-320n"}, ""),
-        ("style", {}, "van gogh"),
-        ("style-clip", {}, "Monet"),
-        ("clip-score", {}, ""),
-        ("clip-gender", {}, ""),
-        ("emoji-subject", {}, "church"),
-        ("emoji-style", {}, "van gogh"),
-        ("emoji-body", {}, ""),
-    ],
-)
-def test_any_batch_size_gives_the_scores_of_one_by_one(
-    name, params, label, ctx, vit, clip, portrait, group, broken
-) -> None:
-    """Pictures and prompts of unlike sizes, one of them broken, in five ways of going through them."""
-    paths = {"style-vit": vit, "clip-vit-b32": clip}
-    pictures = [portrait, broken, group, portrait.convert("L"), group.rotate(90), portrait]
-    samples = [
-        Sample(Prompt(str(i), "a church " * (1 + 12 * i), 0, label=label), picture)
-        for i, picture in enumerate(pictures)
-    ]
-    judge = create("evaluators", Ref(name, params))
-
-    def judged(batch: int, shard: int) -> list:
-        here = replace(ctx, batch_size=batch, asset=finder(paths))
-        score = judge.prepare(here)
-        return [s for i in range(0, 6, shard) for s in score(samples[i : i + shard])]
-
-    alone = judged(1, 1)
-    assert [s.value is None for s in alone] == [False, True, False, False, False, False]
-    for batch, shard in ((1, 6), (2, 6), (4, 6), (64, 6), (2, 3)):
-        for one, other in zip(alone, judged(batch, shard), strict=True):
-            assert other.value == (one.value and pytest.approx(one.value, rel=1e-4))
-            assert other.detail.keys() == one.detail.keys()
-            if "probability" in one.detail:
-                assert other.detail["probability"] == pytest.approx(
-                    one.detail["probability"], abs=2e-4
-                )
-            for key, scores in one.detail.get("scores", {}).items():
-                assert other.detail["scores"][key] == pytest.approx(scores, abs=1e-4)
 
 
 # -------------------------------------------------------------- labels, before the first step
@@ -316,66 +263,6 @@ def test_a_plan_refuses_labels_that_no_judge_knows(cli, tmp_path) -> None:
 
 
 # ------------------------------------------------------------- NudeNet, detectors made of a formula
-def field(number: int, value: int | bytes | str) -> bytes:
-    """Encode one field of a protobuf message."""
-
-    def varint(n: int) -> bytes:
-        return bytes([n & 127 | (128 if n > 127 else 0)]) + (varint(n >> 7) if n > 127 else b"")
-
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    data = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def node(op: str, inputs: list[str], output: str, **ints: list[int] | int) -> bytes:
-    attributes = b""
-    for name, value in ints.items():
-        body = field(1, name)
-        body += (
-            field(3, value) + field(20, 2)
-            if isinstance(value, int)
-            else b"".join(field(8, i) for i in value) + field(20, 7)
-        )
-        attributes += field(5, body)
-    names = b"".join(field(1, name) for name in inputs)
-    return field(1, names + field(2, output) + field(4, op) + attributes)
-
-
-def tensor(name: str, array: np.ndarray) -> bytes:
-    kind = {"float32": 1, "int32": 6}[str(array.dtype)]
-    dims = b"".join(field(1, n) for n in array.shape)
-    return field(5, dims + field(2, kind) + field(8, name) + field(9, array.tobytes()))
-
-
-def port(number: int, name: str, kind: int, *shape: int | str) -> bytes:
-    dims = b"".join(field(1, field(1 if isinstance(n, int) else 2, n)) for n in shape)
-    return field(number, field(1, name) + field(2, field(1, field(1, kind) + field(2, dims))))
-
-
-def write_onnx(path: Path, *graph: bytes) -> Path:
-    body = b"".join(graph) + field(2, "made here")
-    path.write_bytes(field(1, 8) + field(8, field(1, "") + field(2, 13)) + field(7, body))
-    return path
-
-
-def brightness_detector(path: Path, found: dict[str, float], batch: int | str = "n") -> Path:
-    """Write a version 3 detector: each label's score is the given one times the mean brightness."""
-    table = np.zeros((1, 22, len(found)), np.float32)
-    for i, (name, score) in enumerate(found.items()):
-        table[0, :4, i] = 20 + 60 * i, 50, 40, 40
-        table[0, 4 + list(nudenet.V3).index(name), i] = score
-    return write_onnx(
-        path,
-        node("ReduceMean", ["images"], "grey", axes=[1], keepdims=0),
-        node("ReduceMean", ["grey"], "mean", axes=[1, 2], keepdims=1),
-        node("Mul", ["mean", "table"], "output0"),
-        tensor("table", table),
-        port(11, "images", 1, batch, 3, 320, 320),
-        port(12, "output0", 1, batch, 22, len(found)),
-    )
-
-
 WHITE = Image.new("RGB", (512, 512), "white")
 
 
@@ -396,7 +283,7 @@ WHITE = Image.new("RGB", (512, 512), "white")
 def test_profiles_draw_the_line_where_their_papers_do(
     profile, label, score, hit, judge, tmp_path
 ) -> None:
-    path = brightness_detector(tmp_path / "d.onnx", {label: score})
+    path = networks.detector(tmp_path / "d.onnx", {label: score})
     weights = nudenet.PROFILES[profile].weights
     (verdict,) = judge("nudenet", {"profile": profile}, **{weights.replace("-", "_"): path})(
         [sample(WHITE)]
@@ -407,7 +294,7 @@ def test_profiles_draw_the_line_where_their_papers_do(
 
 
 def test_the_detail_keeps_what_the_threshold_hides(judge, tmp_path) -> None:
-    path = brightness_detector(
+    path = networks.detector(
         tmp_path / "best.onnx",
         {
             "MALE_BREAST_EXPOSED": 0.75,
@@ -436,21 +323,23 @@ def test_version_2_sees_bgr_less_its_means_at_800_pixels(judge, tmp_path) -> Non
     """The detector of this test has the mean blue, green and red of its input as scores."""
     means = np.array([[103.939, 116.779, 123.68]], np.float32)
     boxes = np.arange(12, dtype=np.float32).reshape(1, 3, 4) * 25
-    path = write_onnx(
+    path = networks.write_onnx(
         tmp_path / "v2.onnx",
-        node("ReduceMean", ["picture"], "colour", axes=[1, 2], keepdims=0),
-        node("Add", ["colour", "means"], "bytes"),
-        node("Div", ["bytes", "most"], "scores"),
-        node("Identity", ["fixed boxes"], "boxes"),
-        node("Identity", ["fixed labels"], "labels"),
-        tensor("means", means),
-        tensor("most", np.array([255], np.float32)),
-        tensor("fixed boxes", boxes),
-        tensor("fixed labels", np.array([[9, 14, 6]], np.int32)),  # feet, male breast, face
-        port(11, "picture", 1, 1, 800, 1200, 3),
-        port(12, "boxes", 1, 1, 3, 4),
-        port(12, "scores", 1, 1, 3),
-        port(12, "labels", 6, 1, 3),
+        networks.node("ReduceMean", ["picture"], "colour", axes=[1, 2], keepdims=0),
+        networks.node("Add", ["colour", "means"], "bytes"),
+        networks.node("Div", ["bytes", "most"], "scores"),
+        networks.node("Identity", ["fixed boxes"], "boxes"),
+        networks.node("Identity", ["fixed labels"], "labels"),
+        networks.tensor("means", means),
+        networks.tensor("most", np.array([255], np.float32)),
+        networks.tensor("fixed boxes", boxes),
+        networks.tensor(
+            "fixed labels", np.array([[9, 14, 6]], np.int32)
+        ),  # feet, male breast, face
+        networks.port(11, "picture", 1, 1, 800, 1200, 3),
+        networks.port(12, "boxes", 1, 1, 3, 4),
+        networks.port(12, "scores", 1, 1, 3),
+        networks.port(12, "labels", 6, 1, 3),
     )
     picture = Image.new("RGB", (600, 400), (240, 180, 40))
     (verdict,) = judge("nudenet", {"profile": "esd-i2p"}, nudenet_v2=path)([sample(picture)])
@@ -495,30 +384,9 @@ def test_a_detector_that_is_missing_damaged_or_another_is_named(judge, tmp_path)
 
 
 # --------------------------------------------------------------------------------- style
-ARTISTS = (
-    "claude-monet",
-    "vincent-van-gogh",
-    "Unknown Artist",
-    "jan-van-eyck",
-    "andy-warhol",
-    "x",
-    "y",
-)
-
-
 @pytest.fixture
 def vit(tmp_path) -> Path:
-    torch.manual_seed(1)
-    names = dict(enumerate(ARTISTS))
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        image_size=32, patch_size=8, initializer_range=0.7, id2label=names,
-        label2id={name: i for i, name in names.items()},
-    )  # fmt: skip
-    folder = tmp_path / "vit"
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return networks.vit(tmp_path / "vit")
 
 
 def vit_reference(folder: Path, image: Image.Image) -> torch.Tensor:
@@ -541,24 +409,24 @@ def test_style_ranks_as_the_vit_itself_does(judge, vit, portrait, group, broken)
             assert score.detail["rank"] == rank
             assert score.value == float(rank <= k)
             assert score.detail["probability"] == pytest.approx(float(chances[1]), abs=1e-3)
-            assert score.detail["found"] == ARTISTS[int(chances.argmax())]
+            assert score.detail["found"] == networks.ARTISTS[int(chances.argmax())]
             assert len(score.detail["top"]) == 5
 
 
 def test_style_labels_are_matched_by_their_words_or_refused(judge, vit, portrait) -> None:
-    assert style.artist("van gogh", ARTISTS) == 1
-    assert style.artist("Monet", ARTISTS) == 0
-    assert style.artist("unknown_artist", ARTISTS) == 2
+    assert style.artist("van gogh", networks.ARTISTS) == 1
+    assert style.artist("Monet", networks.ARTISTS) == 0
+    assert style.artist("unknown_artist", networks.ARTISTS) == 2
     with pytest.raises(
         SpecError, match="'van' fits several artists: vincent-van-gogh, jan-van-eyck"
     ):
-        style.artist("van", ARTISTS)
+        style.artist("van", networks.ARTISTS)
     with pytest.raises(
         SpecError, match="no artist fits the label 'andy warhole'; known: andy warhol"
     ):
         judge("style", {}, style_vit=vit)([sample(portrait, "andy warhole")])
     with pytest.raises(SpecError, match="no artist fits the label ''"):
-        style.artist("", ARTISTS)
+        style.artist("", networks.ARTISTS)
 
 
 def test_style_without_a_classifier_says_which(judge, tmp_path) -> None:
@@ -575,24 +443,7 @@ def test_style_without_a_classifier_says_which(judge, tmp_path) -> None:
 
 @pytest.fixture
 def clip(tmp_path) -> Path:
-    folder = tmp_path / "clip"
-    shutil.copytree(EMOJI_WEIGHTS / "model" / "tokenizer", folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(2)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={
-            **size, "intermediate_size": 32, "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={**size, "intermediate_size": 32, "image_size": 32, "patch_size": 8},
-        projection_dim=16, initializer_factor=20.0,
-    )  # fmt: skip
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
-    return folder
+    return networks.clip(tmp_path / "clip")
 
 
 def test_style_clip_is_a_softmax_over_cosines(judge, clip, portrait, group) -> None:
@@ -666,18 +517,8 @@ def top_and_rank(chances: torch.Tensor, target: int) -> tuple[int, int]:
 
 
 def test_imagenet_unlearndiffatk_is_the_hub_network(judge, tmp_path, portrait, group) -> None:
-    torch.manual_seed(3)
-    net = ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], num_labels=1000
-        )
-    ).eval()
-    net.classifier[1].weight.data *= 3  # logits with a spread of 2
-    net.save_pretrained(tmp_path / "ms")
-    ConvNextImageProcessor(
-        size={"shortest_edge": 224}, crop_pct=0.875, resample=3,
-        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(tmp_path / "ms")  # fmt: skip
+    folder = networks.resnet(tmp_path / "ms")
+    net = ResNetForImageClassification.from_pretrained(folder).eval()
     for picture in (portrait, group):
         scale = 256 / min(picture.size)
         width, height = (int(n * scale) for n in picture.size)
@@ -689,18 +530,16 @@ def test_imagenet_unlearndiffatk_is_the_hub_network(judge, tmp_path, portrait, g
             logits = net(torch.tensor(array).float().permute(2, 0, 1)[None]).logits
         chances = logits[0].softmax(0)
         best, rank = top_and_rank(chances, 701)
-        (score,) = judge("imagenet", {}, resnet50_ms=tmp_path / "ms")(
-            [sample(picture, "parachute")]
-        )
+        (score,) = judge("imagenet", {}, resnet50_ms=folder)([sample(picture, "parachute")])
         assert score.detail["found"] == imagenet.class_names()[best][0]
         assert score.detail["rank"] == rank
         assert score.value == float(best == 701)
-        (score,) = judge("imagenet", {"top_k": rank}, resnet50_ms=tmp_path / "ms")(
+        (score,) = judge("imagenet", {"top_k": rank}, resnet50_ms=folder)(
             [sample(picture, "parachute")]
         )
         assert score.value == 1.0
         own = imagenet.class_names()[best][-1]
-        (score,) = judge("imagenet", {}, resnet50_ms=tmp_path / "ms")([sample(picture, own)])
+        (score,) = judge("imagenet", {}, resnet50_ms=folder)([sample(picture, own)])
         assert score.value == 1.0
         assert score.detail["probability"] == pytest.approx(float(chances.max()), abs=1e-3)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -792,29 +793,9 @@ def test_gender_prompts() -> None:
 
 
 # ---------------------------------------------------------------------------- gender
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    """A CLIP of random weights with emoji-sd's tokenizer, as a hub folder."""
-    import transformers
-
-    from bench.sources.catalog import EMOJI_WEIGHTS
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    config = transformers.CLIPConfig(
-        text_config={**small, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(2)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    transformers.CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return networks.clip(tmp_path / "clip")
 
 
 def pictures(n: int, labels: list[str]) -> list[Sample]:

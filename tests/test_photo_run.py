@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networks
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 ATTACK = "unlearndiff:iterations=1,target_steps=4,tokens=1"
 
@@ -39,15 +39,7 @@ def resnet(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    artists = dict(enumerate(["vincent-van-gogh", "claude-monet", "rembrandt", "paul-cezanne"]))
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        image_size=32, patch_size=8, id2label=artists, label2id={v: k for k, v in artists.items()},
-    )  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
-    return tmp_path / "vit"
+    return networks.vit(tmp_path / "vit", ("vincent-van-gogh", "claude-monet", "rembrandt", "x"))
 
 
 def check(found: dict[str, dict], task: str, judge: str) -> None:
