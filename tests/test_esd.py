@@ -2,9 +2,6 @@
 
 import types
 import weakref
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -16,14 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench import Concept, IncompatibleError, PluginError, trainable
-from bench.core.types import ByKind
-from bench.errors import ParamError
 from bench.models.diffusers import DiffusersModel
-from bench.plugins.registry import Ref, create, load, names, resolved
 from methods._esd import EsdObjective, compvis_stops
 from methods._masks import SoftMasks, prunable
 from methods.esd import ESD
-from methods.none import NoErasure
 from methods.p_esd import PESD
 
 CHURCH = Concept("church", "object")
@@ -35,96 +28,6 @@ def objective(model, **changes):
         "eta": 1.0, "start_guidance": 3.0, "xt_alignment": "exact", "steps": 10, "reuse": 1, "seed": 5,
     }  # fmt: skip
     return EsdObjective(model, ["church", "a church"], batch=2, **{**settings, **changes})
-
-
-# -------------------------------------------------------------------------- bounds of every parameter
-FREE = {("p-esd", "m0"), ("p-ac", "m0")}  # a logit: any finite number is one
-KINDS = [
-    Concept("church", "object", "house"),
-    Concept("x", "style", "y"),
-    Concept("z", "nsfw", "w"),
-]
-
-
-def numbers(hint, bounds=()):
-    """Yield each numeric type in a field's annotation with its bounds, ``(name, value)`` each."""
-    if get_origin(hint) is Annotated:
-        inner, *notes = get_args(hint)
-        found = [m for note in notes for m in getattr(note, "metadata", [note])]
-        own = [(n, getattr(m, n)) for m in found for n in ("ge", "gt", "le", "lt") if hasattr(m, n)]
-        yield from numbers(inner, (*bounds, *own))
-    elif get_origin(hint) in {Union, types.UnionType}:
-        for part in get_args(hint):
-            yield from numbers(part, bounds)
-    elif hint in {int, float}:
-        yield hint, dict(bounds)
-
-
-NUMERIC = [
-    pytest.param(name, field.name, kind, bounds, id=f"{name}:{field.name}")
-    for name in names("methods")
-    for cls in [load("methods", name)]
-    for field in fields(cls)
-    for kind, bounds in numbers(get_type_hints(cls, include_extras=True)[field.name])
-]
-
-
-@pytest.mark.parametrize(("name", "field", "kind", "bounds"), NUMERIC)
-def test_every_number_has_bounds_and_nothing_beyond_them_is_taken(
-    name: str, field: str, kind: type, bounds: dict[str, float]
-) -> None:
-    beyond: list[object] = ["nan", "inf", "-inf", "many", float("nan"), float("inf")]
-    if (name, field) not in FREE:
-        assert {"ge", "gt"} & set(bounds), "give the field a lower bound, or list it as free"
-        step = 1 if kind is int else 1e-6
-        outside = {"gt": 0, "lt": 0, "ge": -step, "le": step}
-        beyond += [-1, -0.5, -1e9, *(bound + outside[n] for n, bound in bounds.items())]
-    if kind is int:
-        beyond += [1.5, "2.5"]
-    for value in beyond:
-        for given in (value, str(value)):  # as a number, and as the command line has it
-            with pytest.raises(ParamError, match=f"^{name}: {field}="):
-                create("methods", Ref(name, {field: given}))
-
-
-@pytest.mark.parametrize("world", ["emoji", "photo"])
-@pytest.mark.parametrize("name", [n for n in names("methods") if n != "external"])
-def test_defaults_are_within_bounds_and_leave_nothing_open(name: str, world) -> None:
-    hints = get_type_hints(load("methods", name))
-    for concept in KINDS:
-        ref = resolved("methods", Ref(name), concept, world)
-        open_ = [
-            k
-            for k, v in ref.params.items()
-            if isinstance(v, ByKind) or (v is None and Path not in get_args(hints[k]))
-        ]
-        assert not open_
-        assert resolved("methods", ref, concept, world).params == ref.params
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "esd:steps=-5", "esd:batch=0", "esd:reuse=0", "esd:sampling_steps=2000", "esd:eta=-1",
-        "p-esd:threshold=5", "p-esd:gamma=0", "p-esd:lr=nan", "ac:images=0", "ac:clip=0", "p-ac:eps=0",
-        "uce:lamb=-1", "uce:erase_scale=0", "uce:preserve_scale=-1", "fmn:inversion_steps=-1",
-        "concept-prune:ratio=2", "concept-prune:calls=51", "concept-prune:calls=5,steps=3",
-        "np-esd:top=0", "pre-prune:share=1", "post-prune:share=-0.1", "sld:preset=none",
-    ],
-)  # fmt: skip
-def test_a_plan_refuses_what_is_out_of_range(cli, method: str) -> None:
-    task = "nudity" if method == "concept-prune:calls=51" else "church"
-    said = cli("plan", "--method", method, "--attack", "none", "--task", task)
-    name, _, params = method.partition(":")
-    assert said.code == 2, said.out
-    assert said.err.startswith(f"error: {name}: ")
-    assert params.split("=")[0].split(",")[0] in said.err
-    assert said.err.count("\n") == 1
-
-
-# -------------------------------------------------------------------------- ESD and P-ESD
-def test_none_changes_nothing(tiny, ctx) -> None:
-    assert NoErasure().erase(tiny, CHURCH, ctx) is tiny
 
 
 @pytest.mark.parametrize("eta", [1.0, 2.5])
@@ -324,8 +227,8 @@ def test_no_method_trains_in_half_precision(tiny, ctx, name: str, dtype: str, mo
 def test_gradients_are_off_again_after_a_loss_that_is_not_finite(tiny, ctx) -> None:
     tiny.pipe.unet.conv_in.weight.data[0] = float("nan")
     for name in ("esd", "p-esd"):
-        with pytest.raises(PluginError, match="the loss is nan at step 0"):
-            finished("methods", name, CHURCH, steps=3).erase(tiny, CHURCH, ctx)
+        with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr \(0.01\)"):
+            finished("methods", name, CHURCH, steps=3, lr=0.01).erase(tiny, CHURCH, ctx)
         assert not any(p.requires_grad for p in tiny.pipe.unet.parameters())
         assert all(p.grad is None for p in tiny.pipe.unet.parameters())
 
@@ -337,14 +240,6 @@ def test_esd_lowers_its_own_loss(tiny, ctx) -> None:
     cond = base.encode(["church", "a church"])
     before, after = (F.mse_loss(m.predict_noise(x, t, cond), target) for m in (base, erased))
     assert after < before
-
-
-def test_nan_stops_at_once(tiny, ctx) -> None:
-    tiny.pipe.unet.conv_in.weight.data[0] = float("nan")
-    with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr \(1e-05\)"):
-        ESD(params="esd-u", steps=3, **FAST).erase(tiny, CHURCH, ctx)
-    with pytest.raises(PluginError, match=r"the loss is nan at step 0: lower lr"):
-        PESD(params="esd-u", steps=3, **FAST).erase(tiny, CHURCH, ctx)
 
 
 class _Peak(TorchDispatchMode):
