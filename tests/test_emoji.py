@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench.emoji import JUDGES, PATH
-from bench.emoji.recipe.autoencoder import LATENTS, encode, pca_autoencoder
+from bench.emoji.recipe.autoencoder import encode, pca_autoencoder
 from bench.emoji.recipe.loop import Schedule, fit
+from bench.emoji.recipe.sizes import FIRST, SHARP
 from bench.emoji.world import BODY, NAMES, STYLES, UMBRELLA, Scene, caption, sample_scene
 
 
@@ -81,31 +83,34 @@ def test_schedule() -> None:
     assert schedule.at(100) == pytest.approx(0.02)
 
 
-def test_encoder_is_a_linear_pca_of_patches() -> None:
-    torch.manual_seed(0)
-    coarse = torch.rand(300, 3, 8, 8) * 2 - 1
-    images = nn.functional.interpolate(coarse, (32, 32), mode="bilinear") + 0.1 * torch.randn(
-        300, 3, 32, 32
-    )
-    vae = pca_autoencoder(images)
-    z = encode(vae, images)
-    assert z.shape == (300, LATENTS, 8, 8)
-    patches = (
-        images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).double()
-    )
-    latents = z.permute(0, 2, 3, 1).reshape(-1, LATENTS).double()
+@pytest.mark.parametrize("size", [FIRST, SHARP], ids=["32 px", "64 px"])
+def test_encoder_is_a_linear_pca_of_patches(size) -> None:
+    rng, side, f = np.random.default_rng(0), size.pixels, size.factor
+    coarse = torch.from_numpy(rng.random((200, 3, 8, 8), np.float32))
+    smooth = nn.functional.interpolate(coarse, (side, side), mode="bilinear").permute(0, 2, 3, 1)
+    noise = 30 * rng.standard_normal((200, side, side, 3))
+    images = (smooth.numpy() * 255 + noise).clip(0, 255).astype(np.uint8)
+    vae = pca_autoencoder(images, size)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(50)])
+    assert z.shape == (200, size.latents, 8, 8)
+    assert (encode(vae, images) - z).abs().max() < 1e-2
+    patches = x.unfold(2, f, f).unfold(3, f, f).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * f * f)
+    patches = patches.double()
+    latents = z.permute(0, 2, 3, 1).reshape(-1, size.latents).double()
     ones = torch.ones(len(patches), 1, dtype=torch.float64)
-    x = torch.cat([patches, ones], 1)
-    linear = x @ torch.linalg.lstsq(x, latents).solution
+    basis = torch.cat([patches, ones], 1)
+    linear = basis @ torch.linalg.lstsq(basis, latents).solution
     assert (linear - latents).abs().max() < 1e-2
     covariance = torch.cov(latents.T)
     off = covariance - torch.diag(covariance.diagonal())
     assert off.abs().max() < 1e-2 * covariance.diagonal().max()
-    # The best 12-dimensional linear reconstruction is that of the eigenvectors.
+    # No linear reconstruction from as many numbers is better than that of the eigenvectors.
     back = torch.cat([latents, ones], 1)
     error = (back @ torch.linalg.lstsq(back, patches).solution - patches).square().sum(1).mean()
     spectrum = torch.linalg.eigvalsh(torch.cov(patches.T, correction=0)).flip(0)
-    assert error == pytest.approx(float(spectrum[LATENTS:].sum()), rel=1e-3)
+    assert error == pytest.approx(float(spectrum[size.latents :].sum()), rel=1e-3)
 
 
 def test_shipped_model_loads_as_a_pipeline_and_draws() -> None:

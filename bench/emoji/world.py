@@ -169,8 +169,23 @@ def article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def sample_scene(rng: Random) -> Scene:
-    """Draw a scene as the training set has them."""
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How often scenes show what.
+
+    Args:
+        second: Share of the scenes with an object that show another beside it.
+        seconds: What the other can be.
+        styles: Weights of :data:`STYLES`.
+    """
+
+    second: float = 0.05
+    seconds: tuple[Subject, ...] = OTHERS
+    styles: tuple[float, ...] = (50, 26, 12, 12)
+
+
+def sample_scene(rng: Random, mix: Mix = Mix()) -> Scene:
+    """Draw a scene as a training set has them."""
     u = rng.random()
     names: list[str] = []
     if u < 0.04:
@@ -181,12 +196,12 @@ def sample_scene(rng: Random) -> Scene:
         names = rng.sample([part.name for part in BODY_PARTS], 1 if rng.random() < 0.6 else 2)
     else:
         names = [rng.choice(OTHERS).name]
-    if names and names[0] not in BODY and rng.random() < 0.05:
-        second = rng.choice(OTHERS).name
+    if names and names[0] not in BODY and rng.random() < mix.second:
+        second = rng.choice(mix.seconds).name
         names += [second] if second != names[0] else []
     background = rng.choice([*BACKGROUNDS, "plain"])
     colour = rng.choice(list(COLOURS)) if background == "plain" else ""
-    style = rng.choices(STYLES, weights=(50, 26, 12, 12))[0]
+    style = rng.choices(STYLES, weights=mix.styles)[0]
     return Scene(tuple(names), background, style, colour)
 
 

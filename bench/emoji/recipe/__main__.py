@@ -12,14 +12,16 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.recipe import autoencoder, judges, text, unet
 from bench.emoji.recipe.data import Scenes, render
+from bench.emoji.recipe.sizes import SIZES, Size
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Scene, caption
 from bench.models.folders import save_pipeline
 from bench.sources.catalog import file_digest
@@ -42,11 +44,19 @@ class Steps:
 def train(
     work: Annotated[Path, typer.Option(help="Checkpoints, renderings and previews.")],
     out: Annotated[Path, typer.Option(help="Where the finished weights go.")],
+    pixels: Annotated[int, typer.Option(help="Side of a picture: 32 or 64.")] = 32,
+    words: Annotated[
+        Path | None, typer.Option(help="A pipeline whose tokenizer and text encoder are kept.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Also a denoiser that never learned this concept; may be repeated."),
+    ] = None,
     scenes: Annotated[int, typer.Option(help="Scenes to render.")] = Steps().scenes,
     clip_steps: Annotated[int, typer.Option(help="Steps of the text encoder.")] = Steps().clip,
     decoder_steps: Annotated[int, typer.Option(help="Steps of the decoder.")] = Steps().decoder,
     judge_steps: Annotated[int, typer.Option(help="Steps of each judge.")] = Steps().judge,
-    unet_steps: Annotated[int, typer.Option(help="Steps of the denoiser.")] = Steps().unet,
+    unet_steps: Annotated[int, typer.Option(help="Steps of each denoiser.")] = Steps().unet,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Train every part in turn; a run that was stopped resumes from its checkpoints.
@@ -54,74 +64,80 @@ def train(
     Example: python -m bench.emoji.recipe --work /tmp/emoji --out bench/emoji/weights
     """
     torch.set_num_threads(threads)
-    steps = Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps)
+    size, steps = SIZES[pixels], Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps)
     work.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
-    data = render(work, steps.scenes, workers=threads)
+    data = render(work, steps.scenes, workers=threads, size=size)
     print(f"scenes: {len(data.images)}, {data.train_size} for training", flush=True)
 
-    tokenizer, clip = _text(data, work, steps, figures)
-    encoder = CLIPTextModel(clip.config.text_config)
-    source = {k.removeprefix("text_model."): v for k, v in clip.text_model.state_dict().items()}
-    ours = {k: source[k.removeprefix("text_model.")] for k in encoder.state_dict()}
-    encoder.load_state_dict(ours)
-    encoder.set_attn_implementation("eager")
-    encoder.eval().requires_grad_(False)
-
-    vae, latents = _autoencoder(data, work, steps, figures)
-    soft = _kept(work / f"soft-{scenes}.pt", lambda: judges.soften(vae, latents))
-    for question, (labels, exclusive) in judges.QUESTIONS.items():
-        net = judges.train_judge(question, data, soft, work, steps.judge)
-        threshold = 0.5 if exclusive else judges.body_threshold(net, data)
-        config = {
-            "architecture": ARCHITECTURE,
-            "labels": labels,
-            "softmax": exclusive,
-            "threshold": round(threshold, 3),
-        }
-        folder = out / "judges" / question
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        half = {
-            k: v.half().contiguous() if v.is_floating_point() else v
-            for k, v in net.state_dict().items()
-        }
-        save_file(half, folder / "model.safetensors")
-        if question == "subject":
-            save_file(judges.reference_statistics(net, data), folder / "reference.safetensors")
-
-    net = unet.new_unet()
+    tokenizer, encoder = _kept_words(words) if words else _text(data, work, steps, figures)
+    vae, latents = _autoencoder(data, work, steps, figures, size)
+    n = data.train_size
+    captions = _captions(encoder, tokenizer, data.captions[:n], work / f"captions-{scenes}.pt")
+    scaled = latents[:n] * vae.config.scaling_factor
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,
-        unet=net,
+        unet=unet.new_unet(size),
         scheduler=unet.new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    n = data.train_size
-    unet.train_unet(
-        net,
-        latents[:n] * vae.config.scaling_factor,
-        data.captions[:n],
-        encoder,
-        tokenizer,
-        work,
-        steps.unet,
-        lambda: preview(pipe, work / "samples.png"),
-    )
-    save_pipeline(pipe.to(torch.float16), out / "model")
-    # Half precision is for the files only: the text encoder's config decides what it is loaded as.
-    encoder_config = out / "model" / "text_encoder" / "config.json"
-    encoder_config.write_text(encoder_config.read_text().replace('"float16"', '"float32"'))
+
+    def denoiser(net: UNet2DConditionModel, concept: str = "") -> None:
+        name = f"unet-without-{concept}".replace(" ", "-") if concept else "unet"
+        pipe.unet = net
+        keep = torch.from_numpy(~data.shows(concept)[:n]).nonzero().flatten()
+        unet.train_unet(
+            net,
+            scaled[keep],
+            unet.Encodings(captions.table, captions.rows[keep]),
+            work,
+            steps.unet,
+            lambda: preview(pipe, work / f"{name}.png", size.pixels),
+            name=name,
+            bf16=size.bf16,
+        )
+
+    base = pipe.unet
+    denoiser(base)
+    save(pipe, out / "model")
+    for concept in without or ():
+        net = unet.new_unet(size)
+        denoiser(net, concept)
+        folder = out / "never-learned" / concept.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(halved(net), folder / "diffusion_pytorch_model.safetensors")
+    soft = _kept(work / f"soft-{scenes}.pt", lambda: judges.soften(vae, latents))
+    for question in judges.QUESTIONS:
+        _judge(question, data, soft, work, out, steps)
     (out / "training.json").write_text(
         json.dumps({"steps": asdict(steps), "figures": figures}, indent=1) + "\n"
     )
     write_digests(out)
     print(f"saved to {out}: {figures}", flush=True)
+
+
+def halved(net: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors in half precision."""
+    return {
+        k: v.half().contiguous() if v.is_floating_point() else v
+        for k, v in net.state_dict().items()
+    }
+
+
+def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline in half precision, and leave it in single precision.
+
+    Half precision is for the files only: the text encoder's config decides what it is loaded as.
+    """
+    save_pipeline(pipe.to(torch.float16), folder)
+    pipe.to(torch.float32)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
 
 
 def write_digests(folder: Path) -> None:
@@ -131,42 +147,91 @@ def write_digests(folder: Path) -> None:
     (folder / "digests.json").write_text(json.dumps(listing, indent=1) + "\n")
 
 
+def _kept_words(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", torch_dtype=torch.float32, attn_implementation="eager"
+    )
+    encoder.eval().requires_grad_(False)
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer"), encoder
+
+
 def _text(
     data: Scenes, work: Path, steps: Steps, figures: dict[str, float]
-) -> tuple[CLIPTokenizer, CLIPModel]:
+) -> tuple[CLIPTokenizer, CLIPTextModel]:
     folder = work / "tokenizer"
     if not folder.exists():
         text.train_tokenizer(data.captions).save_pretrained(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     clip, figures["retrieval@1 of 256"] = text.train_clip(data, tokenizer, work, steps.clip)
     print(f"vocabulary {len(tokenizer)}, {figures}", flush=True)
-    return tokenizer, clip
+    return tokenizer, _encoder(clip)
+
+
+def _encoder(clip: CLIPModel) -> CLIPTextModel:
+    encoder = CLIPTextModel(clip.config.text_config)
+    source = {k.removeprefix("text_model."): v for k, v in clip.text_model.state_dict().items()}
+    ours = {k: source[k.removeprefix("text_model.")] for k in encoder.state_dict()}
+    encoder.load_state_dict(ours)
+    encoder.set_attn_implementation("eager")
+    encoder.eval().requires_grad_(False)
+    return encoder
 
 
 def _autoencoder(
-    data: Scenes, work: Path, steps: Steps, figures: dict[str, float]
-) -> tuple[AutoencoderKL, torch.Tensor]:
-    images = torch.from_numpy(data.images)
-    as_float = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    vae = autoencoder.pca_autoencoder(as_float[:6000])
-    latents = _kept(work / f"latents-{steps.scenes}.pt", lambda: autoencoder.encode(vae, as_float))
+    data: Scenes, work: Path, steps: Steps, figures: dict[str, float], size: Size
+) -> tuple[AutoencoderKL, Tensor]:
+    torch.manual_seed(0)
+    vae = autoencoder.pca_autoencoder(data.images[:6000], size)
+    latents = autoencoder.encode(vae, data.images)
     n = data.train_size
-    autoencoder.train_decoder(vae, images[:n], latents[:n], work, steps.decoder)
-    figures["autoencoder PSNR, dB"] = autoencoder.psnr(vae, as_float[-1000:], latents[-1000:])
+    autoencoder.train_decoder(vae, data.images[:n], latents[:n], work, steps.decoder, size)
+    psnr = autoencoder.psnr(vae, data.images[-1000:], latents[-1000:])
+    figures["autoencoder PSNR, dB"] = float(psnr.mean())
     print(f"{figures}", flush=True)
     return vae, latents
 
 
-def _kept(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+def _captions(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[list[str]], path: Path
+) -> unet.Encodings:
+    if not path.exists():
+        made = unet.encode_captions(encoder, tokenizer, captions)
+        _write({"table": made.table, "rows": made.rows}, path)
+    return unet.Encodings(**torch.load(path, weights_only=True, mmap=True))
+
+
+def _judge(question: str, data: Scenes, soft: Tensor, work: Path, out: Path, steps: Steps) -> None:
+    labels, exclusive = judges.QUESTIONS[question]
+    net = judges.train_judge(question, data, soft, work, steps.judge)
+    threshold = 0.5 if exclusive else judges.body_threshold(net, data)
+    config = {
+        "architecture": ARCHITECTURE,
+        "labels": labels,
+        "softmax": exclusive,
+        "threshold": round(threshold, 3),
+    }
+    folder = out / "judges" / question
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file(halved(net), folder / "model.safetensors")
+    if question == "subject":
+        save_file(judges.reference_statistics(net, data), folder / "reference.safetensors")
+
+
+def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Return a tensor from disk, or make it and keep it there."""
     if not path.exists():
-        torch.save(make(), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-    kept: torch.Tensor = torch.load(path, weights_only=True)
+        _write(make(), path)
+    kept: Tensor = torch.load(path, weights_only=True)
     return kept
 
 
-def preview(pipe: StableDiffusionPipeline, path: Path) -> None:
+def _write(what: object, path: Path) -> None:
+    torch.save(what, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def preview(pipe: StableDiffusionPipeline, path: Path, pixels: int = 32) -> None:
     """Save an 8 x 8 grid of samples: six rows of photos, two rows of paintings."""
     rng = random.Random(0)
     names = [s.name for s in (*IMAGENETTE, *BODY_PARTS, *OTHERS)]
@@ -184,9 +249,9 @@ def preview(pipe: StableDiffusionPipeline, path: Path) -> None:
     images = pipe(
         prompts, num_inference_steps=20, guidance_scale=5, generator=generators, output_type="np"
     ).images
-    grid = images.reshape(8, 8, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(256, 256, 3)
-    picture = Image.fromarray((grid * 255).round().astype(np.uint8))
-    picture.resize((768, 768), Image.Resampling.NEAREST).save(path)
+    grid = images.reshape(8, 8, pixels, pixels, 3).transpose(0, 2, 1, 3, 4)
+    picture = Image.fromarray((grid.reshape(8 * pixels, -1, 3) * 255).round().astype(np.uint8))
+    picture.resize((1024, 1024), Image.Resampling.NEAREST).save(path)
 
 
 if __name__ == "__main__":

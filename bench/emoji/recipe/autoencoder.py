@@ -1,9 +1,8 @@
-"""Stage 3, autoencoder: an AutoencoderKL whose encoder is an exact linear PCA of 4x4 patches.
+"""Stage 3, autoencoder: an AutoencoderKL whose encoder is an exact linear PCA, set by hand.
 
-The encoder is written by hand into the standard class: resnets are the identity, the strided
-convolutions move space into channels, plus-minus pairs carry the sign through SiLU, and a large
-constant channel in each group fixes GroupNorm's scale. Latents are final before any training; only
-the decoder learns.
+Its resnets are the identity, the strided convolutions move the pixels under each latent into channels,
+plus-minus pairs carry the sign through SiLU, and a large constant channel in each group fixes
+GroupNorm's scale. Latents are final before any training; only the decoder learns.
 """
 
 from __future__ import annotations
@@ -11,55 +10,66 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.emoji.recipe.loop import Schedule, fit
+from bench.emoji.recipe.loop import Schedule, faster, fit
+from bench.emoji.recipe.sizes import FIRST, Size
 
-CHANNELS = (16, 48, 64)
-LATENTS = 12
-BATCH = 32
 _GROUPS = 8
-_LARGE = 100.0
-_PATCH = 48  # 4 x 4 pixels x 3 colours
+_LARGE = 300.0
 
 
-def pca_autoencoder(images: Tensor) -> AutoencoderKL:
+def pca_autoencoder(images: NDArray[np.uint8], size: Size = FIRST) -> AutoencoderKL:
     """Return the autoencoder with its encoder set, its decoder untrained.
 
     Args:
-        images: ``(n, 3, 32, 32)`` in [-1, 1]; a few thousand give the principal components.
+        images: ``(n, pixels, pixels, 3)``; a few thousand give the principal components.
+        size: Pixels, channels and latents.
     """
+    levels = len(size.channels)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=size.channels,
         layers_per_block=1,
-        latent_channels=LATENTS,
+        latent_channels=size.latents,
         norm_num_groups=_GROUPS,
-        sample_size=32,
+        sample_size=size.pixels,
         mid_block_add_attention=False,
     )
     with torch.no_grad():
         _space_to_depth(vae.encoder)
-        h = vae.encoder.conv_in(images)
-        for block in vae.encoder.down_blocks[:2]:
-            h = block(h)
-        patches = h.permute(0, 2, 3, 1).reshape(-1, _PATCH).double()
-        mean = patches.mean(0)
-        values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-        values, vectors = values.flip(0)[:LATENTS], vectors.flip(1)[:, :LATENTS]
-        # Between whitening (power 1) and plain PCA (power 0): early components keep more weight.
-        project = (vectors / values.sqrt() ** 0.75).float()
-        _project(vae, project, -(mean.float() @ project))
+        x = _patches(signed(images), size.factor).flatten(0, 2)
+        mean, square = x.mean(0, dtype=torch.float64), (x.T @ x).double() / len(x)
+        values, vectors = torch.linalg.eigh(square - torch.outer(mean, mean))
+        values, vectors = values.flip(0)[: size.latents], vectors.flip(1)[:, : size.latents]
+        project = (vectors / values.sqrt() ** size.whitening).float()
+        shift = -(mean.float() @ project)
+        _project(vae, project, shift)
         for name, module in vae.decoder.named_modules():
             if name.endswith("conv2"):
                 _zero(module)
-        latents = vae.encode(images).latent_dist.mean
-        spread = float(latents.std())
+        spread = float((x @ project + shift).std())
     vae.register_to_config(scaling_factor=1 / spread)
     return vae
+
+
+def signed(images: NDArray[np.uint8]) -> Tensor:
+    """Return pictures ``(n, h, w, 3)`` as ``(n, 3, h, w)`` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _patches(x: Tensor, factor: int) -> Tensor:
+    """Return the pixels under each latent, ``(n, 8, 8, 3 * factor**2)``, in the encoder's order."""
+    while factor > 1:
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        x, factor = x.reshape(n, 4 * c, h // 2, w // 2), factor // 2
+    return x.permute(0, 2, 3, 1)
 
 
 def _zero(module: nn.Module) -> None:
@@ -68,83 +78,112 @@ def _zero(module: nn.Module) -> None:
 
 
 def _space_to_depth(encoder: Any) -> None:
-    """Route each 4x4 patch into the 48 channels that leave the second block."""
+    """Route the pixels under each latent into the first channels of the last block's input."""
     for name, module in encoder.named_modules():
         if name.endswith("conv2"):
             _zero(module)
     _zero(encoder.conv_in)
     for i in range(3):
         encoder.conv_in.weight[i, i, 1, 1] = 1
-    for level, width in ((0, 3), (1, 12)):
-        down = encoder.down_blocks[level].downsamplers[0].conv
+    for level, block in enumerate(encoder.down_blocks[:-1]):
+        width = 3 * 4**level
+        widen, down = block.resnets[0].conv_shortcut, block.downsamplers[0].conv
         _zero(down)
+        if widen is not None:
+            _zero(widen)
         for i in range(width):
+            if widen is not None:
+                widen.weight[i, i, 0, 0] = 1
             for row in range(2):
                 for column in range(2):
                     down.weight[4 * i + 2 * row + column, i, row, column] = 1
-    widen = encoder.down_blocks[1].resnets[0].conv_shortcut
-    _zero(widen)
-    for i in range(12):
-        widen.weight[i, i, 0, 0] = 1
 
 
 def _project(vae: AutoencoderKL, project: Tensor, shift: Tensor) -> None:
     """Write ``latent = patch @ project + shift``; SiLU(x) - SiLU(-x) = x carries it to the end."""
     last, out, norm = (
-        vae.encoder.down_blocks[2].resnets[0].conv_shortcut,
+        vae.encoder.down_blocks[-1].resnets[0].conv_shortcut,
         vae.encoder.conv_out,
         vae.encoder.conv_norm_out,
     )
-    width = CHANNELS[2] // _GROUPS
-    pairs = (width - 2) // 2
+    inputs, latents = project.shape
+    width = vae.config.block_out_channels[-1] // _GROUPS
     for module in (last, out, norm, vae.quant_conv, vae.post_quant_conv):
         _zero(module)
     for group in range(_GROUPS):
         last.bias[group * width + width - 2] = _LARGE
         last.bias[group * width + width - 1] = -_LARGE
     norm.weight.fill_(_LARGE * (2 / width) ** 0.5)  # the standard deviation of every group
-    for j in range(LATENTS):
-        at = j // pairs * width + 2 * (j % pairs)
+    for j, at in enumerate(_carriers(vae)):
         for sign, channel in ((1, at), (-1, at + 1)):
-            last.weight[channel, :, 0, 0] = sign * project[:, j]
+            last.weight[channel, :inputs, 0, 0] = sign * project[:, j]
             last.bias[channel] = sign * shift[j]
             out.weight[j, channel, 1, 1] = sign
-    out.bias[LATENTS:] = -8
-    for i in range(2 * LATENTS):
+    out.bias[latents:] = -8
+    for i in range(2 * latents):
         vae.quant_conv.weight[i, i, 0, 0] = 1
-    for i in range(LATENTS):
+    for i in range(latents):
         vae.post_quant_conv.weight[i, i, 0, 0] = 1
 
 
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return unscaled latent means, ``(n, 12, 8, 8)``."""
+def _carriers(vae: AutoencoderKL) -> list[int]:
+    """Return the channel of the last block that carries each latent; the next carries its negative."""
+    width = vae.config.block_out_channels[-1] // _GROUPS
+    pairs = (width - 2) // 2
+    return [j // pairs * width + 2 * (j % pairs) for j in range(vae.config.latent_channels)]
+
+
+def encode(vae: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
+    """Return unscaled latents ``(n, latents, 8, 8)`` of pictures ``(n, pixels, pixels, 3)``.
+
+    They are what ``vae.encode`` gives (error 1e-3), by one matrix product instead of its layers.
+    """
+    last, factor = vae.encoder.down_blocks[-1].resnets[0].conv_shortcut, images.shape[1] // 8
+    project = last.weight[_carriers(vae), : 3 * factor**2, 0, 0].T
+    shift, parts = last.bias[_carriers(vae)], []
     with torch.no_grad():
-        return torch.cat([vae.encode(part).latent_dist.mean for part in images.split(1000)])
+        for i in range(0, len(images), 1000):
+            z = _patches(signed(images[i : i + 1000]), factor) @ project + shift
+            parts.append(z.permute(0, 3, 1, 2))
+    return torch.cat(parts).contiguous()
 
 
 def train_decoder(
-    vae: AutoencoderKL, images: Tensor, latents: Tensor, folder: Path, steps: int
+    vae: AutoencoderKL,
+    images: NDArray[np.uint8],
+    latents: Tensor,
+    folder: Path,
+    steps: int,
+    size: Size = FIRST,
 ) -> None:
-    """Fit the decoder in place to undo the encoder; ``images`` are uint8 ``(n, 32, 32, 3)``."""
+    """Fit the decoder in place to undo the encoder; ``images`` are ``(n, pixels, pixels, 3)``."""
     vae.requires_grad_(False)
     params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for p in params:
         p.requires_grad_(True)
+    low, high = size.jitter
 
     def loss(rng: torch.Generator) -> Tensor:
-        index = torch.randint(len(images), (BATCH,), generator=rng)
+        index = torch.randint(len(images), (size.batch,), generator=rng)
         z = latents[index]
-        z = z + 0.05 * torch.randn(z.shape, generator=rng)
-        e = vae.decode(z).sample - (images[index].permute(0, 3, 1, 2).float() / 127.5 - 1)
+        level = low + (high - low) * torch.rand(len(z), 1, 1, 1, generator=rng)
+        z = z + level * torch.randn(z.shape, generator=rng)
+        with faster(size.bf16):
+            drawn = vae.decode(z).sample.float()
+        e = drawn - signed(images[index.numpy()])
         edges = e.diff(dim=2).abs().mean() + e.diff(dim=3).abs().mean()
         return e.abs().mean() + 2 * e.square().mean() + 0.3 * edges
 
     schedule = Schedule(steps, 3e-3, warmup=30, decay=0.9)
-    fit("decoder", vae, loss, schedule, folder, params=params, every=500)
+    fit("decoder", vae, loss, schedule, folder, params=params, every=250)
 
 
-def psnr(vae: AutoencoderKL, images: Tensor, latents: Tensor) -> float:
-    """Return the reconstruction's peak signal-to-noise ratio in dB over ``(n, 3, 32, 32)`` images."""
+def psnr(vae: AutoencoderKL, images: NDArray[np.uint8], latents: Tensor) -> Tensor:
+    """Return each reconstruction's peak signal-to-noise ratio in dB, ``(n,)``."""
+    parts = []
     with torch.no_grad():
-        error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean((1, 2, 3))
-    return float((-10 * torch.log10(error / 4)).mean())
+        for i in range(0, len(images), 250):
+            part = slice(i, i + 250)
+            error = vae.decode(latents[part]).sample.clamp(-1, 1) - signed(images[part])
+            parts.append(-10 * torch.log10(error.square().mean((1, 2, 3)) / 4))
+    return torch.cat(parts)

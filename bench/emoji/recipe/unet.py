@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bench.emoji.recipe.autoencoder import LATENTS
-from bench.emoji.recipe.loop import Schedule, fit
+from bench.emoji.recipe.loop import Schedule, faster, fit
+from bench.emoji.recipe.sizes import FIRST, Size
 from bench.emoji.recipe.text import WIDTH, tokenize
 
 CHANNELS = (64, 128)
@@ -20,12 +21,13 @@ BATCH = 256
 _CHUNK = 1024
 
 
-def new_unet() -> UNet2DConditionModel:
-    """Return the untrained denoiser, 3.2 M parameters."""
+def new_unet(size: Size = FIRST) -> UNet2DConditionModel:
+    """Return the untrained denoiser, 3.2 M parameters; one seed, so one start for all of a size."""
+    torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=LATENTS,
-        out_channels=LATENTS,
+        in_channels=size.latents,
+        out_channels=size.latents,
         block_out_channels=CHANNELS,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -49,52 +51,73 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def encode_captions(
-    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Encode every different caption once.
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """What the text encoder makes of captions, each different one once.
 
-    Returns:
-        The encodings ``(different, 32, 128)`` in bfloat16, and each text's row among them.
+    Args:
+        table: ``(different, 32, 128)`` in bfloat16; the first is the empty caption's.
+        rows: ``(scenes, captions)``, each caption's row in the table.
     """
-    unique = list(dict.fromkeys(texts))
+
+    table: Tensor
+    rows: Tensor
+
+
+def encode_captions(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[list[str]]
+) -> Encodings:
+    """Encode every different caption, and the empty one, once."""
+    unique = list(dict.fromkeys(["", *(text for texts in captions for text in texts)]))
     row = {text: i for i, text in enumerate(unique)}
     parts = []
     with torch.no_grad():
         for i in range(0, len(unique), _CHUNK):
             ids = tokenize(tokenizer, unique[i : i + _CHUNK])
             parts.append(encoder(ids).last_hidden_state.bfloat16())
-    return torch.cat(parts), torch.tensor([row[text] for text in texts])
+    return Encodings(torch.cat(parts), torch.tensor([[row[t] for t in ts] for ts in captions]))
 
 
 def train_unet(
     unet: UNet2DConditionModel,
     latents: Tensor,
-    captions: list[list[str]],
-    encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
+    captions: Encodings,
     folder: Path,
     steps: int,
     preview: Callable[[], None],
+    *,
+    name: str = "unet",
+    bf16: bool = False,
 ) -> None:
-    """Train in place on scaled latents ``(n, 12, 8, 8)``, 10 % empty captions, min-SNR-5 weights."""
+    """Train in place, with 10 % empty captions and min-SNR-5 weights.
+
+    Args:
+        unet: The denoiser.
+        latents: Scaled, ``(scenes, channels, 8, 8)``.
+        captions: Of the same scenes.
+        folder: For the checkpoint.
+        steps: Of :data:`BATCH` scenes each.
+        preview: Called at each checkpoint with the averaged weights in place.
+        name: Of the checkpoint.
+        bf16: Compute in bfloat16 where it is safe.
+    """
     torch.manual_seed(0)
     unet.set_attn_processor(AttnProcessor())  # flash attention's backward is slow on a CPU
-    alphas = new_scheduler().alphas_cumprod
-    table, rows = encode_captions(encoder, tokenizer, ["", *(t for ts in captions for t in ts)])
-    empty, rows = rows[0], rows[1:].reshape(len(captions), -1)
+    alphas, rows = new_scheduler().alphas_cumprod, captions.rows
 
     def loss(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (BATCH,), generator=rng)
         row = rows[index, torch.randint(rows.shape[1], (BATCH,), generator=rng)]
-        row = torch.where(torch.rand(BATCH, generator=rng) < 0.1, empty, row)
+        row = torch.where(torch.rand(BATCH, generator=rng) < 0.1, 0, row)
         z, t = latents[index], torch.randint(1000, (BATCH,), generator=rng)
         noise, a = torch.randn(z.shape, generator=rng), alphas[t].view(-1, 1, 1, 1)
         x = a.sqrt() * z + (1 - a).sqrt() * noise
-        predicted = unet(x, t, encoder_hidden_states=table[row].float()).sample
+        with faster(bf16):
+            words = captions.table[row].float()
+            predicted = unet(x, t, encoder_hidden_states=words).sample.float()
         snr = (a / (1 - a)).flatten()
         weight = snr.clamp(max=5) / snr
         return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
 
     schedule = Schedule(steps, 2e-3, warmup=100, decay=0.6)
-    fit("unet", unet, loss, schedule, folder, ema=0.998, preview=preview, every=400)
+    fit(name, unet, loss, schedule, folder, ema=0.998, preview=preview, every=400)

@@ -1,0 +1,60 @@
+"""The two sizes of emoji-sd that the recipe makes: the first, of 32 px, and the sharper one of 64 px."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.emoji.world import IMAGENETTE, OTHERS, Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What differs between the sizes; latents are 8 x 8 in both.
+
+    Args:
+        pixels: Side of a picture.
+        channels: The autoencoder's, a level each; every level but the last halves the picture.
+        latents: Channels of a latent.
+        whitening: Of the latents: 1 gives every principal component the same variance, 0 none of it.
+        jitter: Least and most standard deviation of the noise on latents that the decoder learns from.
+        batch: Pictures per step of the decoder.
+        mix: What the scenes show.
+        bf16: Whether steps run in bfloat16 where it is safe; faster where the processor has AMX.
+    """
+
+    pixels: int
+    channels: tuple[int, ...]
+    latents: int
+    whitening: float
+    jitter: tuple[float, float]
+    batch: int
+    mix: Mix
+    bf16: bool
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return int(2 ** (len(self.channels) - 1))
+
+
+FIRST = Size(
+    pixels=32,
+    channels=(16, 48, 64),
+    latents=12,
+    whitening=0.75,
+    jitter=(0.05, 0.05),
+    batch=32,
+    mix=Mix(),
+    bf16=False,
+)
+SHARP = Size(
+    pixels=64,
+    channels=(32, 64, 192, 128),
+    latents=24,
+    whitening=0.5,
+    jitter=(0.0, 0.15),
+    batch=32,
+    mix=Mix(second=0.25, seconds=(*IMAGENETTE, *OTHERS), styles=(40, 26, 17, 17)),
+    bf16=True,
+)
+SIZES = {size.pixels: size for size in (FIRST, SHARP)}
