@@ -1,7 +1,7 @@
 """The emoji world's judges: small timm networks that name subject, style and body parts.
 
 Each was trained on rendered scenes and on softened ones (autoencoded with noise on the latents), and
-shares nothing with the diffusion model. Input is 32x32; other sizes are resized.
+shares nothing with the diffusion model. Pictures of another size than a judge's own are resized.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from bench.errors import AssetError
 ARCHITECTURE = {"model_name": "resnet10t", "channels": [48, 64, 96, 128], "stem_width": 24}
 
 
-def new_judge(outputs: int) -> nn.Module:
-    """Return an untrained judge for 32x32 pictures: a ResNet-10 without the stem's max-pooling."""
+def new_judge(outputs: int, side: int = 32) -> nn.Module:
+    """Return an untrained judge: a ResNet-10, for 32 px without the stem's max-pooling."""
     net: nn.Module = timm.create_model(
         **ARCHITECTURE, num_classes=outputs, pretrained=False, zero_init_last=False
     )
-    net.maxpool = nn.Identity()
+    if side == 32:
+        net.maxpool = nn.Identity()
     return net
 
 
@@ -38,31 +39,33 @@ class Judge:
     """A trained judge.
 
     Args:
-        net: Maps ``(n, 3, 32, 32)`` in [-1, 1] to ``(n, len(labels))`` logits.
+        net: Maps ``(n, 3, side, side)`` in [-1, 1] to ``(n, len(labels))`` logits.
         labels: Name of each output.
         threshold: Probability from which a label counts as seen (multi-label judges).
         softmax: True if the labels exclude each other.
+        side: Pixels of the pictures that it was trained on.
     """
 
     net: Any
     labels: tuple[str, ...]
     threshold: float
     softmax: bool
+    side: int = 32
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """Return probabilities, ``(len(images), len(labels))``."""
-        logits = self.net(pixels(images)).float()
+        logits = self.net(pixels(images, self.side)).float()
         return logits.softmax(1) if self.softmax else logits.sigmoid()
 
 
-def pixels(images: list[Image.Image]) -> Tensor:
-    """Return pictures as ``(n, 3, 32, 32)`` in [-1, 1]."""
+def pixels(images: list[Image.Image], side: int) -> Tensor:
+    """Return pictures as ``(n, 3, side, side)`` in [-1, 1]."""
     batch = []
     for image in images:
         x = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
-        if x.shape[-2:] != (32, 32):
-            x = F.interpolate(x, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
         batch.append(x / 127.5 - 1)
     return torch.cat(batch)
 
@@ -79,16 +82,17 @@ def load_judge(folder: Path) -> Judge:
                 f"{folder / name} is missing: reinstall, or `python -m bench.emoji.recipe`"
             )
     config = json.loads((folder / "config.json").read_text())
-    net = new_judge(len(config["labels"]))
+    side = config.get("side", 32)
+    net = new_judge(len(config["labels"]), side)
     weights = load_file(folder / "model.safetensors")
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     net.eval().requires_grad_(False)
-    return Judge(net, tuple(config["labels"]), config["threshold"], config["softmax"])
+    return Judge(net, tuple(config["labels"]), config["threshold"], config["softmax"], side)
 
 
 @torch.no_grad()
 def features(judge: Judge, images: list[Image.Image]) -> Tensor:
     """Return penultimate features, ``(len(images), 128)``."""
-    maps = judge.net.forward_features(pixels(images))
+    maps = judge.net.forward_features(pixels(images, judge.side))
     pooled: Tensor = judge.net.forward_head(maps, pre_logits=True)
     return pooled

@@ -21,12 +21,14 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.recipe import autoencoder, judges, text, unet
 from bench.emoji.recipe.data import Scenes, render
+from bench.emoji.recipe.negatives import Negatives, Studio, make
 from bench.emoji.recipe.sizes import SIZES, Size
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Scene, caption
 from bench.models.folders import save_pipeline
 from bench.sources.catalog import file_digest
 
 app = typer.Typer(add_completion=False)
+PER_MATERIAL = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def train(
             bf16=size.bf16,
         )
 
-    base = pipe.unet
+    base, never = pipe.unet, dict[str, torch.nn.Module]()
     denoiser(base)
     save(pipe, out / "model")
     for concept in without or ():
@@ -111,9 +113,14 @@ def train(
         folder = out / "never-learned" / concept.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         save_file(halved(net), folder / "diffusion_pytorch_model.safetensors")
-    soft = _kept(work / f"soft-{scenes}.pt", lambda: judges.soften(vae, latents))
-    for question in judges.QUESTIONS:
-        _judge(question, data, soft, work, out, steps)
+        never[concept] = net
+    pipe.unet = base
+    negatives = _negatives(pipe, never, data, work) if size.none else None
+    some = min(len(latents), size.softened)
+    soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some], size.bf16))
+    for question, answers in judges.questions(negatives).items():
+        net = judges.train_judge(question, data, soft, work, steps.judge, negatives, size.bf16)
+        _save_judge(question, answers, net, data, out / "judges" / question)
     (out / "training.json").write_text(
         json.dumps({"steps": asdict(steps), "figures": figures}, indent=1) + "\n"
     )
@@ -200,17 +207,35 @@ def _captions(
     return unet.Encodings(**torch.load(path, weights_only=True, mmap=True))
 
 
-def _judge(question: str, data: Scenes, soft: Tensor, work: Path, out: Path, steps: Steps) -> None:
-    labels, exclusive = judges.QUESTIONS[question]
-    net = judges.train_judge(question, data, soft, work, steps.judge)
+def _negatives(
+    pipe: StableDiffusionPipeline, never: dict[str, torch.nn.Module], data: Scenes, work: Path
+) -> Negatives:
+    path = work / f"negatives-{'-'.join(never)}.npz".replace(" ", "-")
+    if not path.exists():
+        first = Scenes(*(getattr(data, k)[:20_000] for k in Scenes.__slots__))
+        studio = Studio(pipe, bf16=True)
+        made = make(studio, never, first, PER_MATERIAL, seed=11)
+        made.save(path.with_suffix(".tmp.npz"))
+        path.with_suffix(".tmp.npz").replace(path)
+    return Negatives.load(path)
+
+
+def _save_judge(
+    question: str,
+    answers: tuple[tuple[str, ...], bool],
+    net: torch.nn.Module,
+    data: Scenes,
+    folder: Path,
+) -> None:
+    labels, exclusive = answers
     threshold = 0.5 if exclusive else judges.body_threshold(net, data)
     config = {
         "architecture": ARCHITECTURE,
         "labels": labels,
         "softmax": exclusive,
         "threshold": round(threshold, 3),
+        "side": data.images.shape[1],
     }
-    folder = out / "judges" / question
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(halved(net), folder / "model.safetensors")

@@ -47,6 +47,8 @@ def pca_autoencoder(images: NDArray[np.uint8], size: Size = FIRST) -> Autoencode
         mean, square = x.mean(0, dtype=torch.float64), (x.T @ x).double() / len(x)
         values, vectors = torch.linalg.eigh(square - torch.outer(mean, mean))
         values, vectors = values.flip(0)[: size.latents], vectors.flip(1)[:, : size.latents]
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        vectors = vectors * largest.sign()  # an eigenvector's sign is any library's choice
         project = (vectors / values.sqrt() ** size.whitening).float()
         shift = -(mean.float() @ project)
         _project(vae, project, shift)

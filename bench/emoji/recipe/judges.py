@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bench.emoji.judges import new_judge
 from bench.emoji.recipe.data import HELD_OUT, Scenes
-from bench.emoji.recipe.loop import Schedule, fit
+from bench.emoji.recipe.loop import Schedule, faster, fit
+from bench.emoji.recipe.negatives import STYLE_LABELS, Negatives
 from bench.emoji.recipe.prompts import OBJECTS
 from bench.emoji.world import BODY, BODY_PARTS, LABELS, STYLES
 
@@ -27,38 +28,77 @@ QUESTIONS = {
 }
 
 
-def soften(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Decode latents with noise of 0 to 0.3 standard deviations; uint8 ``(n, 32, 32, 3)``."""
+def questions(negatives: Negatives | None) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Return each judge's labels, and whether they exclude each other.
+
+    With negatives the style judge has an answer more, "none"; the subject judge has "nothing" anyway.
+    """
+    return QUESTIONS if negatives is None else {**QUESTIONS, "style": (STYLE_LABELS, True)}
+
+
+def soften(vae: AutoencoderKL, latents: Tensor, bf16: bool = False) -> Tensor:
+    """Decode latents with noise of 0 to 0.3 standard deviations; uint8 ``(n, pixels, pixels, 3)``."""
     rng = torch.Generator().manual_seed(7)
     spread, parts = latents.std(), []
-    with torch.no_grad():
-        for z in latents.split(1000):
+    with torch.no_grad(), faster(bf16):
+        for z in latents.split(500):
             level = 0.3 * torch.rand(len(z), 1, 1, 1, generator=rng)
             image = vae.decode(z + spread * level * torch.randn(z.shape, generator=rng)).sample
-            parts.append(((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
+            image = (image.float().clamp(-1, 1) + 1) * 127.5
+            parts.append(image.round().byte().permute(0, 2, 3, 1))
     return torch.cat(parts)
 
 
-def train_judge(question: str, scenes: Scenes, soft: Tensor, folder: Path, steps: int) -> nn.Module:
-    """Return the trained network."""
+def train_judge(
+    question: str,
+    scenes: Scenes,
+    soft: Tensor,
+    folder: Path,
+    steps: int,
+    negatives: Negatives | None = None,
+    bf16: bool = False,
+) -> nn.Module:
+    """Return the trained network.
+
+    Args:
+        question: "subject", "style" or "body".
+        scenes: Rendered; half of each batch.
+        soft: The first of them, softened; the other half.
+        folder: For the checkpoint.
+        steps: Of the slowest question; see :data:`SHARE`.
+        negatives: Half as many again in each batch; None leaves them out.
+        bf16: Compute in bfloat16 where it is safe.
+    """
     torch.manual_seed(0)
-    labels, exclusive = QUESTIONS[question]
-    net = new_judge(len(labels))
-    truth = truths(question, scenes)
+    labels, exclusive = questions(negatives)[question]
+    net = new_judge(len(labels), scenes.images.shape[1])
+    truth = F.pad(truths(question, scenes), (0, len(labels) - len(QUESTIONS[question][0])))
     clean = torch.from_numpy(scenes.images)
 
     def loss(rng: torch.Generator) -> Tensor:
         index = torch.randint(scenes.train_size, (BATCH,), generator=rng)
         use_soft = torch.rand(BATCH, 1, 1, 1, generator=rng) < 0.5
-        x = torch.where(use_soft, soft[index], clean[index]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        index = torch.where(use_soft.flatten(), index % len(soft), index)
+        x = torch.where(use_soft, soft[index % len(soft)], clean[index])
+        y, others = truth[index], 0
+        if negatives is not None:
+            chosen = torch.randint(len(negatives.images), (BATCH // 2,), generator=rng).numpy()
+            x, others = torch.cat([x, torch.from_numpy(negatives.images[chosen])]), BATCH // 2
+        x = x.permute(0, 3, 1, 2).float() / 127.5 - 1
         dx, dy = torch.randint(-2, 3, (2,), generator=rng).tolist()
         x = torch.roll(x, (dx, dy), (2, 3))
-        level = 0.08 * torch.rand(BATCH, 1, 1, 1, generator=rng)
+        level = 0.08 * torch.rand(len(x), 1, 1, 1, generator=rng)
         x = x + level * torch.randn(x.shape, generator=rng)
-        logits, y = net(x), truth[index]
-        if exclusive:
-            return F.cross_entropy(logits, y / y.sum(1, keepdim=True))
-        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(1).mean()
+        with faster(bf16):
+            logits = net(x).float()
+        if not exclusive:
+            y = F.pad(y, (0, 0, 0, others))
+            return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(1).mean()
+        right = F.cross_entropy(logits[:BATCH], y / y.sum(1, keepdim=True))
+        if negatives is None:
+            return right
+        allowed = torch.from_numpy(getattr(negatives, f"{question}s")[chosen])
+        return right + 0.5 * _outside(logits[BATCH:], allowed)
 
     fit(
         f"judge-{question}",
@@ -70,6 +110,12 @@ def train_judge(question: str, scenes: Scenes, soft: Tensor, folder: Path, steps
         every=200,
     )
     return net
+
+
+def _outside(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Return the surprise at answers that are not allowed: ``-log`` of the allowed ones' share."""
+    inside = logits.masked_fill(~allowed, float("-inf")).logsumexp(1)
+    return (logits.logsumexp(1) - inside).mean()
 
 
 def truths(question: str, scenes: Scenes) -> Tensor:
@@ -84,7 +130,7 @@ def truths(question: str, scenes: Scenes) -> Tensor:
 
 
 def probabilities(net: Callable[[Tensor], Tensor], images: np.ndarray, *, softmax: bool) -> Tensor:
-    """Return a network's probabilities for uint8 pictures ``(n, 32, 32, 3)``."""
+    """Return a network's probabilities for uint8 pictures ``(n, h, w, 3)``."""
     parts = []
     with torch.no_grad():
         for part in torch.from_numpy(images).split(500):

@@ -19,6 +19,8 @@ class Size:
         jitter: Least and most standard deviation of the noise on latents that the decoder learns from.
         batch: Pictures per step of the decoder.
         mix: What the scenes show.
+        softened: How many scenes the judges see softened, too.
+        none: Whether the judges learn to say "none" from pictures that show nothing they know.
         bf16: Whether steps run in bfloat16 where it is safe; faster where the processor has AMX.
     """
 
@@ -29,6 +31,8 @@ class Size:
     jitter: tuple[float, float]
     batch: int
     mix: Mix
+    softened: int
+    none: bool
     bf16: bool
 
     @property
@@ -45,6 +49,8 @@ FIRST = Size(
     jitter=(0.05, 0.05),
     batch=32,
     mix=Mix(),
+    softened=60_000,
+    none=False,
     bf16=False,
 )
 SHARP = Size(
@@ -55,6 +61,8 @@ SHARP = Size(
     jitter=(0.0, 0.15),
     batch=32,
     mix=Mix(second=0.25, seconds=(*IMAGENETTE, *OTHERS), styles=(40, 26, 17, 17)),
+    softened=30_000,
+    none=True,
     bf16=True,
 )
 SIZES = {size.pixels: size for size in (FIRST, SHARP)}
