@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import networks
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench import Context
 from bench.models import load_model
 from bench.models.diffusers import DiffusersModel
+from bench.plugins.registry import Ref, create
+from bench.sources.assets import finder
 
 # The models are tiny: a second thread costs more than it gives, and tests run two at a time.
 torch.set_num_threads(1)
@@ -87,3 +93,53 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------------- judges
+@pytest.fixture
+def judge(ctx: Context) -> Callable[..., Any]:
+    """Prepare an evaluator by name, with assets at these paths."""
+
+    def prepare(name: str, params: dict[str, Any], **paths: Path) -> Any:
+        given = {asset.replace("_", "-"): path for asset, path in paths.items()}
+        return create("evaluators", Ref(name, params)).prepare(replace(ctx, asset=finder(given)))
+
+    return prepare
+
+
+@pytest.fixture
+def portrait() -> Image.Image:
+    """A portrait of a woman in uniform, 512x600."""
+    from matplotlib import cbook
+
+    with Image.open(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def group(portrait: Image.Image) -> Image.Image:
+    """The portrait's head five times, at several sizes, on one wide picture."""
+    head, picture = portrait.crop((90, 40, 440, 420)), Image.new("RGB", (900, 780), "gray")
+    for x, y, width in ((0, 0, 320), (320, 0, 320), (640, 0, 260), (640, 300, 230), (0, 350, 280)):
+        picture.paste(head.resize((width, width * 38 // 35)), (x, y))
+    return picture
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Image.Image:
+    """An image whose file ends too early."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "broken.png"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return Image.open(path)
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    return networks.vit(tmp_path / "vit")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return networks.clip(tmp_path / "clip")

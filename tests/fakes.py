@@ -234,3 +234,8 @@ class OddCard(_OddDoc):
     card: ClassVar = Card("\x1b]0;title\x07 [red]:x:", "")
 
     size: int = 3
+
+
+def sample(image: Any, label: str = "") -> Sample:
+    """Return a picture as a judge gets it."""
+    return Sample(Prompt("0", "text", 0, label=label), image)
