@@ -7,7 +7,6 @@ import networks
 import pytest
 import torch
 from fakes import sample
-from PIL import Image
 from transformers import (
     ViTForImageClassification,
 )
@@ -33,27 +32,6 @@ def test_answers_that_are_not_finite_are_unscored(judge, vit, portrait, tmp_path
         (score,) = judge(name, params, **paths)([sample(portrait, label)])
         assert score.value is None
         assert "not finite" in score.detail["error"]
-
-
-def test_emoji_judges_leave_what_is_not_finite_unscored(judge, monkeypatch) -> None:
-    from bench.emoji import judges
-
-    def spoilt(self, images):
-        """Answer 0.001 everywhere, and NaN for black pictures."""
-        rows = [0.001 if image.getbbox() else torch.nan for image in images]
-        return torch.tensor(rows)[:, None].repeat(1, len(self.labels))
-
-    monkeypatch.setattr(judges.Judge, "__call__", spoilt)
-    white, black = Image.new("RGB", (32, 32), "white"), Image.new("RGB", (32, 32))
-    for name, label in (
-        ("emoji-body", "nudity"),
-        ("emoji-subject", "nothing"),
-        ("emoji-style", "van gogh"),
-        ("emoji-label", "van gogh"),
-    ):
-        scores = judge(name, {})([sample(white, label), sample(black, label), sample(white, label)])
-        assert [s.value is None for s in scores] == [False, True, False], name
-        assert "not finite" in scores[1].detail["error"]
 
 
 def prompts(*labels: str) -> list[Prompt]:

@@ -162,3 +162,14 @@ def test_one_guidance_for_all_rows(tmp_path: Path) -> None:
     assert (own.guidance, fixed.guidance) == ("own", "3")
     assert own.digest != fixed.digest
     assert [p.id for p in own.prompts] == [p.id for p in fixed.prompts]
+
+
+def test_only_benign_tasks_are_measured_as_a_set(tmp_path: Path) -> None:
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "set.csv").write_text("id,text,seed,guidance\na,x,1,7\n")
+    (tmp_path / "emoji" / "tasks.toml").write_text(
+        '[t]\nrole="retain"\nprompts="set.csv"\n'
+        'measures=[{metric="fid", evaluator="fid", reduce="set"}]\n'
+    )
+    with pytest.raises(SpecError, match="task 't': reduce 'set' needs the role benign, got retain"):
+        load_task("t", "emoji", tmp_path)
