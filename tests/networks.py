@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,75 @@ def detector(path: Path, found: dict[str, float], batch: int | str = "n") -> Pat
         port(11, "images", 1, batch, 3, 320, 320),
         port(12, "output0", 1, batch, 22, len(found)),
     )
+
+
+# ---------------------------------------------------------------- names of CompVis's code
+BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.attentions.0": "output_blocks.2.1",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "up_blocks.1.attentions.1": "output_blocks.3.1",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def compvis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tiny denoiser's tensors under the names of CompVis's code, written out by hand."""
+    renamed = {}
+    for name, tensor in state.items():
+        block = next(b for b in BLOCKS if name.startswith(f"{b}."))
+        rest = name.removeprefix(f"{block}.")
+        if "resnets" in block:
+            layer, _, kind = rest.rpartition(".")
+            rest = f"{RESNET[layer]}.{kind}"
+        renamed[f"model.diffusion_model.{BLOCKS[block]}.{rest}"] = tensor.clone()
+    assert len(renamed) == len(state)
+    return renamed
+
+
+def compvis_vae(state: dict[str, torch.Tensor], last: int) -> dict[str, torch.Tensor]:
+    """Return an autoencoder's tensors under the names of CompVis's code; ``last`` up block is its 0."""
+    rules = (
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample"),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        ("group_norm", "norm"), ("to_out.0", "proj_out"), (r"to_([qkv])", r"\1"),
+        ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
+    )  # fmt: skip
+    renamed = {}
+    for name, tensor in state.items():
+        inner, image = name, tensor
+        for old, new in rules:
+            inner = re.sub(old, new, inner)
+        if "attn_1" in inner and inner.endswith("weight") and image.dim() == 2:
+            image = image[:, :, None, None]  # linear layers were convolutions
+        renamed[f"first_stage_model.{inner}"] = image.clone()
+    return renamed
 
 
 # ---------------------------------------------------------------- by the names of the assets

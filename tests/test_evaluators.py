@@ -7,9 +7,7 @@ import networks
 import pytest
 import torch
 from fakes import sample
-from transformers import (
-    ViTForImageClassification,
-)
+from transformers import ViTForImageClassification
 
 from bench import Prompt, SpecError
 from bench.plugins.registry import Ref, create

@@ -9,9 +9,7 @@ import torch
 import torchvision
 from fakes import sample
 from PIL import Image
-from transformers import (
-    ResNetForImageClassification,
-)
+from transformers import ResNetForImageClassification
 
 from bench import AssetError, SpecError
 from evaluators import imagenet
