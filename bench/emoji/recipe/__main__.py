@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,15 +20,16 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.recipe import autoencoder, judges, text, unet
-from bench.emoji.recipe.data import Scenes, render
+from bench.emoji.recipe.data import HELD_OUT, Scenes, render
 from bench.emoji.recipe.negatives import Negatives, Studio, make
 from bench.emoji.recipe.sizes import SIZES, Size
-from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Scene, caption
+from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Mix, Scene, caption
 from bench.models.folders import save_pipeline
 from bench.sources.catalog import file_digest
 
 app = typer.Typer(add_completion=False)
 PER_MATERIAL = 1500
+_USUAL = 5000  # number of a chunk of scenes that no other stage reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,11 @@ def train(
     soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some], size.bf16))
     for question, answers in judges.questions(negatives).items():
         net = judges.train_judge(question, data, soft, work, steps.judge, negatives, size.bf16)
-        _save_judge(question, answers, net, data, out / "judges" / question)
+        _save_judge(question, answers, net, data, negatives, out / "judges" / question)
+        if question == "subject":
+            usual = data if size.mix == Mix() else _usual(size, work, threads)
+            statistics = judges.reference_statistics(net, usual)
+            save_file(statistics, out / "judges" / question / "reference.safetensors")
     (out / "training.json").write_text(
         json.dumps({"steps": asdict(steps), "figures": figures}, indent=1) + "\n"
     )
@@ -225,10 +230,11 @@ def _save_judge(
     answers: tuple[tuple[str, ...], bool],
     net: torch.nn.Module,
     data: Scenes,
+    negatives: Negatives | None,
     folder: Path,
 ) -> None:
     labels, exclusive = answers
-    threshold = 0.5 if exclusive else judges.body_threshold(net, data)
+    threshold = 0.5 if exclusive else judges.body_threshold(net, data, negatives)
     config = {
         "architecture": ARCHITECTURE,
         "labels": labels,
@@ -239,8 +245,12 @@ def _save_judge(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(halved(net), folder / "model.safetensors")
-    if question == "subject":
-        save_file(judges.reference_statistics(net, data), folder / "reference.safetensors")
+
+
+def _usual(size: Size, work: Path, threads: int) -> Scenes:
+    """Return unseen scenes of the mix that prompts are drawn from, whatever the training set shows."""
+    usual = replace(size, mix=Mix())
+    return render(work / "usual", HELD_OUT, workers=threads, first=_USUAL, size=usual)
 
 
 def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
