@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,11 @@ from diffusers import StableDiffusionPipeline
 
 from bench.emoji import PATH
 from bench.emoji.judges import Judge
-from bench.emoji.recipe import autoencoder, data, judges, negatives, unet
+from bench.emoji.recipe import autoencoder, data, judges, measure, negatives, unet
 from bench.emoji.recipe.__main__ import _kept_words
 from bench.emoji.recipe.sizes import FIRST, SHARP
 from bench.emoji.world import BODY, LABELS, STYLES, Mix, caption, sample_scene
+from evaluators._moments import Moments
 
 SIZES = [pytest.param(FIRST, id="32 px"), pytest.param(SHARP, id="64 px")]
 
@@ -163,7 +165,7 @@ def test_a_judge_learns_to_say_none(tmp_path) -> None:
     )
     black = negatives._group("noise", np.zeros((n, 32, 32, 3), np.uint8))
     soft = torch.from_numpy(scenes.images[:20])
-    net = judges.train_judge("style", scenes, soft, tmp_path, 150, black)
+    net = judges.train_judge("style", scenes, soft, tmp_path, 100, black)
     labels, softmax = judges.questions(black)["style"]
     assert labels == negatives.STYLE_LABELS
     from PIL import Image
@@ -184,6 +186,36 @@ def test_judges_train_at_both_sizes(question, size, tmp_path) -> None:
     labels, softmax = judges.questions(none)[question]
     guess = judges.probabilities(net, scenes.images, softmax=softmax)
     assert guess.shape == (48, len(labels)) and guess.isfinite().all()
+
+
+def test_the_body_threshold_counts_false_alarms_on_negatives() -> None:
+    scenes = drawn(FIRST)
+    black = negatives._group("noise", np.zeros((8, 32, 32, 3), np.uint8))
+
+    class Alarmed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Answer 0.8 on black pictures, and 0.1 on others."""
+            dark = x.flatten(1).amax(1) < 0
+            return torch.where(dark, torch.tensor(0.8), torch.tensor(0.1)).logit()[:, None]
+
+    assert judges.body_threshold(Alarmed(), scenes) == pytest.approx(0.3)
+    assert judges.body_threshold(Alarmed(), scenes, black) == pytest.approx(0.8)
+
+
+def test_frechet_is_the_evaluators() -> None:
+    a, b = torch.randn(300, 6), 0.5 + torch.randn(200, 6) @ torch.randn(6, 6)
+    mean, covariance = b.double().mean(0), torch.cov(b.double().T)
+    expected = Moments.of([a.double()]).frechet(mean, covariance)
+    assert measure._frechet(a, b) == pytest.approx(expected, rel=1e-6)
+    assert measure._frechet(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_never_learned_denoisers_load_by_concept(tmp_path) -> None:
+    shutil.copytree(PATH, tmp_path / "model")
+    shutil.copytree(PATH / "unet", tmp_path / "never-learned" / "van-gogh")
+    (net,) = (found := measure.never_learned(tmp_path)).values()
+    assert list(found) == ["van gogh"]
+    assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_outside_is_the_surprise_at_what_is_not_allowed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,6 +109,9 @@ def train(
     base, never = pipe.unet, dict[str, torch.nn.Module]()
     denoiser(base)
     save(pipe, out / "model")
+    if words is not None:  # keep them byte for byte
+        for part in ("tokenizer", "text_encoder"):
+            shutil.copytree(words / part, out / "model" / part, dirs_exist_ok=True)
     for concept in without or ():
         net = unet.new_unet(size)
         denoiser(net, concept)
