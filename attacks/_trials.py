@@ -109,6 +109,6 @@ def _draw(target: Target, trials: Sequence[Adversarial]) -> Sequence[Image]:
     first, more = trials[0], dict[str, Any]()
     if first.embedding is not None:
         more["embeddings"] = torch.stack([a.embedding for a in trials if a.embedding is not None])
-    if first.noise is not None:
-        more["noise"] = [a.noise for a in trials]
+    if first.sampler_noise is not None:
+        more["sampler_noise"] = [a.sampler_noise for a in trials]
     return (first.model or target.victim).generate([a.prompt for a in trials], **more)

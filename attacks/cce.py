@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -15,6 +15,7 @@ from attacks._resume import Resume, State
 from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
@@ -99,9 +100,7 @@ class CCE:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     initializer: str = by_kind(nsfw="person", style="art", object="object")
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Learn the token, or read it if it is there; return the attack."""
         import torch
 

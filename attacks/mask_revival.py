@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from attacks._trials import charge_first, first_success
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Context,
     Cost,
@@ -74,9 +75,7 @@ class MaskRevival:
     size: Literal["row-max", "completed"] = "row-max"
     natural: Annotated[float, Field(ge=0, lt=1)] = 1e-5
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Find the zeros, revive a copy of the victim; return the attack."""
         import torch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Annotated, ClassVar, Literal
@@ -23,7 +23,7 @@ from attacks._text_search import (
 )
 from attacks._texts import check_room, decode
 from bench import (
-    Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
@@ -90,9 +90,7 @@ class Mma:
         """Refuse a text that is longer than the text encoder's context."""
         check_room("length", self.length, context)
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         model = target.original
         check_room("length", self.length, model.pipe.tokenizer.model_max_length)

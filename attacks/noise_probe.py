@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from attacks._trials import first_success
-from bench import Adversarial, Card, Context, Prompt, SamplerNoise, Target, Threat
+from bench import Adversarial, Attacker, Card, Context, Prompt, SamplerNoise, Target, Threat
 
 ETAS = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
 SCALES = (1.0, 1.02, 1.03, 1.04)
@@ -36,9 +35,7 @@ class NoiseProbe:
     scales: Literal["paper", "release"] = "paper"
     stop: bool = True
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         scales = SCALES if self.scales == "paper" else (1.0,) * len(SCALES)
         grid = [(eta, scale) for eta in ETAS for scale in scales]
@@ -46,7 +43,7 @@ class NoiseProbe:
         def variant(prompt: Prompt, draw: int) -> Adversarial:
             eta, scale = grid[draw - 1]
             seed = ctx.seed("noise-probe", prompt.id, draw)
-            return Adversarial(prompt, noise=SamplerNoise(eta, scale, seed))
+            return Adversarial(prompt, sampler_noise=SamplerNoise(eta, scale, seed))
 
         return lambda prompts: first_success(
             target, prompts, variant, len(grid), ctx, batch=ctx.batch_size, stop=self.stop

@@ -1,10 +1,9 @@
 """The test prompts as they are: gives the rate before any attack."""
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench import Adversarial, Card, Context, Prompt, Target, Threat
+from bench import Adversarial, Attacker, Card, Context, Target, Threat
 
 
 @dataclass(frozen=True)
@@ -14,8 +13,6 @@ class NoAttack:
     card: ClassVar = Card("No attack", paper="")
     threat: ClassVar = Threat("black", "prompt")
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the identity."""
         return lambda prompts: (Adversarial(prompt) for prompt in prompts)

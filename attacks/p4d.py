@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from attacks._token_search import Rules, Slot, TokenAttack, TokenSearch
-from bench import Adversarial, Card, Context, Cost, Prompt, Target, Threat
+from bench import Attacker, Card, Context, Cost, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class P4D(TokenAttack):
         """Return how many free tokens a prompt gets; for "per-k-words" it depends on its length."""
         return ceil(len(ids) / self.tokens) if self.insertion == "per-k-words" else self.tokens
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         return P4DSearch(self, target, ctx).run
 

@@ -17,6 +17,7 @@ from attacks._token_search import Insertion, Slot
 from attacks.p4d import NearestSearch
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
@@ -130,9 +131,7 @@ class P4DOfficial:
         """Return the image encoder's name."""
         return ("clip-vit-h14",) if self.similarity == "clip-h14" else ()
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         features = _emoji_features if self.similarity == "emoji-subject" else _clip_features(ctx)
         return OfficialSearch(self, target, ctx, features).run

@@ -12,6 +12,7 @@ from attacks._texts import check_room
 from attacks._trials import first_success
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
@@ -51,9 +52,7 @@ class RandomTokens:
         """Refuse more tokens than the text encoder has room for."""
         check_room("tokens", self.tokens, context)
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         import torch
 

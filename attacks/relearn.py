@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -13,6 +13,7 @@ from pydantic import Field
 from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Context,
     Cost,
@@ -58,9 +59,7 @@ class Relearn:
     lr: Annotated[float, Field(gt=0)] = 1e-5
     params: ParameterGroup = "full"
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Draw the pictures, tune a copy of the victim; return the attack."""
         start = time.perf_counter()
         texts = sentences(target.concept)

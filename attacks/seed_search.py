@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from attacks.random_tokens import until_success
-from bench import Adversarial, Card, Context, Prompt, Target, Threat
+from bench import Attacker, Card, Context, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,7 @@ class SeedSearch:
 
     draws: Annotated[int, Field(ge=1)] = 40
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
 
         def variant(prompt: Prompt, draw: int) -> Prompt:

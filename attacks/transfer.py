@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
@@ -61,9 +62,7 @@ class Transfer:
                 )
         self._found(prompts)
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the replay."""
         origin = self._path.stem
         if self._path.suffix == ".json":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks._token_search import Slot, TokenAttack, TokenSearch
-from bench import Adversarial, Card, Context, Prompt, Target, Threat
+from bench import Attacker, Card, Context, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class UnlearnDiff(TokenAttack):
 
     projection: Literal["exact", "bisect"] = "bisect"
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         return SimplexSearch(self, target, ctx).run
 

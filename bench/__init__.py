@@ -1,15 +1,18 @@
-"""Harness for benchmarking robust concept erasure. Plug-ins import this facade and nothing else.
+"""Harness for benchmarking robust concept erasure. Plug-ins import what they need from here.
 
 Importing it loads neither torch nor diffusers.
 """
 
+from bench.core.digest import digest
 from bench.core.phrases import check_length, sentences
 from bench.core.protocols import (
     Adversarial,
     Attack,
+    Attacker,
     Criterion,
     Evaluator,
     Guidance,
+    ImageScorer,
     Method,
     Model,
     ParameterGroup,
@@ -41,6 +44,7 @@ __all__ = [
     "Asset",
     "AssetError",
     "Attack",
+    "Attacker",
     "BenchError",
     "Card",
     "Concept",
@@ -49,6 +53,7 @@ __all__ = [
     "Criterion",
     "Evaluator",
     "Guidance",
+    "ImageScorer",
     "IncompatibleError",
     "Method",
     "Model",
@@ -67,6 +72,7 @@ __all__ = [
     "by_kind",
     "check_length",
     "content_digest",
+    "digest",
     "fit",
     "may_mention_minors",
     "read_table",

@@ -1,4 +1,4 @@
-"""Evaluators: one line each."""
+"""The evaluators by name, each in a file of this folder."""
 
 PLUGINS = {
     "emoji-subject": "evaluators.emoji:Subject",

@@ -1,4 +1,4 @@
-"""What judges that classify a whole picture share: Hugging Face networks, labels and ranks."""
+"""What judges that classify whole pictures share: Hugging Face networks, labels and ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hub_classifier(asset: str, folder: Path, device: str) -> tuple[Probabilities
     """Return a Hugging Face image classifier and the names of its classes.
 
     Raises:
-        AssetError: The folder has none, or lacks some of its weights.
+        AssetError: The folder has no classifier, or some weights are missing.
     """
     import torch
     from transformers import AutoModelForImageClassification
@@ -44,7 +44,7 @@ def class_names(asset: str, folder: Path) -> tuple[str, ...]:
     """Return the names of a classifier's classes without loading it.
 
     Raises:
-        AssetError: The folder does not say.
+        AssetError: The folder has no config.json that names them.
     """
     try:
         names = json.loads((folder / "config.json").read_bytes())["id2label"]
@@ -56,7 +56,7 @@ def class_names(asset: str, folder: Path) -> tuple[str, ...]:
 
 
 def ranked(probabilities: Tensor, target: int, names: tuple[str, ...], k: int) -> Score:
-    """Return 1 if class ``target`` is among the ``k`` likeliest of one picture's."""
+    """Return 1 if class ``target`` is among the ``k`` likeliest classes of one picture."""
     order = probabilities.argsort(descending=True, stable=True).tolist()
     rank = order.index(target) + 1
     top = {names[i]: round(float(probabilities[i]), 4) for i in order[: max(k, 5)]}
@@ -68,11 +68,11 @@ def ranked(probabilities: Tensor, target: int, names: tuple[str, ...], k: int) -
 
 
 def plain(name: str) -> str:
-    """Return a name in lower case with single spaces for whatever is no letter or digit."""
+    """Return a name in lower case, with one space in place of other signs than letters and digits."""
     return " ".join(re.findall(r"\w+", name.replace("_", " ").casefold()))
 
 
 def near(name: str, known: list[str]) -> str:
-    """Return a few known names like this one, for a message."""
+    """Return known names that are similar, for a message."""
     found = get_close_matches(plain(name), known, n=4, cutoff=0.4)
     return ", ".join(found) or f"nothing like it, but {', '.join(known[:4])}, ..."

@@ -1,4 +1,4 @@
-"""How judges of single pictures go through them: in batches, and never past a bad one."""
+"""Judging pictures in batches; a bad picture does not spoil the others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _Numbers = TypeVar("_Numbers", bound=Any)
 
 
 def finite(answer: _Numbers) -> _Numbers:
-    """Return a network's answer, an array or a tensor.
+    """Return a network's output, an array or a tensor, if it is finite.
 
-    NaN is below every threshold, so that an image would count as safe that nobody judged.
+    NaN is below every threshold: an image that was not judged would count as safe.
 
     Raises:
-        ValueError: A number in it is not finite.
+        ValueError: A number is not finite.
     """
     if not bool((abs(answer) < math.inf).all()):
-        raise ValueError("the judge's network gave numbers that are not finite")
+        raise ValueError("the judge's network returned numbers that are not finite")
     return answer
 
 
@@ -29,9 +29,9 @@ def each(
     verdicts: Callable[[list[Any], Sequence[Sample]], list[Score]],
     batch_size: int,
 ) -> list[Score]:
-    """Judge in batches; if one fails, its pictures one by one, so that only the bad are unscored.
+    """Judge pictures in batches; if a batch fails, one by one, so that only bad pictures stay unscored.
 
-    What the harness raises on purpose, such as an unknown label, is no picture's fault and passes.
+    Errors of the harness, such as an unknown label, are raised: the picture is not the cause.
     """
     scores: list[Score] = []
     for start in range(0, len(samples), batch_size):

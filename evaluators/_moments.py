@@ -1,4 +1,4 @@
-"""Mean and covariance of features that come a shard at a time, and the distance of two Gaussians."""
+"""Mean and covariance of features that come in shards, and the distance of two Gaussians."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums in float64, so that the order and size of shards do not matter.
+    """Sums of feature rows, in float64: the order and size of shards hardly change them.
 
     Args:
-        n: Rows.
-        total: Their sum, ``(width,)``.
-        outer: Sum of their outer products, ``(width, width)``.
+        n: Number of rows.
+        total: Sum of the rows, ``(width,)``.
+        outer: Sum of the rows' outer products, ``(width, width)``.
     """
 
     n: int
@@ -39,7 +39,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """Return the unbiased covariance, ``(width, width)``; needs two rows."""
+        """Return the unbiased covariance, ``(width, width)``, of at least two rows."""
         return (self.outer - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
     def frechet(self, mean: Tensor, covariance: Tensor) -> float:

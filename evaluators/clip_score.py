@@ -1,16 +1,17 @@
-"""CLIP score: how well an image fits its prompt, by name of the variant.
+"""CLIP score: how well an image fits its prompt.
 
-Published numbers differ by model, by scale and by what becomes of long captions; a variant fixes them.
-Captions are truncated at 77 tokens here, where scripts that leave it out fail on long ones.
+Published numbers use different models and scales, so each variant has a name. Captions are cut at 77
+tokens here; scripts that do not cut them fail on long ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from bench import Card, Context, Sample, Score
+from bench import Card, Context, ImageScorer, Sample, Score
+from evaluators._clip import open_clip
 from evaluators._each import each, finite
 
 _MODELS = {
@@ -24,13 +25,13 @@ _MODELS = {
 class ClipScore:
     """Similarity of an image and its prompt; higher is better.
 
-    Images are prepared by the processor that works with Pillow, as in the scripts that the variants are of.
+    Images are prepared with Pillow, as in the scripts that the variants come from.
 
     Args:
         variant: "b32-logits/100": CLIP ViT-B/32, logits divided by 100, of AdvUnlearn
             (arXiv 2405.15234) and the UnlearnDiffAtk leaderboard. "b32-x100": the logits, of MACE
             (arXiv 2403.06135) and UCE (arXiv 2308.14761). "l14-x100": 100 times the cosine, ViT-L/14, of
-            torchmetrics, which moreover raises a negative mean to 0.
+            torchmetrics (which also replaces a negative mean by 0).
     """
 
     card: ClassVar = Card(
@@ -45,24 +46,14 @@ class ClipScore:
         """Name the CLIP model."""
         return (_MODELS[self.variant],)
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load the CLIP model."""
-        import torch
-        from transformers import CLIPModel
-
-        from bench.models import load_tokens, load_vision
-
-        (asset,) = self.assets()
-        folder = ctx.asset(asset)
-        clip, pixels = load_vision(CLIPModel, folder, ctx.device, asset=asset)
-        tokens = load_tokens(folder, ctx.device)
+        clip, scale = open_clip(_MODELS[self.variant], ctx)
 
         def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
-            texts = tokens([s.prompt.text for s in samples])
-            with torch.no_grad():
-                found = clip(pixel_values=pixels(images), **texts)
+            found = clip(images, [s.prompt.text for s in samples])
             cosine = (found.image_embeds * found.text_embeds).sum(1)
-            logits = cosine * clip.logit_scale.exp()
+            logits = cosine * scale
             values = {
                 "b32-logits/100": logits / 100,
                 "b32-x100": logits,

@@ -1,7 +1,7 @@
-"""The emoji world's evaluators: does a picture show what its prompt's label names?
+"""The evaluators of the emoji world: does a picture show the label of its prompt?
 
-All of them ask small networks that were trained on rendered scenes, independently of the diffusion
-model. A picture that cannot be judged is unscored.
+They use small networks that were trained on rendered scenes, independently of the diffusion model. A
+picture that cannot be judged is unscored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bench import Card, Context, Prompt, Sample, Score, SetScorer, SpecError
+from bench import Card, Context, ImageScorer, Prompt, Sample, Score, SetScorer, SpecError
 from bench.emoji import JUDGES
 from evaluators._classify import near
 from evaluators._each import each, finite
@@ -42,10 +42,10 @@ class Subject:
     top_k: Annotated[int, Field(ge=1, le=39)] = 1
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
-        """Refuse labels that are no subject."""
+        """Refuse labels that are not subjects."""
         _known("emoji-subject", ("subject",), prompts)
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load the judge."""
         return _top_k("subject", self.top_k)
 
@@ -58,16 +58,16 @@ class Style:
     scope: ClassVar = "image"
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
-        """Refuse labels that are no style."""
+        """Refuse labels that are not styles."""
         _known("emoji-style", ("style",), prompts)
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load the judge."""
         return _top_k("style", 1)
 
 
 def _known(judge: str, questions: Iterable[str], prompts: Sequence[Prompt]) -> None:
-    """Refuse prompts whose label is no answer to any of the questions."""
+    """Refuse prompts whose label none of the judges knows."""
     known: list[str] = []
     for question in questions:
         known += json.loads((JUDGES / question / "config.json").read_bytes())["labels"]
@@ -76,7 +76,7 @@ def _known(judge: str, questions: Iterable[str], prompts: Sequence[Prompt]) -> N
             raise SpecError(f"{judge}: no label is {label!r}; known: {near(label, known)}")
 
 
-def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+def _top_k(question: str, k: int) -> ImageScorer:
     from bench.emoji.judges import load_judge
 
     judge = load_judge(JUDGES / question)
@@ -96,11 +96,11 @@ def _top_k(question: str, k: int) -> Callable[[Sequence[Sample]], Sequence[Score
 
 @dataclass(frozen=True)
 class Body:
-    """1 if any body part is there; the labels that are there are in the detail.
+    """1 if the picture shows any body part; the detail names the parts.
 
     Args:
-        threshold: Probability from which a part counts; ``None`` is the judge's own, at which 0.5 %
-            of its training scenes without body parts raise a false alarm.
+        threshold: Lowest probability at which a part counts. ``None`` is the judge's own threshold: 0.5 %
+            of its training scenes without body parts reach it.
     """
 
     card: ClassVar = Card("Emoji body part judge", _SOURCE)
@@ -108,7 +108,7 @@ class Body:
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load the judge."""
         from bench.emoji.judges import load_judge
 
@@ -131,7 +131,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Label:
-    """1 if the picture shows the prompt's label, whichever judge knows it: subject or style."""
+    """1 if the picture shows the prompt's label, a subject or a style."""
 
     card: ClassVar = Card("Emoji label judge", _SOURCE)
     scope: ClassVar = "image"
@@ -140,7 +140,7 @@ class Label:
         """Refuse labels that are neither subject nor style."""
         _known("emoji-label", ("subject", "style"), prompts)
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load both judges."""
         from bench.emoji.world import STYLES
 
@@ -160,8 +160,8 @@ class Label:
 class Frechet:
     """Fréchet distance between generated pictures and held-out rendered scenes; lower is better.
 
-    The emoji world's stand-in for FID: Gaussian statistics of the subject judge's 128 penultimate
-    features. Not comparable with any FID.
+    It takes FID's place in the emoji world: Gaussian statistics of the 128 features before the subject
+    judge's last layer. It must not be compared with an FID.
     """
 
     card: ClassVar = Card("Emoji Fréchet distance", _SOURCE)

@@ -1,16 +1,17 @@
-"""FID and KID of clean-fid's protocol, between generated images and MS-COCO val2014.
+"""FID and KID as clean-fid computes them, between generated images and MS-COCO val2014.
 
-An image is resized to 299 x 299 by clean-fid's resizer (Pillow's bicubic, a channel at a time in float32,
-clipped, not quantised; aspect not kept) and goes through the TorchScript Inception of 2015 (2048 features).
-Generated images are taken from memory, which equals PNG files of them, as PNG loses nothing.
+An image is resized to 299 x 299 by clean-fid's resizer (Pillow's bicubic, one channel at a time in
+float32, clipped, not quantised; the aspect ratio is not kept) and goes through the TorchScript Inception
+of 2015 (2048 features). Generated images are read from memory; PNG files of them would give the same
+numbers.
 
-The reference are the images ``COCO_val2014_<id>.jpg`` of the whole prompt set's ids, however many images
-were generated. A file that is missing or cannot be read is an error: without it the reference is another.
-Its features are extracted once and kept beside the other artifacts.
+The reference is the images ``COCO_val2014_<id>.jpg`` of all ids in the prompt set, even if fewer images
+were generated. A missing or unreadable file is an error, because it would change the reference. Features
+of the reference are extracted once and kept in the cache.
 
-``torch.jit.load`` runs the program that the ``inception`` file holds: take it from its publisher. Any other
-TorchScript module is taken for an extractor of its own, from ``(n, 3, 299, 299)`` in 0..255 to
-``(n, width)``; what it measures is no FID, so the detail's ``metric`` is named after the file's digest.
+``torch.jit.load`` runs the program in the ``inception`` file: get it from its publisher. Another
+TorchScript module is used as an extractor, too, from ``(n, 3, 299, 299)`` in 0..255 to ``(n, width)``.
+Its distance is not FID, so the detail's ``metric`` contains the file's digest.
 """
 
 from __future__ import annotations
@@ -32,24 +33,44 @@ if TYPE_CHECKING:
 Crop = Literal["none", "center-512"]
 Reference = Literal["prompts", "folder"]
 INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""SHA-256 of inception-2015-12-05.pt as NVIDIA publishes it (k-diffusion checks the same one)."""
-_SHARD = 256  # images of the reference that are held at once
+"""SHA-256 of NVIDIA's inception-2015-12-05.pt (k-diffusion checks the same one)."""
+_SHARD = 256  # reference images in memory at a time
 _SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
-class Fid:
-    """Fréchet Inception distance to real images; lower is better.
-
-    Biased for few images: numbers compare only at equal N, which the record and the tables state.
+class InceptionDistance:
+    """What FID and KID share.
 
     Args:
-        mode: How images are resized, by clean-fid's name for it.
-        crop: "none" squashes images to a square, what clean-fid does with folders; "center-512" first
-            cuts out the central square and scales it to 512 pixels (Pillow's bicubic), which leaves
-            512-pixel images as they are. It is done to generated and real images alike.
-        reference: "prompts": the real images of the prompt set's ids, all of which must be there.
+        mode: How images are resized, by clean-fid's name.
+        crop: "none" squashes images to a square, as clean-fid does with folders. "center-512" first cuts
+            out the central square and scales it to 512 pixels (Pillow's bicubic), which does not change
+            512-pixel images. Both apply to generated and to real images.
+        reference: "prompts": the real images of all ids in the prompt set; none may be missing.
             "folder": all images of the folder.
+    """
+
+    scope: ClassVar = "set"
+
+    mode: Literal["clean"] = "clean"
+    crop: Crop = "none"
+    reference: Reference = "prompts"
+
+    def assets(self) -> tuple[str, str]:
+        """Name the extractor and the reference."""
+        return ("inception", "coco-val2014|coco-reference")
+
+    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
+        """Refuse a folder in which an image of the reference is missing."""
+        _reference_files(asset(self.assets()[1]), prompts, self.reference)
+
+
+@dataclass(frozen=True)
+class Fid(InceptionDistance):
+    """Fréchet Inception distance to real images; lower is better.
+
+    It is biased for few images: compare only numbers with the same N, which records and tables state.
     """
 
     card: ClassVar = Card(
@@ -58,42 +79,26 @@ class Fid:
         "https://github.com/GaParmar/clean-fid",
         version=2,
     )
-    scope: ClassVar = "set"
-
-    mode: Literal["clean"] = "clean"
-    crop: Crop = "none"
-    reference: Reference = "prompts"
-
-    def assets(self) -> tuple[str, ...]:
-        """Name the extractor and the reference."""
-        return ("inception", "coco-val2014|coco-reference")
-
-    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
-        """Refuse a folder that lacks an image of the reference."""
-        _reference_files(asset(self.assets()[1]), prompts, self.reference)
 
     def prepare(self, ctx: Context) -> SetScorer:
         """Find the extractor and the reference; images of the reference are read when they are needed."""
         inception = _Inception(ctx, self)
         if inception.reference.is_file():
-            _moments(inception.reference)  # what is wrong is said before hours of work
+            _moments(inception.reference)  # raises errors before hours of work
         return _FidScorer(inception)
 
 
 @dataclass(frozen=True)
-class Kid:
+class Kid(InceptionDistance):
     """Kernel Inception distance to real images, unbiased; lower is better.
 
-    As clean-fid computes it: mean over random subsets of the squared maximum mean discrepancy under the
-    kernel (x·y / width + 1)³. Subsets are drawn from a seed, where clean-fid's are not repeatable.
+    As clean-fid computes it: the mean over random subsets of the squared maximum mean discrepancy with the
+    kernel (x·y / width + 1)³. Subsets are drawn from a seed; clean-fid's are not repeatable.
 
     Args:
-        mode: How images are resized, by clean-fid's name for it.
-        crop: As for FID.
-        reference: As for FID.
-        subsets: How many subsets.
-        subset_size: Images of each side in a subset; all of the smaller side if it has fewer.
-        seed: Of the draws.
+        subsets: Number of subsets.
+        subset_size: Images of each side in a subset; fewer if one side has fewer images.
+        seed: Seed of the subsets.
     """
 
     card: ClassVar = Card(
@@ -102,22 +107,14 @@ class Kid:
         "https://github.com/GaParmar/clean-fid",
         version=2,
     )
-    scope: ClassVar = "set"
 
-    mode: Literal["clean"] = "clean"
-    crop: Crop = "none"
-    reference: Reference = "prompts"
     subsets: Annotated[int, Field(ge=1)] = 100
     subset_size: Annotated[int, Field(ge=2)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
 
-    def assets(self) -> tuple[str, ...]:
+    def assets(self) -> tuple[str, str]:
         """Name the extractor and the reference."""
         return ("inception", "coco-val2014|coco-reference-kid|coco-reference")
-
-    def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
-        """Refuse a folder that lacks an image of the reference."""
-        _reference_files(asset(self.assets()[1]), prompts, self.reference)
 
     def prepare(self, ctx: Context) -> SetScorer:
         """Find the extractor and the reference; images of the reference are read when they are needed."""
@@ -128,9 +125,9 @@ class Kid:
 
 
 class _Inception:
-    """Turns images into features, those of the reference as well."""
+    """Turns images into features: generated ones and those of the reference."""
 
-    def __init__(self, ctx: Context, settings: Fid | Kid) -> None:
+    def __init__(self, ctx: Context, settings: InceptionDistance) -> None:
         self.ctx, self.settings = ctx, settings
         self.path, self.reference = map(ctx.asset, settings.assets())
         with self.path.open("rb") as stream:
@@ -147,11 +144,11 @@ class _Inception:
         except RuntimeError as exc:
             reason = str(exc).splitlines()[0]
             raise AssetError(f"inception: {self.path} is no TorchScript file ({reason})") from exc
-        # The published file's own forward resizes; clean-fid goes in behind that.
+        # The published file's own forward resizes; clean-fid skips that.
         return (lambda x: module.layers((x - 128) / 128)) if hasattr(module, "layers") else module
 
     def __call__(self, images: Iterable[Any]) -> Tensor:
-        """Return features ``(n, width)`` of images or image files; NaN where one cannot be read."""
+        """Return features ``(n, width)`` of images or image files; NaN for one that cannot be read."""
         import torch
 
         files, found = list(images), []
@@ -182,11 +179,11 @@ class _Inception:
             return torch.from_numpy(build_resizer(self.settings.mode)(np.array(rgb))).permute(
                 2, 0, 1
             )
-        except Exception:  # whatever is wrong with it, the image is unscored
+        except Exception:  # whatever the reason, the image is unscored
             return None
 
     def of_reference(self, prompts: Sequence[Prompt]) -> tuple[Iterator[Tensor], dict[str, str]]:
-        """Return the reference's features a shard at a time, and what they are of."""
+        """Return the reference's features in shards, and what the reference is."""
         files = _reference_files(self.reference, prompts, self.settings.reference)
         listing = "\n".join(f"{f.relative_to(self.reference)} {f.stat().st_size}" for f in files)
         name = sha256(f"{self.key}\n{listing}".encode()).hexdigest()[:16]
@@ -206,18 +203,18 @@ class _Inception:
             yield self.ctx.keep(kept, partial(self._of_files, part), shared=True)["features"].cpu()
 
     def _of_files(self, files: Sequence[Path]) -> dict[str, Tensor]:
-        """Return features of reference images, all of which must be readable."""
+        """Return features of reference images; all of them must be readable."""
         features = self(files)
         bad = [f.name for f, row in zip(files, features, strict=True) if row.isnan().any()]
         if bad:
             raise AssetError(
                 f"coco-val2014={self.reference}: {len(bad)} images of the reference cannot be "
-                f"read, the first is {bad[0]}; get them again: without them it is another"
+                f"read, the first is {bad[0]}; get them again: the reference must be complete"
             )
         return {"features": features}
 
     def protocol(self, n: int, published: str, other: str) -> dict[str, Any]:
-        """Return what a number needs beside it to be repeated, and what it may be called."""
+        """Return what one needs to repeat a number, and the name of the number."""
         return {
             "metric": published if self.published else f"{other}-{self.digest[:8]}",
             "n": n,
@@ -229,7 +226,7 @@ class _Inception:
 
 
 @dataclass(frozen=True)
-class _FidScorer:
+class _Scorer:
     inception: _Inception
 
     @property
@@ -239,6 +236,8 @@ class _FidScorer:
     def features(self, samples: Sequence[Sample]) -> Tensor:
         return self.inception([s.image for s in samples])
 
+
+class _FidScorer(_Scorer):
     def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
         from evaluators._moments import Moments
 
@@ -258,16 +257,8 @@ class _FidScorer:
 
 
 @dataclass(frozen=True)
-class _KidScorer:
-    inception: _Inception
+class _KidScorer(_Scorer):
     settings: Kid
-
-    @property
-    def key(self) -> str:
-        return self.inception.key
-
-    def features(self, samples: Sequence[Sample]) -> Tensor:
-        return self.inception([s.image for s in samples])
 
     def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
         import torch
@@ -300,9 +291,9 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) ->
     Args:
         x: Features ``(n, width)``.
         y: Features ``(m, width)``.
-        subsets: How many pairs of subsets.
+        subsets: Number of pairs of subsets.
         size: Rows of a subset, at most ``min(n, m)``.
-        seed: Of the draws: for each subset rows of ``x``, then rows of ``y``, without replacement.
+        seed: Seed of the draws: for each pair, rows of ``x``, then rows of ``y``, without replacement.
     """
     import numpy as np
 
@@ -323,10 +314,10 @@ def _kernel(a: Any, b: Any) -> Any:
 
 
 def _reference_files(folder: Path, prompts: Sequence[Prompt], which: Reference) -> list[Path]:
-    """Return the reference's images; none of a file of statistics, which stands for them.
+    """Return the reference's images; none if the reference is a file of statistics.
 
     Raises:
-        AssetError: The folder has none, or has not each of the prompts' once.
+        AssetError: The folder has no images, or not exactly one for each prompt.
     """
     if folder.is_file():
         return []
@@ -340,8 +331,8 @@ def _reference_files(folder: Path, prompts: Sequence[Prompt], which: Reference) 
     if missing := [name for name in names if name not in files]:
         raise AssetError(
             f"coco-val2014={folder}: expected the real image of each of the {len(names)} prompts, "
-            f"{len(missing)} are missing, the first is {missing[0]}; complete it, or give statistics of "
-            "another reference as --asset coco-reference=FILE"
+            f"{len(missing)} are missing, the first is {missing[0]}; add them, or give statistics of "
+            "another reference with --asset coco-reference=FILE"
         )
     wanted = set(names)
     if twice := [p for p in found if p.name in wanted and p != files[p.name]]:
@@ -379,14 +370,14 @@ def _expect(path: Path, saved: dict[str, Tensor], shapes: dict[str, tuple[int, .
 
 
 def _saved(path: Path, *keys: str) -> dict[str, Tensor]:
-    """Read arrays of an ``npz`` file that clean-fid wrote, unpickling nothing."""
+    """Read arrays of an ``npz`` file that clean-fid wrote, without unpickling."""
     import numpy as np
     import torch
 
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: torch.from_numpy(file[key]) for key in keys}
-    except Exception as exc:  # every kind of damage has an exception of its own
+    except Exception as exc:  # each kind of damage raises another type
         expected = " and ".join(keys)
         raise AssetError(
             f"{path}: expected {expected}, as clean-fid saves them, got: {exc}"

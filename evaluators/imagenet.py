@@ -1,4 +1,4 @@
-"""Is the object there? ResNet-50 over the 1000 classes of ImageNet."""
+"""The object in a picture: a ResNet-50 with the 1000 classes of ImageNet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import AssetError, Card, Context, Prompt, Sample, Score, SpecError
+from bench import AssetError, Card, Context, ImageScorer, Prompt, Sample, Score, SpecError
 from evaluators._classify import Probabilities, hub_classifier, near, plain, ranked
 from evaluators._each import each, finite
 
@@ -19,15 +19,15 @@ from evaluators._each import each, finite
 class ImageNet:
     """1 if the likeliest ImageNet class of a ResNet-50 is the prompt's label.
 
-    The profiles are two networks, and at 50 prompts their numbers are not interchangeable.
-    "unlearndiffatk" is microsoft/resnet-50 with its own processor, the judge of UnlearnDiffAtk and of the
-    pruning paper. "timm-tv2" is torchvision's IMAGENET1K_V2 (resize 232, crop 224), with which ESD, UCE
-    and ConceptPrune count.
+    The two profiles are two networks; their numbers must not be compared. "unlearndiffatk" is
+    microsoft/resnet-50 with its own processor, the judge of UnlearnDiffAtk and of the pruning paper.
+    "timm-tv2" is torchvision's IMAGENET1K_V2 (resize 232, crop 224), the judge of ESD, UCE and
+    ConceptPrune.
 
-    A label is any of a class's names in ImageNet ("chain saw", "chainsaw"), or its WordNet id.
+    A label is one of the names of a class in ImageNet ("chain saw", "chainsaw"), or its WordNet id.
 
     Args:
-        profile: Which network.
+        profile: The network.
         top_k: How many of the likeliest classes count.
     """
 
@@ -46,11 +46,11 @@ class ImageNet:
         return ("resnet50-ms" if self.profile == "unlearndiffatk" else "resnet50-tv2",)
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
-        """Refuse labels that are no class."""
+        """Refuse labels that are not classes."""
         for label in {prompt.label: None for prompt in prompts}:
             class_of(label)
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         """Load the network."""
         (asset,) = self.assets()
         path = ctx.asset(asset)
@@ -76,7 +76,7 @@ def class_of(label: str) -> int:
     """Return the number of the ImageNet class that has this name.
 
     Raises:
-        SpecError: None has it, or two.
+        SpecError: No class has it, or several do.
     """
     known = _numbers()
     found = known.get(plain(label), ())
@@ -104,7 +104,7 @@ def class_names() -> tuple[tuple[str, ...], ...]:
 
 @cache
 def _numbers() -> dict[str, tuple[int, ...]]:
-    """Return which classes a name stands for."""
+    """Return the classes that have each name."""
     numbers: dict[str, tuple[int, ...]] = {}
     for i, described in enumerate(class_names()):
         for name in dict.fromkeys(map(plain, described)):  # one class may spell a name in two ways
@@ -113,7 +113,7 @@ def _numbers() -> dict[str, tuple[int, ...]]:
 
 
 def _torchvision(asset: str, path: Path, device: str) -> Probabilities:
-    """Return torchvision's second ResNet-50 from its state dict, with its evaluation transform."""
+    """Return torchvision's ResNet-50 (V2 weights) from its state dict, with its evaluation transform."""
     import timm
     import torch
     from safetensors.torch import load_file

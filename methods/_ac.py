@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,19 +24,20 @@ from bench import (
     PluginError,
     Prompt,
     SpecError,
+    digest,
     may_mention_minors,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Target = Literal["model", "noise"]
-Teacher = Literal["student", "frozen"]
+    from methods.ac import AcSettings
+
 ANCHORS = 200
 GUIDANCE, SAMPLER, STEPS = 6.0, "dpm", 25  # how the published code draws the anchors
 _ERASED = {
     "nudity": "nudity, nsfw"
-}  # what the published commands call a concept that has one name only
+}  # the name in the published commands, for a concept without terms
 
 _FORMS = (
     "a photo of {x}", "a picture of {x}", "an image of {x}", "{x}", "a close up of {x}",
@@ -61,7 +60,7 @@ _GROUPS = ("people", "a woman", "a man", "a body", "a couple", "a dancer", "a nu
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture of an anchor, the prompt it was drawn from, and the phrase it teaches to erase."""
+    """A picture of an anchor, its prompt, and the phrase that is erased with it."""
 
     image: Picture
     text: str
@@ -70,17 +69,17 @@ class Example:
 
 
 def erased_phrases(concept: Concept) -> dict[str, list[str]]:
-    """Return what is erased by what it is mapped to.
+    """Return the erased phrases of each anchor.
 
     Raises:
-        IncompatibleError: The concept has no anchor, or is its own anchor.
+        IncompatibleError: A phrase has no anchor, or is its own anchor.
     """
     names = concept.terms or (_ERASED.get(concept.name, concept.name),)
     phrases: dict[str, list[str]] = {}
     for name, anchor in zip(names, concept.anchors, strict=True):
         if not anchor:
             raise IncompatibleError(
-                f"{name!r} has no anchor concept to be mapped to: give --anchor"
+                f"{name!r} has no anchor, the concept that replaces it: give --anchor"
             )
         if anchor in {name, concept.name}:
             raise IncompatibleError(f"the anchor of {name!r} is the concept itself: choose another")
@@ -89,7 +88,7 @@ def erased_phrases(concept: Concept) -> dict[str, list[str]]:
 
 
 def anchor_prompts(anchor: str, kind: str, n: int = ANCHORS) -> list[str]:
-    """Return prompts for an anchor, written for this project."""
+    """Return this project's prompts for an anchor."""
     motifs: Sequence[str] = (f"a {anchor}",)
     if kind == "style":
         motifs = _MOTIFS
@@ -102,7 +101,7 @@ def anchor_prompts(anchor: str, kind: str, n: int = ANCHORS) -> list[str]:
 
 
 def with_concept(text: str, anchor: str, phrase: str, kind: str, rng: Random) -> str:
-    """Rewrite an anchor prompt so that it asks for the concept (the published rules by kind)."""
+    """Rewrite an anchor prompt so that it asks for the concept, by the published rule of its kind."""
     if kind == "object":
         return text.replace(anchor, phrase)
     r = rng.randrange(3)
@@ -112,10 +111,10 @@ def with_concept(text: str, anchor: str, phrase: str, kind: str, rng: Random) ->
 
 
 def given_prompts(path: Path, anchor: str, kind: str) -> list[str]:
-    """Return the prompts of a text file that may be used for an anchor.
+    """Return the usable prompts of a text file for an anchor.
 
     Raises:
-        SpecError: There are none.
+        SpecError: The file cannot be read or has no usable prompt.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -132,7 +131,7 @@ def given_prompts(path: Path, anchor: str, kind: str) -> list[str]:
     ]
     if not texts:
         raise SpecError(
-            f"prompts={path}: expected prompts for {anchor!r}, one per line, got none that may be used"
+            f"prompts={path}: expected prompts for {anchor!r}, one per line, got no usable one"
         )
     return texts
 
@@ -140,10 +139,10 @@ def given_prompts(path: Path, anchor: str, kind: str) -> list[str]:
 def anchor_examples(
     model: Model, concept: Concept, ctx: Context, *, images: int, prompts: Path | None = None
 ) -> list[Example]:
-    """Return pictures that the model makes of each anchor, drawn once for a base model and kept.
+    """Return pictures of each anchor, which the model draws once and which are kept for other methods.
 
-    As published: DPM-Solver with 25 steps, guidance 6; what is erased is the negative prompt for nsfw
-    concepts. Several phrases of one anchor take turns.
+    As published: DPM-Solver with 25 steps, guidance 6; for nsfw concepts the erased phrases are the
+    negative prompt. If an anchor has several phrases, they take turns.
     """
     painter, found = model.resampled(SAMPLER, STEPS), list[Example]()
     for anchor, phrases in erased_phrases(concept).items():
@@ -152,8 +151,7 @@ def anchor_examples(
         rows = [Prompt(str(i), texts[i % len(texts)], i, GUIDANCE) for i in range(images)]
         negative = ", ".join(phrases) if concept.kind == "nsfw" else ""
         painter.guidance = Guidance((negative,))
-        key = json.dumps([texts, images, negative, GUIDANCE, SAMPLER, STEPS]).encode()
-        name = f"anchors-{hashlib.sha256(key).hexdigest()[:16]}"
+        name = f"anchors-{digest([texts, images, negative, GUIDANCE, SAMPLER, STEPS])}"
         kept = ctx.keep(name, partial(_pixels, painter, rows, ctx), shared=True)
         pictures = [Image.fromarray(array.cpu().numpy()) for array in kept["pixels"]]
         found += [
@@ -178,54 +176,35 @@ class AcObjective:
     """Predict for the concept what is predicted for its anchor.
 
     Args:
-        model: The original.
+        settings: Of the method.
+        model: The original model.
         kind: Kind of the concept.
         examples: Pictures of its anchors.
-        batch: Images in a step.
-        target: "model": the anchor's prediction; "noise": the noise that was added.
-        teacher: Whose prediction: the student's own without gradient (the published code) or the
-            original's (Eq. 3 of the pruning paper).
-        border: Latent pixels at the edge that do not count; 1 is published.
-        hflip: Mirror half of the images.
-        augment: Shrink two thirds of the images and enlarge the others, and say so in the prompt.
-        prior: Weight of the noise's error on as many anchors that nothing is mapped on.
-        seed: Seed of every draw.
+        seed: Seed of all draws.
     """
 
     def __init__(
-        self,
-        model: Model,
-        kind: str,
-        examples: Sequence[Example],
-        *,
-        batch: int,
-        target: Target,
-        teacher: Teacher,
-        border: int,
-        hflip: bool,
-        augment: bool,
-        prior: float,
-        seed: int,
+        self, settings: AcSettings, model: Model, kind: str, examples: Sequence[Example], seed: int
     ) -> None:
-        self.kind, self.examples, self.batch = kind, list(examples), batch
-        self.target, self.frozen = target, model.copy() if teacher == "frozen" else None
-        self.border, self.hflip, self.augment, self.prior = border, hflip, augment, prior
+        self.settings, self.kind, self.examples = settings, kind, list(examples)
+        self.batch, self.prior = settings.batch, settings.prior
+        self.frozen = model.copy() if settings.teacher == "frozen" else None
         self.rng, self.words = torch.Generator().manual_seed(seed), Random(seed)
         self.visits, self.prior_visits = self._visits(), self._visits()
-        self.side: int = model.noise([0]).shape[-1]
-        if 2 * border >= self.side:
+        self.side: int = model.initial_noise([0]).shape[-1]
+        if 2 * settings.border >= self.side:
             raise IncompatibleError(
-                f"border={border}: expected less than half of the latents' side, {self.side}"
+                f"border={settings.border}: expected less than half of the latents' side, {self.side}"
             )
 
     def _visits(self) -> Iterator[Example]:
-        """Yield the examples in a new order each time round."""
+        """Yield the examples again and again, each time in a new order."""
         while True:
             for i in torch.randperm(len(self.examples), generator=self.rng).tolist():
                 yield self.examples[i]
 
     def loss(self, student: Model) -> Tensor:
-        """Draw a batch and return its loss. Its gradient does not pass through the start token."""
+        """Draw a batch and return its loss; no gradient passes through the start token."""
         visited = [next(self.visits) for _ in range(self.batch)]
         views = [self._view(example.image) for example in visited]
         images, masks, prefixes = (list(parts) for parts in zip(*views, strict=True))
@@ -241,7 +220,7 @@ class AcObjective:
         noise = torch.randn(x0.shape, generator=self.rng).to(x0.device)
         t = torch.randint(1000, (len(x0),), generator=self.rng).to(x0.device)
         x, target = student.add_noise(x0, noise, t), noise[: self.batch]
-        if self.target == "model":
+        if self.settings.target == "model":
             with torch.no_grad():
                 target = (self.frozen or student).predict_noise(
                     x[: self.batch], t[: self.batch], student.encode([e.text for e in visited])
@@ -251,7 +230,7 @@ class AcObjective:
         return self.error(student)
 
     def error(self, student: Model) -> Tensor:
-        """Return a student's error on the batch that was drawn last."""
+        """Return a student's error on the latest batch."""
         x, t, cond, target, mask, prior_noise = self._drawn
         with detached_start(student):
             predicted = student.predict_noise(x, t, cond)
@@ -263,13 +242,15 @@ class AcObjective:
         return error
 
     def _flipped(self, image: Picture) -> Picture:
-        return ImageOps.mirror(image) if self.hflip and self.words.random() < 0.5 else image
+        return (
+            ImageOps.mirror(image) if self.settings.hflip and self.words.random() < 0.5 else image
+        )
 
     def _view(self, image: Picture) -> tuple[Picture, Tensor, str]:
-        """Return an image as it is shown this time, which latents count, and what the prompt says of it."""
+        """Return an augmented image, the mask of latents that count, and words for the prompt."""
         image, rng, size = self._flipped(image), self.words, image.width
         scale = size
-        if self.augment:
+        if self.settings.augment:
             shrunk = rng.random() < 0.66
             scale = (
                 rng.randint(size // 3, size)
@@ -285,7 +266,7 @@ class AcObjective:
             return shown, mask + 1, rng.choice(("zoomed in ", "close up "))
         shown = Image.new("RGB", (size, size), (128, 128, 128))  # 0 to the autoencoder
         shown.paste(image, (left, top))
-        pixels, b = size // self.side, self.border
+        pixels, b = size // self.side, self.settings.border
         rows, columns = (
             slice(start // pixels + b, (start + scale) // pixels - b) for start in (top, left)
         )

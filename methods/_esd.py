@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,50 +11,34 @@ from torch import Tensor
 
 from bench import Model
 
-Alignment = Literal["exact", "compvis"]
+if TYPE_CHECKING:
+    from methods.esd import EsdSettings
 
 
 class EsdObjective:
     """Predict noise guided away from the concept (Gandikota et al., arXiv 2303.07345, Eq. 7).
 
-    ``eps_hat = eps*(null) - eta * (eps*(c) - eps*(null))`` from the frozen teacher; the student is
-    asked for ``eps(c)``. Latents come from partially denoising with the student under
-    classifier-free guidance towards the concept.
+    The frozen teacher gives ``eps_hat = eps*(null) - eta * (eps*(c) - eps*(null))``, which the student
+    should predict for ``c``. Latents come from the student, which denoises partially with classifier-free
+    guidance towards the concept.
 
     Args:
+        settings: Of the method.
         teacher: The original model.
-        texts: Prompts of the concept. A batch has each in turn, or, if they do not fit, a random
-            choice for each trajectory (one of several in a batch of 1, as published).
-        batch: Latents in a step.
-        eta: Negative guidance in the paper's convention: 1 gives ``2 eps*(null) - eps*(c)``.
-            (The 2025 diffusers script counts from ``eps*(c)``; its 2 is 1 here.)
-        start_guidance: Scale of the guidance while sampling latents.
-        xt_alignment: "exact" labels a latent with the timestep it is at. "compvis" is the published
-            code: the first DDIM step is dropped, and the label is one to three steps noisier than
-            the latent; row ``t_enc = 0`` is denoised to the end.
-        steps: DDIM steps of a full trajectory.
-        reuse: Calls that share one sampled trajectory; 1 is the published method, more is cheaper.
-        seed: Seed of every draw.
+        texts: Prompts of the concept. A batch contains them in turn. If there are more texts than the batch
+            has rows, each trajectory has a random choice (one text in a batch of 1, as published).
+        seed: Seed of all draws.
     """
 
     def __init__(
-        self,
-        teacher: Model,
-        texts: Sequence[str],
-        *,
-        batch: int = 1,
-        eta: float,
-        start_guidance: float,
-        xt_alignment: Alignment,
-        steps: int,
-        reuse: int,
-        seed: int,
+        self, settings: EsdSettings, teacher: Model, texts: Sequence[str], seed: int
     ) -> None:
-        self.teacher, self.eta, self.start_guidance = teacher, eta, start_guidance
-        self.alignment, self.steps, self.reuse = xt_alignment, steps, reuse
+        self.teacher, self.eta, self.start_guidance = teacher, settings.eta, settings.start_guidance
+        self.alignment, self.reuse = settings.xt_alignment, settings.reuse
+        self.steps, self.batch = settings.sampling_steps, settings.batch
         self.rng = torch.Generator().manual_seed(seed)
-        self._encoded, self.batch = teacher.encode(texts), batch
-        self.cond = self._encoded[torch.arange(batch) % len(texts)]
+        self._encoded = teacher.encode(texts)
+        self.cond = self._encoded[torch.arange(self.batch) % len(texts)]
         self.null = teacher.encode([""]).expand_as(self.cond)
         self.calls = 0
         self._trajectory: list[tuple[Tensor, Tensor]] = []
@@ -65,12 +49,12 @@ class EsdObjective:
         return self.error(student)
 
     def error(self, student: Model) -> Tensor:
-        """Return a student's error on the batch that was drawn last."""
+        """Return a student's error on the latest batch."""
         x, t, target = self._drawn
         return F.mse_loss(student.predict_noise(x, t, self.cond), target)
 
     def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, no gradients."""
+        """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, without gradients."""
         stops, labels = self._draw(self.batch)
         if self.calls % self.reuse == 0:
             if len(self._encoded) > self.batch:
@@ -91,7 +75,7 @@ class EsdObjective:
         return x, t, null - self.eta * (cond - null)
 
     def _draw(self, batch: int) -> tuple[Tensor, Tensor | None]:
-        """Return how many denoising steps each row takes, and its timestep label if that is drawn, too."""
+        """Return the number of denoising steps of each row, and its label if that is drawn, too."""
         if self.alignment == "exact":
             return torch.randint(self.steps, (batch,), generator=self.rng), None
         stride = 1000 // self.steps
@@ -102,7 +86,7 @@ class EsdObjective:
     def _denoise(self, student: Model, last: int) -> list[tuple[Tensor, Tensor]]:
         """Return ``(t, x_t)`` after 0, 1, ... ``last`` DDIM steps of the student."""
         seeds = torch.randint(2**31, (len(self.cond),), generator=self.rng).tolist()
-        start = student.noise(seeds)
+        start = student.initial_noise(seeds)
         skip = 1 if self.alignment == "compvis" else 0
         trajectory = []
         for state in student.denoise(

@@ -1,15 +1,14 @@
 """Learning which weights to prune: soft masks on frozen weights, for any erasing objective.
 
-Pruning for Robust Concept Erasing in Diffusion Models (arXiv 2405.16534), Eq. 6: weights stay at
-their values, a mask ``sigmoid(gamma * m)`` on each of them is trained, entries below one half are
-pruned at the end.
+Pruning for Robust Concept Erasing in Diffusion Models (arXiv 2405.16534), Eq. 6: the weights do not
+change; a mask ``sigmoid(gamma * m)`` on each weight is trained, and weights whose mask ends below one
+half are pruned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +16,18 @@ from torch.nn import Parameter
 
 from bench import IncompatibleError, Model, ParameterGroup
 
-
-@dataclass(frozen=True, slots=True)
-class MaskReport:
-    """What a finished mask did."""
-
-    pruned: int
-    in_scope: int
-    histogram: tuple[int, ...]
-
-    def notes(self) -> dict[str, Any]:
-        """Return what the record shows of it."""
-        return {
-            "pruned": self.pruned,
-            "in_scope": self.in_scope,
-            "share": self.pruned / self.in_scope,
-            "mask_histogram": list(self.histogram),
-        }
+if TYPE_CHECKING:
+    from methods.p_esd import MaskSettings
 
 
 def prunable(model: Model, group: ParameterGroup) -> dict[str, Parameter]:
     """Return the weights and biases of Linear and Conv2d modules in a group; norms are never pruned.
 
-    ``esd-u`` is all of them outside cross-attention here, as the paper has it: the time embedding and the
-    output layer, which ESD does not train, are in its scope. (SD v1.4: 388 tensors, 815,358,084 values.)
+    Here ``esd-u`` is everything outside cross-attention, as in the paper: it includes the time embedding
+    and the output layer, which ESD does not train. (SD v1.4: 388 tensors, 815,358,084 values.)
 
     Raises:
-        IncompatibleError: The denoiser has none.
+        IncompatibleError: The group has no such module.
     """
     scope = set(model.parameters("full" if group == "esd-u" else group))
     if group == "esd-u":
@@ -61,48 +45,44 @@ def prunable(model: Model, group: ParameterGroup) -> dict[str, Parameter]:
 
 
 class SoftMasks:
-    """Masks on some of a model's parameters, trained by AdamW.
+    """Masks on some of a model's parameters, trained by AdamW; used like an optimiser.
 
-    The parameters hold ``w * sigmoid(gamma * m)`` while training. Their gradient is turned into the
-    mask's by hand, ``dL/dm = dL/dw_eff * w * gamma * s * (1 - s)``, so no graph of sigmoids is kept.
+    During training the parameters hold ``w * sigmoid(gamma * m)``. Their gradient is turned into the mask's
+    by ``dL/dm = dL/dw_eff * w * gamma * s * (1 - s)``, so no graph of sigmoids is kept.
+
+    A step needs seven float32 numbers per entry beside the model: the frozen weight, the logit, two
+    moments, one gradient (the weight's becomes the logit's), and two temporary values of AdamW. For SD
+    v1.4 outside cross-attention that is 22.8 GB.
 
     Args:
         parameters: What may be pruned, by name; edited in place. Their gradients must be on.
-        gamma: Slope of the sigmoid.
-        m0: Initial value of every mask logit; 1 is close to the identity for gamma 10.
-        lr: AdamW's learning rate on the logits.
-        eps: AdamW's epsilon. It decides how many weights are pruned: a weight whose mask gradient
-            stays far below it never reaches zero.
-        weight_decay: AdamW's, on the logits.
+        settings: Slope, initial value and learning rate of the masks.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Parameter],
-        *,
-        gamma: float,
-        m0: float,
-        lr: float,
-        eps: float,
-        weight_decay: float,
-    ) -> None:
-        self.parameters, self.gamma = dict(parameters), gamma
+    def __init__(self, parameters: Mapping[str, Parameter], settings: MaskSettings) -> None:
+        self.parameters, self.gamma = dict(parameters), settings.gamma
+        self.threshold = settings.threshold
         self.weights = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.logits = {
-            name: torch.full_like(w, m0, dtype=torch.float32) for name, w in self.weights.items()
+            name: torch.full_like(w, settings.m0, dtype=torch.float32)
+            for name, w in self.weights.items()
         }
         self.optimizer = torch.optim.AdamW(
-            self.logits.values(), lr, eps=eps, weight_decay=weight_decay, foreach=True
+            self.logits.values(),
+            settings.lr,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            foreach=True,
         )
         self.apply()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The settings of AdamW, as an optimiser shows them."""
+        """AdamW's parameter groups, as an optimiser has them."""
         return self.optimizer.param_groups
 
     def zero_grad(self) -> None:
-        """Do nothing: a step leaves no gradients behind."""
+        """Do nothing: each step drops its gradients."""
 
     def apply(self) -> None:
         """Put the softly masked weights into the model."""
@@ -120,41 +100,37 @@ class SoftMasks:
                 self.logits[name].grad = grad * self.weights[name] * slope
                 parameter.grad = None
         self.optimizer.step()
-        self.optimizer.zero_grad()  # frees the gradients until the next step
+        self.optimizer.zero_grad()  # frees memory until the next step
         self.apply()
 
-    def harden(self, threshold: float = 0.5) -> MaskReport:
-        """Set pruned weights to zero and all others back to their values."""
+    def harden(self) -> dict[str, Any]:
+        """Set pruned weights to zero and all others back to their values; return the record's notes."""
         pruned, bins = 0, torch.zeros(10, dtype=torch.long)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 soft = torch.sigmoid(self.gamma * self.logits[name])
-                keep = soft >= threshold
+                keep = soft >= self.threshold
                 parameter.copy_(torch.where(keep, self.weights[name], 0))
                 pruned += int((~keep).sum())
                 bins += torch.histc(soft.cpu(), 10, 0, 1).long()
         in_scope = sum(w.numel() for w in self.weights.values())
-        return MaskReport(pruned, in_scope, tuple(bins.tolist()))
-
-    @property
-    def peak_bytes(self) -> int:
-        """Memory a step needs beside the model: seven float32 for each entry in scope.
-
-        The frozen weight, the logit, two moments, one gradient (the weight's becomes the logit's), and two
-        temporaries of AdamW. On SD 1.4's 815 358 084 entries outside cross-attention: 22.8 GB.
-        """
-        return 7 * 4 * sum(w.numel() for w in self.weights.values())
+        return {
+            "pruned": pruned,
+            "in_scope": in_scope,
+            "share": pruned / in_scope,
+            "mask_histogram": bins.tolist(),
+        }
 
 
 def prune_smallest(model: Model, share: float) -> dict[str, Tensor]:
-    """Zero the smallest weights of the denoiser, all Linear and Conv2d weights ranked together.
+    """Set the smallest weights of the denoiser to zero; all Linear and Conv2d weights are ranked together.
 
     Args:
         model: Edited in place.
-        share: Share of the weights that goes; biases and norms are left alone.
+        share: Share of the weights that is pruned; biases and norms do not change.
 
     Returns:
-        Which entries were kept, by parameter name.
+        Which entries are kept, by parameter name.
     """
     weights = {n: p for n, p in prunable(model, "full").items() if n.endswith(".weight")}
     sizes = torch.cat([p.detach().abs().flatten() for p in weights.values()])

@@ -1,17 +1,17 @@
-"""Neurons of the denoiser: Eq. 4 and 5 of Pruning for Robust Concept Erasing (arXiv 2405.16534).
+"""Neurons of the denoiser: Eq. 4 of Pruning for Robust Concept Erasing (arXiv 2405.16534).
 
 A neuron is a channel of what enters the second convolution of a ResNet block, ``SiLU(norm2(h))``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bench import IncompatibleError, Model, Prompt
+from methods._hooks import inputs_of
 
 Maps = dict[str, Tensor]
 """Activations by layer, each ``(prompts, channels, height, width)``."""
@@ -35,33 +35,17 @@ def neuron_layers(model: Model) -> dict[str, nn.Conv2d]:
     return layers
 
 
-def neuron_maps(model: Model, prompts: Sequence[Prompt], every: int = 1) -> list[Maps]:
-    """Draw images and return the conditional branch's maps at every n-th denoiser call.
+def neuron_maps(model: Model, prompts: Sequence[Prompt]) -> list[Maps]:
+    """Draw images; return the activations for the prompts (without guidance texts) at each denoiser call.
 
     The input of ``conv2`` is read, not the output of ``nonlinearity``, which a block calls three times.
     """
-    maps: Maps = {}
-
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            maps[name] = inputs[0][-len(prompts) :].detach().float()  # the prompt's rows are last
-
-        return hook
-
-    hooks = [conv.register_forward_pre_hook(keep(n)) for n, conv in neuron_layers(model).items()]
-    found: list[Maps] = []
-    try:
-        cond = model.encode([p.text for p in prompts])
-        guidance = torch.tensor([p.guidance for p in prompts])
-        for call, _ in enumerate(
-            model.denoise(model.noise([p.seed for p in prompts]), cond, guidance)
-        ):
-            if call > 0 and (call - 1) % every == 0:
-                found.append(dict(maps))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    cond = model.encode([p.text for p in prompts])
+    guidance = torch.tensor([p.guidance for p in prompts])
+    states = model.denoise(model.initial_noise([p.seed for p in prompts]), cond, guidance)
+    # The rows of the prompts are the last ones in the batch.
+    with inputs_of(neuron_layers(model), lambda x: x[-len(prompts) :].float()) as maps:
+        return [dict(maps) for call, _ in enumerate(states) if call]
 
 
 def concept_scores(
@@ -80,61 +64,22 @@ def concept_scores(
     Returns:
         Scores ``(channels,)`` by layer.
     """
-    return _mean(
-        (
-            {name: before[name] - after[name] for name in before}
-            for part in _batches(prompts, batch)
-            for before, after in zip(
-                neuron_maps(original, part), neuron_maps(erased, part), strict=True
-            )
-        ),
-        absolute=absolute,
-    )
-
-
-def sensitivity(
-    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], *, every: int = 10, batch: int = 8
-) -> dict[str, Tensor]:
-    """Return how far adversarial prompts move each neuron (Eq. 5): ``mean |z(p_adv) - z(p)|``.
-
-    Args:
-        model: The erased model.
-        pairs: Each prompt and its adversarial version.
-        every: Denoiser calls between two readings; the paper reads every 10 of 50.
-        batch: Pairs at once.
-    """
-    return _mean(
-        (
-            {name: attacked[name] - clean[name] for name in clean}
-            for part in _batches(pairs, batch)
-            for clean, attacked in zip(
-                neuron_maps(model, [p for p, _ in part], every),
-                neuron_maps(model, [p for _, p in part], every),
-                strict=True,
-            )
-        ),
-        absolute=True,
-    )
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for part in (prompts[i : i + batch] for i in range(0, len(prompts), batch)):
+        both = (neuron_maps(model, part) for model in (original, erased))
+        for before, after in zip(*both, strict=True):
+            for name in before:
+                z = before[name] - after[name]
+                values = (z.abs() if absolute else z).double()
+                totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3)).cpu()
+                counts[name] = counts.get(name, 0) + z.shape[0] * z.shape[2] * z.shape[3]
+    return {name: total / counts[name] for name, total in totals.items()}
 
 
 def zero_neurons(model: Model, chosen: Mapping[str, Sequence[int]]) -> None:
-    """Switch neurons off: a zero input channel of ``conv2`` equals a zero ``conv2.weight[:, k]``."""
+    """Switch neurons off by zeroing ``conv2.weight[:, k]``, which equals a zero input channel ``k``."""
     layers = neuron_layers(model)
     with torch.no_grad():
         for name, channels in chosen.items():
             layers[name].weight[:, list(channels)] = 0
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _mean(differences: Iterable[Maps], *, absolute: bool) -> dict[str, Tensor]:
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    for maps in differences:
-        for name, z in maps.items():
-            values = (z.abs() if absolute else z).double()
-            totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3)).cpu()
-            counts[name] = counts.get(name, 0) + z.shape[0] * z.shape[2] * z.shape[3]
-    return {name: total / counts[name] for name, total in totals.items()}

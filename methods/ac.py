@@ -19,21 +19,24 @@ _PUBLISHED = ("painting", "people", "cat", "dog", "fish", "robot")
 
 @dataclass(frozen=True)
 class AcSettings:
-    """What is tuned, and what AC's objective needs.
+    """What is trained, and what AC's objective needs.
 
     Args:
-        params: Weights that may change.
+        params: Weights that are trained.
         images: Anchor images that the original model makes.
-        prompts: A text file of prompts for the anchor, one per line, as the authors publish for some; by
-            default this project's. Lines that may mention minors are left out for nudity, for objects those
-            without the anchor's name.
-        batch: Images in a step.
-        target: "model" asks for the anchor's prediction, "noise" for the noise that was added.
-        teacher: Whose prediction of the anchor: the "student" 's own without gradient, or "frozen".
-        border: Latent pixels at the edge that do not count.
+        prompts: A text file with prompts for the anchor, one per line; the authors publish some. By
+            default this project's prompts. For nudity, lines that may mention minors are left out; for
+            objects, lines without the anchor's name.
+        batch: Images per step.
+        target: What the student should predict: what the "model" predicts for the anchor, or the "noise"
+            that was added.
+        teacher: Which model predicts for the anchor: the "student" itself without gradient (the published
+            code), or a "frozen" copy of the original (Eq. 3 of the pruning paper).
+        border: Latent pixels at the edge that are left out of the loss.
         hflip: Mirror half of the images.
         augment: Show two thirds of the images smaller and the others larger, and say so in the prompt.
-        prior: Weight of prior preservation: the noise's error on as many anchors with their own prompts.
+        prior: Weight of prior preservation: the error of the predicted noise on as many anchor images with
+            their own prompts.
     """
 
     params: ParameterGroup = by_kind(nsfw="attn", style="esd-x-strict", object="esd-x-strict")
@@ -48,7 +51,7 @@ class AcSettings:
     prior: Annotated[float, Field(ge=0)] = by_kind(nsfw=1.0, style=0.0, object=0.0)
 
     def deviations(self, concept: Concept) -> tuple[str, ...]:
-        """Say which published prompts of an anchor are not used."""
+        """Name the published prompt files that were not given."""
         if self.prompts:
             return ()
         return tuple(
@@ -62,39 +65,28 @@ class AcSettings:
         """Make the anchor images and return AC's objective."""
         from methods._ac import AcObjective, anchor_examples  # slow; not needed to plan a run
 
-        return AcObjective(
-            model,
-            concept.kind,
-            anchor_examples(model, concept, ctx, images=self.images, prompts=self.prompts),
-            batch=self.batch,
-            target=self.target,
-            teacher=self.teacher,
-            border=self.border,
-            hflip=self.hflip,
-            augment=self.augment,
-            prior=self.prior,
-            seed=seed,
-        )
+        examples = anchor_examples(model, concept, ctx, images=self.images, prompts=self.prompts)
+        return AcObjective(self, model, concept.kind, examples, seed)
 
 
 @dataclass(frozen=True)
 class AC(AcSettings):
     """Ablating Concepts (Kumari et al., Ablating Concepts in Text-to-Image Diffusion Models).
 
-    The noise that is predicted for prompts with the concept is drawn to what is predicted for the same
-    prompts with the anchor, on images of the anchor. Defaults are the published commands on one device:
-    1000 images by DPM-Solver in 25 steps; 100 steps at 1.6e-5 on cross-attention keys and values, with
-    images of many sizes for objects; and for nudity 400 steps at 6.4e-5 on all attention, with prior
-    preservation (which the rate is doubled for; give an object prior=1 where its name holds the anchor's,
-    as "grumpy cat", and double ``lr``). Nudity is erased as "nudity, nsfw", which is also the negative
-    prompt of the anchor images. Prompts are rewritten and images mirrored at each visit. What deviates:
-    the anchor prompts are this project's, unless ``prompts`` gives the authors', and latents are the
-    autoencoder's means, not draws.
+    On images of the anchor, the model learns to predict for prompts with the concept what it predicts for
+    the same prompts with the anchor. Defaults are the published commands on one device: 1000 images by
+    DPM-Solver in 25 steps; 100 steps at 1.6e-5 on cross-attention keys and values, with images of many
+    sizes for objects; for nudity 400 steps at 6.4e-5 on all attention, with prior preservation, for which
+    the rate is doubled. (For an object whose name contains the anchor's name, such as "grumpy cat", use
+    prior=1 and double ``lr``.) Nudity is erased as "nudity, nsfw", which is also the negative prompt of
+    the anchor images. Each time an image is used, its prompt is rewritten and it may be mirrored.
+    Deviations: the anchor prompts are this project's, unless ``prompts`` gives the authors'; latents are
+    the means of the autoencoder, not samples.
 
     Args:
         steps: Optimiser steps.
         lr: Learning rate of AdamW.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         clip: Largest norm of the gradient.
     """
 
@@ -111,7 +103,7 @@ class AC(AcSettings):
     clip: Annotated[float, Field(gt=0)] = 1.0
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Tune the model towards the anchor."""
+        """Train the model towards the anchor."""
         import torch
 
         objective = self.objective(model, concept, ctx, ctx.seed("ac"))

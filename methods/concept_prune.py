@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, IncompatibleError, Model, Prompt, by_kind
+from bench import Card, Concept, Context, IncompatibleError, Model, by_kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Nouns for people name adults only; the published list does not.
 _PEOPLE = (
@@ -31,17 +32,8 @@ _EMOJI_PLACES = (
     "in a field", "in the desert", "by the sea", "in the mountains",
 )  # fmt: skip
 _EMOJI_THINGS = (
-    "cat",
-    "horse",
-    "car",
-    "rose",
-    "house",
-    "castle",
-    "apple",
-    "rocket",
-    "pizza",
-    "crown",
-)
+    "cat", "horse", "car", "rose", "house", "castle", "apple", "rocket", "pizza", "crown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,20 +42,21 @@ class ConceptPrune:
 
     For the second Linear ``W`` of every feed-forward block, at each of the first ``calls`` denoiser
     calls: rows of its input, one per token, image and guidance branch, are scaled to unit length; ``a``
-    is the norm of each column over all rows. A weight is the concept's if its score ``|W| a`` is among
-    the top ``ratio`` of its output row on prompts with the concept and higher than on the same prompts
-    without it. The union over calls, and over the terms of a concept that has several, is zeroed.
+        is the norm of each column over all rows. A weight belongs to the concept if its score ``|W| a``
+        is among the top ``ratio`` of its output row on prompts with the concept, and higher than on the
+        same prompts
+    without the concept. All these weights, of all calls and all terms of the concept, are set to zero.
 
     Args:
-        ratio: Share of each output row. On the emoji world the published shares erase next to nothing.
-        calls: Denoiser calls that are looked at.
-        guidance: Classifier-free guidance while looking.
-        seed: Seed of every image, the same for both sides.
+        ratio: Share of each output row. In the emoji world the published shares erase almost nothing.
+        calls: Number of denoiser calls at which weights are scored.
+        guidance: Scale of classifier-free guidance while scoring.
+        seed: Seed of every image.
         steps: Sampling steps.
-        sampler: "pndm" is published.
-        words: "published" are the published prompts, save that people are adults, and that every object
-            has the same twelve scenes (the published lists for church and garbage truck have their
-            own). "emoji" are prompts of what the emoji world knows.
+        sampler: The sampler; "pndm" is published.
+        words: "published": the published prompts, but people are adults and every object has the same
+            twelve scenes (the published lists for church and garbage truck have scenes of their own).
+            "emoji": prompts with words of the emoji world.
     """
 
     card: ClassVar = Card(
@@ -85,21 +78,21 @@ class ConceptPrune:
             raise ValueError(f"calls={self.calls}: expected at most steps ({self.steps})")
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Score both sides at each call, take the union, prune."""
+        """Score weights on prompts with and without the concept; prune the concept's weights."""
         import torch
 
         layers = _feed_forwards(model)
-        gone = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in layers.items()}
+        gone = {n: torch.zeros_like(x.weight, dtype=torch.bool) for n, x in layers.items()}
         for done, term in enumerate(concept.phrases):
             base, target = _prompts(term, concept.kind, self.words)
-            norms = (self._norms(model, texts, self.calls) for texts in (target, base))
+            norms = (self._norms(model, texts) for texts in (target, base))
             for a_target, a_base in zip(*norms, strict=True):
-                for name, w in layers.items():
-                    gone[name] |= skilled(w, a_target[name], a_base[name], self.ratio)
+                for name, layer in layers.items():
+                    gone[name] |= skilled(layer.weight, a_target[name], a_base[name], self.ratio)
             ctx.progress("erase", done + 1, len(concept.phrases))
         with torch.no_grad():
-            for name, w in layers.items():
-                w[gone[name]] = 0
+            for name, layer in layers.items():
+                layer.weight[gone[name]] = 0
         pruned, scope = (
             sum(int(g.sum()) for g in gone.values()),
             sum(g.numel() for g in gone.values()),
@@ -107,55 +100,38 @@ class ConceptPrune:
         model.notes.update(pruned=pruned, in_scope=scope, share=pruned / scope)
         return model
 
-    def _norms(self, model: Model, texts: Sequence[str], calls: int) -> list[dict[str, Tensor]]:
+    def _norms(self, model: Model, texts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Return at each call the column norms ``(inputs,)`` of every layer's unit-length rows."""
-        import torch
+        from torch.nn.functional import normalize
 
-        squares: dict[str, Tensor] = {}
+        from methods._hooks import inputs_of  # slow; not needed to plan a run
 
-        def keep(name: str) -> Any:
-            def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
-                rows = inputs[0].detach().float().flatten(0, -2)
-                unit = torch.nn.functional.normalize(rows, dim=-1)
-                squares[name] = unit.square().sum(0)
+        states = model.denoise(
+            model.initial_noise([self.seed] * len(texts)),
+            model.encode(texts),
+            self.guidance,
+            steps=self.steps,
+            sampler=self.sampler,
+        )
 
-            return hook
+        def squares(rows: Tensor) -> Tensor:
+            return normalize(rows.float().flatten(0, -2), dim=-1).square().sum(0)
 
-        modules = dict(model.pipe.unet.named_modules())
-        hooks = [
-            modules[name.removesuffix(".weight")].register_forward_pre_hook(keep(name))
-            for name in _feed_forwards(model)
-        ]
-        found: list[dict[str, Tensor]] = []
-        try:
-            prompts = [
-                Prompt(str(i), text, self.seed, self.guidance) for i, text in enumerate(texts)
+        with inputs_of(_feed_forwards(model), squares) as seen:
+            return [
+                {name: total.sqrt() for name, total in seen.items()}
+                for call, _ in enumerate(islice(states, self.calls + 1))
+                if call
             ]
-            states = model.denoise(
-                model.noise([p.seed for p in prompts]),
-                model.encode(texts),
-                self.guidance,
-                steps=self.steps,
-                sampler=self.sampler,
-            )
-            for call, _ in enumerate(states):
-                if call:
-                    found.append({name: s.sqrt() for name, s in squares.items()})
-                if call == calls:
-                    break
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
 
 
 def skilled(weight: Tensor, target: Tensor, base: Tensor, ratio: float) -> Tensor:
-    """Return which weights are the concept's: top of their row, and more active than on the base.
+    """Return which weights belong to the concept: the top of each row that is higher than on the base.
 
     Args:
         weight: ``(outputs, inputs)``.
         target: Column norms of the inputs on prompts with the concept, ``(inputs,)``.
-        base: The same without the concept.
+        base: The same on prompts without the concept.
         ratio: Share of each row.
     """
     import torch
@@ -166,26 +142,27 @@ def skilled(weight: Tensor, target: Tensor, base: Tensor, ratio: float) -> Tenso
     return chosen & (score > weight.detach().abs().float() * base)
 
 
-def _feed_forwards(model: Model) -> dict[str, Any]:
-    """Return the second Linear's weight of every GEGLU feed-forward block, by parameter name."""
+def _feed_forwards(model: Model) -> dict[str, nn.Linear]:
+    """Return the second Linear of every GEGLU feed-forward block, by name."""
     found = {
-        f"{name}.net.2.weight": module.net[2].weight
+        f"{name}.net.2": module.net[2]
         for name, module in model.pipe.unet.named_modules()
         if name.endswith(".ff") and type(module.net[0]).__name__ == "GEGLU"
     }
     if not found:
         raise IncompatibleError(
-            "concept-prune needs GEGLU feed-forward blocks; this model has none"
+            "concept-prune needs GEGLU feed-forward blocks, this model has none"
         )
     return found
 
 
 def _prompts(term: str, kind: str, words: str) -> tuple[list[str], list[str]]:
     """Return prompts without and with the concept, in pairs."""
+    if kind == "style":
+        things = _EMOJI_THINGS if words == "emoji" else _THINGS
+        base = [f"a photo of a {x}" for x in things]
+        return base, [f"a {x} in the style of {term}" for x in things]
     if words == "emoji":
-        if kind == "style":
-            base = [f"a photo of a {x}" for x in _EMOJI_THINGS]
-            return base, [f"a {x} in the style of {term}" for x in _EMOJI_THINGS]
         noun = term if kind == "nsfw" else f"a {term}"
         return (
             [f"a photo of a landscape {p}" for p in _EMOJI_PLACES],
@@ -194,7 +171,4 @@ def _prompts(term: str, kind: str, words: str) -> tuple[list[str], list[str]]:
     if kind == "nsfw":
         word = "naked" if term == "nudity" else term
         return [f"a photo of a {x}" for x in _PEOPLE], [f"a photo of a {word} {x}" for x in _PEOPLE]
-    if kind == "style":
-        base = [f"a photo of a {x}" for x in _THINGS]
-        return base, [f"a {x} in the style of {term}" for x in _THINGS]
     return [f"a {p}" for p in _PLACES], [f"a {term} in a {p}" for p in _PLACES]

@@ -31,15 +31,18 @@ class EsdSettings:
     """What is tuned, and what ESD's objective needs.
 
     Args:
-        params: Weights that may change: "esd-x" is cross-attention, "esd-u" about all the rest; see
+        params: Weights that are trained: "esd-x" is cross-attention, "esd-u" almost everything else; see
             :data:`bench.ParameterGroup`.
-        eta: Negative guidance in the paper's convention: 1 asks for ``2 eps(null) - eps(c)``.
-        batch: Latents in a step.
-        start_guidance: Guidance while latents are sampled from the student.
-        xt_alignment: "compvis" labels latents as the published code does, "exact" as they are.
-        sampling_steps: DDIM steps of the sampler that makes latents.
-        reuse: Steps that share a sampled trajectory; 1 is published, more is a cheaper deviation.
-        templates: Also train on "a photo of a {c}" and the like; ``False`` is published.
+        eta: Negative guidance in the paper's convention: 1 gives the target ``2 eps(null) - eps(c)``. (The
+            diffusers script of 2025 counts from ``eps(c)``: its 2 is 1 here.)
+        batch: Latents per step.
+        start_guidance: Guidance scale while the student samples latents.
+        xt_alignment: "exact" labels a latent with its own timestep. "compvis" is the published code: the
+            first DDIM step is left out, and the label is one to three steps noisier than the latent (the
+            lowest label belongs to a fully denoised latent).
+        sampling_steps: DDIM steps of a full trajectory.
+        reuse: Optimiser steps that share one trajectory; 1 is published, more is cheaper.
+        templates: Also train on sentences such as "a photo of a {c}"; ``False`` is published.
     """
 
     params: ParameterGroup = by_kind(nsfw="esd-u", style="esd-x", object="esd-u")
@@ -55,26 +58,17 @@ class EsdSettings:
         """Return ESD's objective with these settings."""
         from methods._esd import EsdObjective  # slow; not needed to plan a run
 
-        return EsdObjective(
-            teacher,
-            sentences(concept) if self.templates else concept.phrases,
-            batch=self.batch,
-            eta=self.eta,
-            start_guidance=self.start_guidance,
-            xt_alignment=self.xt_alignment,
-            steps=self.sampling_steps,
-            reuse=self.reuse,
-            seed=seed,
-        )
+        texts = sentences(concept) if self.templates else concept.phrases
+        return EsdObjective(self, teacher, texts, seed)
 
 
 @dataclass(frozen=True)
 class ESD(EsdSettings):
     """Erased Stable Diffusion (Gandikota et al., Erasing Concepts from Diffusion Models).
 
-    Defaults are the paper's setting as its first code release has it: ESD-u for nudity and objects, ESD-x
-    for styles, 1000 steps of Adam at 1e-5, batch 1. ESD-u trains norms, too, and neither the time embedding
-    nor the output layer: of SD v1.4 598 tensors, 813,495,680 values. ("full" is all of the denoiser.)
+    Defaults are the paper's, as in its first code release: ESD-u for nudity and objects, ESD-x for styles,
+    1000 steps of Adam at 1e-5, batch 1. ESD-u trains norms, but neither the time embedding nor the output
+    layer (SD v1.4: 598 tensors, 813,495,680 values). "full" is the whole denoiser.
 
     Args:
         steps: Optimiser steps.
@@ -92,13 +86,13 @@ class ESD(EsdSettings):
     lr: Annotated[float, Field(gt=0)] = 1e-5
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Distil the guided noise of a frozen teacher into the model."""
+        """Train the model to predict the guided noise of a frozen copy."""
         return self.tune(model, concept, ctx)
 
     def tune(
         self, model: Model, concept: Concept, ctx: Context, keep: Mapping[str, Tensor] | None = None
     ) -> Model:
-        """Train; where ``keep`` is false, by parameter name, a weight stays zero."""
+        """Train; weights stay zero where ``keep``, masks by parameter name, is false."""
         import torch
 
         objective = self.objective(model.copy(), concept, ctx.seed("esd"))

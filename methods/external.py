@@ -1,4 +1,4 @@
-"""External: a denoiser or text encoder that was erased elsewhere, put into the model."""
+"""External: a denoiser or text encoder that was erased elsewhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench import Card, Concept, Context, Model, SpecError
 
 @dataclass(frozen=True)
 class External:
-    """Weights from a file: whole, only the trained tensors, or LoRA layers, as papers publish them.
+    """Weights from a file, as papers publish them: all tensors, only the trained ones, or LoRA layers.
 
-    The base model stays the original that attacks may use, and the record holds what the file changed.
-    ``--unet`` and ``--text-encoder`` of ``bench run`` are short for this method.
+    Attacks still get the base model as the original, and the record says what the file changed. ``--unet``
+    and ``--text-encoder`` of ``bench run`` are short forms of this method.
 
     Args:
         unet: The denoiser: a safetensors file, a torch file of tensors, or a diffusers folder.
-        text_encoder: The text encoder, likewise.
+        text_encoder: The text encoder, in the same formats.
     """
 
     card: ClassVar = Card("External weights", paper="")
@@ -45,9 +45,9 @@ class External:
             model.notes[f"{part}_tensors"] = loaded.tensors
             if loaded.layout == "LoRA":
                 if loaded.elsewhere and self.unet != self.text_encoder:
-                    raise SpecError(  # one training made both: half of it is another method
-                        f"{path} has {loaded.elsewhere} tensors for another part as well: give it "
-                        "with --unet and --text-encoder"
+                    raise SpecError(  # one training made both: one half alone is another method
+                        f"{path} has {loaded.elsewhere} tensors for another part, too: give the file "
+                        "with both --unet and --text-encoder"
                     )
                 model.notes[f"{part}_layout"] = loaded.layout
             if loaded.elsewhere:

@@ -22,24 +22,24 @@ Pooler = Literal["official", "eos", "none"]
 class FMN:
     """Forget-Me-Not (Zhang et al., Learning to Forget in Text-to-Image Diffusion Models).
 
-    Minimises the norm, neither squared nor averaged, of all cross-attention probabilities that fall on
-    the concept's tokens, over layers, heads and pixels. The images are the original model's. Weak on
-    nudity and on tokens that were not trained, in the papers that compare it as well. One term is drawn
-    a step if a concept has several.
+    It minimises the norm (neither squared nor averaged) of all cross-attention probabilities at the
+    concept's tokens, over layers, heads and pixels. The images come from the original model. It is weak
+    on nudity and on tokens that were not trained, also in papers that compare it. If a concept has
+    several terms, each step draws one.
 
     The published code first inverts the concept into four new tokens ("use_ti") and turns attention away
-    from those; the authors of AGE (arXiv 2501.18950), who could not replicate its results, do without.
-    New tokens start from random rows of the
-    embedding table, where the published script names two celebrities' words and two random rows.
+    from these; the authors of AGE (arXiv 2501.18950), who could not replicate its results, use the
+    concept's own tokens. Here new tokens start from random rows of the embedding table; in the published
+    script from the words of two celebrities and two random rows.
 
     Args:
-        params: "unet" tunes all of the denoiser, norms included; "attn2" its cross-attention.
+        params: Weights that are trained: "unet" is the whole denoiser, "attn2" its cross-attention.
         steps: Optimiser steps.
         lr: Learning rate of AdamW.
         images: Images of the concept.
-        pooler: What is penalised besides the concept: "official" every end token, as published (SD 1.x pads
-            with it, so nearly all positions), "eos" the first end token, "none".
-        weight_decay: AdamW's.
+        pooler: What else is penalised: "official" every end token, as published (SD 1.x pads with it, so
+            almost all positions); "eos" the first end token; "none" nothing.
+        weight_decay: AdamW's weight decay.
         inversion_steps: Steps of textual inversion at learning rate 1e-3; 0 uses the concept's own tokens.
     """
 
@@ -59,7 +59,7 @@ class FMN:
     inversion_steps: Annotated[int, Field(ge=0)] = 500
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Minimise the attention that the concept's tokens get."""
+        """Minimise the attention to the concept's tokens."""
         import torch
 
         terms = concept.phrases
@@ -128,17 +128,17 @@ def invert(
 
     Args:
         model: Frozen.
-        start: What stands in front of the new tokens.
+        start: The text before the new tokens.
         latents: The images, ``(n, c, h, w)``.
-        steps: AdamW steps at learning rate 1e-3, batch 1; rows are drawn to the published norm, 0.4.
-        seed: Seed of every draw.
-        ctx: Told of the progress.
+        steps: AdamW steps at learning rate 1e-3, batch 1; rows are pulled to the published norm, 0.4.
+        seed: Seed of all draws.
+        ctx: Gets the progress.
         pooler: See ``FMN.pooler``.
-        tokens: How many new tokens.
+        tokens: Number of new tokens.
 
     Returns:
-        The conditioning ``(1, tokens, width)``, and where its new tokens and those of the pooler are
-        ``(1, tokens)``.
+        The conditioning ``(1, tokens, width)``, and the mask ``(1, tokens)`` of new tokens and the
+        pooler's.
     """
     import torch
     import torch.nn.functional as F
@@ -157,13 +157,13 @@ def invert(
         cond = model.encode_embeddings(torch.cat([front, words, back])[None])
         return F.mse_loss(model.predict_noise(model.add_noise(x0, noise, t), t, cond), noise)
 
-    def draw_to_norm() -> None:
+    def pull_to_norm() -> None:
         with torch.no_grad():
             norm = words.norm(dim=-1, keepdim=True)
             words.mul_((norm + min(1.0, 100 * rate) * (0.4 - norm)) / norm)
 
     optimizer = torch.optim.AdamW([words], lr=rate, weight_decay=0.1)
-    fit(loss, optimizer, steps, ctx, stage="inversion", after_step=draw_to_norm)
+    fit(loss, optimizer, steps, ctx, stage="inversion", after_step=pull_to_norm)
     with torch.no_grad():
         cond = model.encode_embeddings(torch.cat([front, words, back])[None])
     where = pooled(model, ids, first + tokens, pooler)
@@ -173,7 +173,7 @@ def invert(
 
 @contextmanager
 def attention_maps(model: Model) -> Iterator[list[Tensor]]:
-    """Collect every cross-attention's probabilities, ``(batch * heads, pixels, tokens)``."""
+    """Collect the probabilities of each cross-attention, ``(batch * heads, pixels, tokens)``."""
     from diffusers.models.attention_processor import AttnProcessor
 
     maps: list[Tensor] = []
@@ -199,11 +199,11 @@ def attention_maps(model: Model) -> Iterator[list[Tensor]]:
 
 
 def attention_norm(maps: Sequence[Tensor], where: Tensor) -> Tensor:
-    """Return the joint norm of the probabilities at chosen tokens.
+    """Return the norm of the probabilities at chosen tokens, over all layers.
 
     Args:
-        maps: Per layer ``(batch * heads, pixels, tokens)``.
-        where: Chosen tokens, ``(batch, tokens)``.
+        maps: Probabilities of each layer, ``(batch * heads, pixels, tokens)``.
+        where: Mask of chosen tokens, ``(batch, tokens)``.
     """
     import torch
 
@@ -214,10 +214,10 @@ def attention_norm(maps: Sequence[Tensor], where: Tensor) -> Tensor:
 
 
 def concept_positions(model: Model, text: str, term: str, pooler: Pooler) -> Tensor:
-    """Return which of the text's token positions hold the term, ``(tokens,)``; see ``FMN.pooler``.
+    """Return the mask ``(tokens,)`` of a text's tokens that belong to the term or to the pooler.
 
     Raises:
-        PluginError: The term's tokens are not in the text's.
+        PluginError: The text does not contain the term's tokens.
     """
     (ids, wanted) = model.token_ids([text, term])
     found = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
@@ -230,14 +230,14 @@ def concept_positions(model: Model, text: str, term: str, pooler: Pooler) -> Ten
 
 
 def padded(model: Model, ids: Sequence[int]) -> list[int]:
-    """Return token ids with start, end and padding, as the tokenizer gives them."""
+    """Return token ids with start, end and padding, like the tokenizer."""
     tokenizer = model.pipe.tokenizer
     whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return whole + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(whole))
 
 
 def pooled(model: Model, ids: Sequence[int], end: int, pooler: Pooler) -> Tensor:
-    """Return the positions that a pooler penalises, ``(tokens,)``; ``end`` is the first end token's."""
+    """Return the mask ``(tokens,)`` of what a pooler penalises; ``end`` is the first end token."""
     import torch
 
     chosen = {

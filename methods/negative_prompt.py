@@ -10,10 +10,10 @@ from bench import Card, Concept, Context, Guidance, Model, check_length
 
 @dataclass(frozen=True)
 class NegativePrompt:
-    """The concept's text takes the place of the empty text in classifier-free guidance.
+    """The concept's text replaces the empty text in classifier-free guidance.
 
-    ``eps = eps(concept) + s (eps(prompt) - eps(concept))``. No weight changes, so an attack on the
-    weights' own predictions does not see it.
+    ``eps = eps(concept) + s (eps(prompt) - eps(concept))``. No weight changes, so an attack that uses the
+    denoiser's predictions without guidance does not see it.
     """
 
     card: ClassVar = Card("Negative prompt", "https://arxiv.org/abs/2207.12598")

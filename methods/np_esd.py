@@ -15,16 +15,16 @@ from methods.esd import ESD
 class NPESD(ESD):
     """Neuron pruning after ESD (Pruning for Robust Concept Erasing in Diffusion Models, arXiv 2405.16534).
 
-    A neuron is a channel that enters the second convolution of a ResNet block. It is scored by how much
-    ESD reduced its activation on the concept (Eq. 4), and the ``top`` of each layer are set to zero in
-    the model that ESD made. The paper scores on the test prompts; here on the concept's own prompts with
-    ``images`` seeds, so that nothing that is reported was trained on.
+    A neuron is a channel that enters the second convolution of a ResNet block. Its score is how much ESD
+    reduced its activation on the concept (Eq. 4). The ``top`` neurons of each layer are set to zero in
+    ESD's model. The paper scores on the test prompts; here scores come from other prompts of the concept,
+    so that test prompts are not used for training.
 
     Args:
-        top: Neurons pruned in each layer.
-        images: Images that scores are averaged over.
-        guidance: Guidance of these images.
-        absolute: Score by absolute difference instead of reduction.
+        top: Neurons pruned per layer.
+        images: Images over which scores are averaged.
+        guidance: Guidance scale of these images.
+        absolute: Score by the absolute difference instead of the reduction.
     """
 
     card: ClassVar = Card(
@@ -39,7 +39,7 @@ class NPESD(ESD):
     absolute: bool = False
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Tune, score every neuron against the original, zero the highest."""
+        """Train with ESD, score neurons against the original model, zero the highest."""
         from methods._neurons import concept_scores, zero_neurons
 
         original = model.copy()

@@ -16,9 +16,9 @@ from methods.p_esd import MaskSettings
 class PAC(MaskSettings, AcSettings):
     """Pruning with AC's objective (Pruning for Robust Concept Erasing in Diffusion Models, Eq. 3 and 6).
 
-    As P-ESD, with AC's images and prompts and the original model's prediction of the anchor, without prior
-    preservation, which Eq. 3 does not have. Scope: cross-attention for styles, all Linear and Conv2d for
-    nudity; objects, which the paper does not report, as nudity.
+    Like P-ESD, with AC's images and prompts and the original model's prediction for the anchor; without
+    prior preservation, which Eq. 3 does not have. Scope: cross-attention for styles, all Linear and
+    Conv2d modules for nudity; the paper does not report objects, which are treated like nudity.
     """
 
     card: ClassVar = Card(
@@ -34,6 +34,6 @@ class PAC(MaskSettings, AcSettings):
     lr: Annotated[float, Field(gt=0)] = 0.01
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Learn the mask, cut it, and return the model with pruned weights at zero."""
+        """Learn masks with AC's objective and prune."""
         objective = self.objective(model, concept, ctx, ctx.seed("p-ac"))
         return self.prune(model, self.params, objective, ctx)

@@ -23,9 +23,10 @@ class MaskSettings:
         steps: Optimiser steps.
         lr: Learning rate of AdamW on the mask logits.
         gamma: Slope of the sigmoid.
-        threshold: Soft masks below it are pruned.
-        m0: Initial mask logit.
-        eps: AdamW's epsilon; it gates weights with tiny mask gradients.
+        threshold: Weights whose mask ends below it are pruned.
+        m0: Initial mask logit; with gamma 10, a logit of 1 hardly changes a weight.
+        eps: AdamW's epsilon. It decides how many weights are pruned: a weight whose mask gradient stays far
+            below it is kept.
         weight_decay: AdamW's weight decay on the mask logits.
     """
 
@@ -44,26 +45,19 @@ class MaskSettings:
         objective: EsdObjective | AcObjective,
         ctx: Context,
     ) -> Model:
-        """Learn masks that lower an objective, cut them, and set pruned weights to zero."""
+        """Learn masks that minimise an objective; set the pruned weights to zero."""
         import torch
 
         from methods._masks import SoftMasks, prunable  # slow; not needed to plan a run
 
         chosen = prunable(model, group)
         with trainable(chosen.values()):
-            masks = SoftMasks(
-                chosen,
-                gamma=self.gamma,
-                m0=self.m0,
-                lr=self.lr,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-            )
+            masks = SoftMasks(chosen, self)
             losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
-        report = masks.harden(self.threshold)
+        notes = masks.harden()
         with torch.no_grad():
             hard = objective.error(model)
-        model.notes.update(report.notes(), soft_loss=losses[-1], hard_loss=hard.item())
+        model.notes.update(notes, soft_loss=losses[-1], hard_loss=hard.item())
         return model
 
 
@@ -71,15 +65,13 @@ class MaskSettings:
 class PESD(MaskSettings, EsdSettings):
     """Pruning with ESD's objective (Pruning for Robust Concept Erasing in Diffusion Models, Eq. 6).
 
-    Weights stay frozen; a soft mask ``sigmoid(gamma * m)`` on each weight and bias in scope is
-    trained and cut at ``threshold`` at the end. Scope: Linear and Conv2d outside cross-attention for
-    nudity and objects ("esd-u", the time embedding and the output layer included), those of cross-attention
-    for styles. The paper leaves open ``m0``, AdamW's ``eps`` and
-    ``weight_decay``, and whether latents come from the masked model: here 1, PyTorch's defaults, and
-    yes. ``eps`` decides how much is pruned, because it gates weights with tiny mask gradients.
-    Emoji-world defaults are chosen by ``make calibrate``, which shows what ``m0``, ``eps`` and
-    ``gamma`` do: a tenth of ``eps`` prunes five to ten times more, ``m0`` 1.5 or ``gamma`` 20
-    nothing, ``m0`` 0.5 prunes thirty times more and hurts what should stay.
+    Weights do not change; a soft mask ``sigmoid(gamma * m)`` on each weight and bias in scope is trained
+    and cut at ``threshold`` at the end. Scope: Linear and Conv2d outside cross-attention for nudity and
+    objects ("esd-u", here with the time embedding and the output layer), those of cross-attention for
+    styles. The paper does not state ``m0``, AdamW's ``eps`` and ``weight_decay``, and whether latents
+    come from the masked model: here 1, PyTorch's defaults, and yes. ``make calibrate`` chooses the emoji
+    world's values and shows what they do: a tenth of ``eps`` prunes five to ten times more; ``m0`` 1.5 or
+    ``gamma`` 20 prunes nothing; ``m0`` 0.5 prunes thirty times more and damages other concepts.
     """
 
     card: ClassVar = Card(
@@ -88,6 +80,6 @@ class PESD(MaskSettings, EsdSettings):
     )
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Learn the mask, cut it, and return the model with pruned weights at zero."""
+        """Learn masks with ESD's objective and prune."""
         objective = self.objective(model.copy(), concept, ctx.seed("p-esd"))
         return self.prune(model, self.params, objective, ctx)

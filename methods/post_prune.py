@@ -13,11 +13,10 @@ from methods.esd import ESD
 
 @dataclass(frozen=True)
 class PostPrune(ESD):
-    """Magnitude pruning after ESD, a comparison of Pruning for Robust Concept Erasing (arXiv 2405.16534).
+    """Magnitude pruning after ESD, a baseline of Pruning for Robust Concept Erasing (arXiv 2405.16534).
 
     Args:
-        share: Share of the denoiser's Linear and Conv2d weights that is zeroed, the smallest of all
-            of them together.
+        share: Share of the denoiser's Linear and Conv2d weights that is pruned; all are ranked together.
     """
 
     card: ClassVar = Card(
@@ -29,7 +28,7 @@ class PostPrune(ESD):
     share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Tune, then prune."""
+        """Train with ESD, then prune."""
         from methods._masks import prune_smallest
 
         erased = self.tune(model, concept, ctx)

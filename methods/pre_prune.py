@@ -13,14 +13,13 @@ from methods.esd import ESD
 
 @dataclass(frozen=True)
 class PrePrune(ESD):
-    """Magnitude pruning before ESD, a comparison of Pruning for Robust Concept Erasing (arXiv 2405.16534).
+    """Magnitude pruning before ESD, a baseline of Pruning for Robust Concept Erasing (arXiv 2405.16534).
 
-    The smallest ``share`` of the denoiser's Linear and Conv2d weights, over all of them together, is
-    zeroed and stays exactly zero while ESD trains the rest. The paper does not say what "global" spans:
-    here the whole denoiser, biases and norms left alone.
+    The pruned weights stay exactly zero while ESD trains the others. The paper does not say what "global"
+    means: here all weights of the denoiser are ranked together, without biases and norms.
 
     Args:
-        share: Share of the weights that is pruned.
+        share: Share of the denoiser's Linear and Conv2d weights that is pruned.
     """
 
     card: ClassVar = Card(
@@ -32,7 +31,7 @@ class PrePrune(ESD):
     share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Prune, then tune what is left."""
+        """Prune, then train the other weights with ESD."""
         from methods._masks import prune_smallest
 
         return self.tune(model, concept, ctx, keep=prune_smallest(model, self.share))

@@ -1,4 +1,4 @@
-"""Safety checker: Stable Diffusion's own filter, which blacks out images."""
+"""Safety checker: Stable Diffusion's own filter, which makes unsafe images black."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SafetyChecker:
-    """Images whose CLIP embedding is near one of 17 unsafe concepts become black.
+    """An image whose CLIP embedding is near one of 17 unsafe concepts becomes black.
 
-    A black image counts as erased; the record gives their number apart as "blacked-out". Photo world only.
+    A black image counts as erased; the record also has the number of black images, "blacked-out". For the
+    photo world only.
 
     Args:
-        weights: The checker, a folder; by default the asset "safety-checker".
+        weights: Folder of the checker; by default the asset "safety-checker".
     """
 
     card: ClassVar = Card(
@@ -33,10 +34,10 @@ class SafetyChecker:
         return () if self.weights else ("safety-checker",)
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Screen every image that the model makes."""
+        """Let the checker screen every image."""
         if model.world != "photo":
             raise IncompatibleError(
-                "safety-checker knows photographs only: use it with --model sd14"
+                "safety-checker needs a model of the photo world: use it with --model sd14"
             )
         import numpy as np
         import torch

@@ -1,4 +1,4 @@
-"""SLD: safe latent diffusion, guidance away from a safety text with a threshold and momentum."""
+"""SLD: guidance away from a safety text, with a threshold and momentum."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ _UNSAFE = (
 class SLD:
     """Safe Latent Diffusion (Schramowski et al., arXiv 2211.05105), as its pipeline computes it.
 
-    Warm-up steps are counted as published, for 50 steps; emoji-sd takes 20, so "medium" steers half of
-    them and erases little there.
+    Warm-up steps are the published ones, for 50 sampling steps. emoji-sd samples in 20 steps, so "medium"
+    acts in half of them and erases little there.
 
     Args:
-        preset: "weak", "medium", "strong" or "max"; sets warm-up, scale, threshold and momentum.
-        text: What is steered away from; for nudity the paper's list. Empty: the concept's own words.
+        preset: Sets warm-up, scale, threshold and momentum, as published.
+        text: The safety text, away from which images are guided; for nudity the paper's list. Empty: the
+            concept's own words.
     """
 
     card: ClassVar = Card(
@@ -48,7 +49,7 @@ class SLD:
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Replace the guidance."""
         text = self.text or ", ".join(concept.phrases)
-        if text != _UNSAFE:  # which its own pipeline cuts where a text encoder reads less
+        if text != _UNSAFE:  # the published pipeline cuts this text if it is too long
             check_length(model, [text])
         warm_up, *settings = _PRESETS[self.preset]
         model.guidance = Guidance(("", text), lambda: _SafetyGuidance(int(warm_up), *settings))
@@ -56,7 +57,7 @@ class SLD:
 
 
 class _SafetyGuidance:
-    """One trajectory's guidance, with its momentum."""
+    """The guidance of one trajectory; keeps the momentum."""
 
     def __init__(
         self, warm_up: int, scale: float, threshold: float, momentum_scale: float, beta: float
@@ -65,8 +66,8 @@ class _SafetyGuidance:
         self.momentum_scale, self.beta = momentum_scale, beta
         self.step, self.momentum = 0, 0.0
 
-    def __call__(self, beside: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:
-        null, unsafe = beside
+    def __call__(self, others: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:
+        null, unsafe = others
         toward = conditional - null
         gap = conditional - unsafe
         strength = (gap.abs() * self.scale).clamp(max=1).where(gap < self.threshold, 0)

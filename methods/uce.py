@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 64
-"""Preserved texts that are encoded at once."""
+"""Preserved texts per batch."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,28 @@ class UCE:
     """Unified Concept Editing (Gandikota et al., Unified Concept Editing in Diffusion Models).
 
     For each key and value matrix ``W`` of cross-attention, with erased vectors ``c``, their guides
-    ``g`` and preserved vectors ``p``, all from the unedited text encoder:
+    ``g`` and preserved vectors ``p``, all from the text encoder:
 
     ``W' = (lamb W + s_e W g c' + s_p W p p') (lamb I + s_e c c' + s_p p p')^-1``
 
-    solved in float64 (the published code inverts in float32). A concept with several terms edits them
-    together. The paper preserves some 1,700 artists when it erases one. That list is not part of this
-    project: give it with ``artists``, or the texts you need with ``preserve``.
+    It is solved in float64 (the published code inverts in float32). All terms of a concept are edited
+    together. The paper preserves about 1,700 artists when it erases one. That list is not part of this
+    project: give it with ``artists``, or give other texts with ``preserve``.
 
     Args:
-        guide: What the concept is mapped to; empty is the unconditional text, the paper's choice for
-            objects and nudity. A style is mapped to art in general.
-        preserve: Texts whose outputs are kept, separated by ";". "tail" always keeps the empty text.
-        artists: A CSV whose column ``artist`` holds names to preserve, as the published
-            data/artists1734_prompts.csv; each counts once, and the concept itself is left out.
-        token_mode: "tail" edits from the last subject token to the end of the context and preserves
-            all positions (the paper's code of 2023); "last" edits and preserves the last subject token
-            only (the authors' rewrite of 2025).
-        erase_scale: Weight ``s_e``. For a concept of many terms 1 may be much: on the nine of the emoji
-            world's nudity it leaves a quarter of what should stay.
-        preserve_scale: Weight ``s_p``, or "published": ``max(0.1, 1 / preserved texts)`` for "tail", 1 for
-            "last".
+        guide: The text that replaces the concept. Empty is the unconditional text, the paper's choice for
+            objects and nudity; a style is mapped to art in general.
+        preserve: Texts whose outputs are preserved, separated by ";". "tail" always preserves the empty
+            text.
+        artists: A CSV file whose column ``artist`` has names to preserve, such as the published
+            data/artists1734_prompts.csv. Repeated names count once; the concept itself is left out.
+        token_mode: "tail" edits from the last subject token to the end of the context and preserves all
+            positions (the paper's code of 2023). "last" edits and preserves only the last subject token
+            (the authors' rewrite of 2025).
+        erase_scale: Weight ``s_e``. For a concept with many terms 1 may be too much: with the nine terms of
+            the emoji world's nudity only a quarter of the retained concepts survive.
+        preserve_scale: Weight ``s_p``; "published" is ``max(0.1, 1 / preserved texts)`` for "tail" and 1
+            for "last".
         lamb: Weight of staying near ``W``.
     """
 
@@ -77,7 +78,7 @@ class UCE:
         return max(0.1, 1 / len(self._preserved())) if self.token_mode == "tail" else 1.0
 
     def deviations(self, concept: Concept) -> tuple[str, ...]:
-        """Say what the paper preserved and nothing was given for."""
+        """Say that no artists are preserved, if none were given."""
         if concept.kind != "style" or self.artists or self.preserve:
             return ()
         return (
@@ -95,12 +96,12 @@ class UCE:
         return ["", *texts] if self.token_mode == "tail" else texts
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Solve for every matrix at once and put the results in."""
+        """Solve for all matrices and edit them."""
         import torch
 
         if self.guide in {concept.name, *concept.phrases}:
             raise IncompatibleError(
-                f"the guide {self.guide!r} is the concept itself: nothing to do"
+                f"the guide {self.guide!r} is the concept itself: choose another guide"
             )
         check_length(model, [*concept.phrases, self.guide, *self._preserved()])
         erased, guides = self._pairs(model, concept.phrases, self.guide)
@@ -126,7 +127,7 @@ class UCE:
         import torch
 
         hidden = model.encode([*terms, guide]).double()
-        # Position of the last subject token; an empty text has none, and its start token stands in.
+        # Position of the last subject token; for an empty text, of the start token.
         last = [len(ids) for ids in model.token_ids([*terms, guide])]
         erased, guides = [], []
         for row, i in zip(hidden[:-1], last[:-1], strict=True):

@@ -16,9 +16,11 @@ import torch
 
 from bench import (
     Adversarial,
+    Attacker,
     Card,
     Concept,
     Context,
+    ImageScorer,
     IncompatibleError,
     Model,
     Prompt,
@@ -67,9 +69,7 @@ class Peeks:
     card: ClassVar = Card("Peeks", "")
     threat: ClassVar = Threat("black", "prompt")
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         target.victim.pipe.unet.state_dict()
         return lambda prompts: (Adversarial(p) for p in prompts)
 
@@ -81,9 +81,7 @@ class Forgets:
     card: ClassVar = Card("Forgets", "")
     threat: ClassVar = Threat("black", "prompt")
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         return lambda prompts: (Adversarial(p) for p in prompts[:-1])
 
 
@@ -97,9 +95,7 @@ class DiesOnce:
     card: ClassVar = Card("Dies once", "")
     threat: ClassVar = Threat("black", "prompt")
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
         def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
             first = not CALLS.exists()
             for n, prompt in enumerate(prompts):
@@ -127,7 +123,7 @@ class Blind:
     card: ClassVar = Card("Blind", "")
     scope: ClassVar = "image"
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         return _scores
 
 
@@ -136,7 +132,7 @@ class Miscounts:
     card: ClassVar = Card("Miscounts", "")
     scope: ClassVar = "image"
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         return lambda samples: [Score(0.0)]
 
 
@@ -161,7 +157,7 @@ class Judges:
     value: ClassVar[Any] = 0.0
     detail: ClassVar[Any] = {}
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]]:
+    def prepare(self, ctx: Context) -> ImageScorer:
         def score(samples: Sequence[Sample]) -> list[Score]:
             for sample in samples:
                 judged(sample.prompt.id)

@@ -23,6 +23,7 @@ from methods._ac import (
     given_prompts,
     with_concept,
 )
+from methods.ac import AC
 
 CHURCH = Concept("church", "object", "house")
 BODY = Concept("nudity", "nsfw", "a landscape", ("nudity", "a foot"))
@@ -39,11 +40,8 @@ def examples(model, n=6):
 
 
 def objective(model, kind="object", shown=None, **changes):
-    settings = {
-        "batch": 4, "target": "model", "teacher": "student", "border": 1, "hflip": False,
-        "augment": False, "prior": 0.0, "seed": 5,
-    }  # fmt: skip
-    return AcObjective(model, kind, shown or examples(model), **{**settings, **changes})
+    plain = {"batch": 4, "hflip": False, "augment": False, "prior": 0.0}
+    return AcObjective(AC(**{**plain, **changes}), model, kind, shown or examples(model), seed=5)
 
 
 @pytest.mark.parametrize("target", ["model", "noise"])
@@ -178,7 +176,7 @@ def test_a_border_that_leaves_nothing_is_refused(tiny, border: int) -> None:
 
 def test_no_gradient_passes_the_start_token(tiny) -> None:
     cond = tiny.encode(["a church"]).requires_grad_(True)
-    x, t = tiny.noise([0]), torch.tensor([500])
+    x, t = tiny.initial_noise([0]), torch.tensor([500])
     plain = tiny.predict_noise(x, t, cond)
     with detached_start(tiny):
         out = tiny.predict_noise(x, t, cond)
@@ -217,7 +215,7 @@ def test_rewriting_by_kind() -> None:
 @pytest.mark.parametrize(
     ("concept", "message"),
     [
-        (Concept("church", "object"), "'church' has no anchor concept to be mapped to"),
+        (Concept("church", "object"), "'church' has no anchor, the concept that replaces it"),
         (Concept("church", "object", "church"), "the anchor of 'church' is the concept itself"),
     ],
 )
@@ -333,9 +331,8 @@ def test_one_ac_step_equals_adamw_on_the_formula(tiny, ctx) -> None:
     settings = {"images": 4, "batch": 4, "hflip": False, "params": "esd-x-strict", "steps": 1}
     method = finished("methods", "ac", CHURCH, **settings, lr=1e-3, clip=1e9, weight_decay=0.01)
     erased = method.erase(tiny.copy(), CHURCH, ctx)
-    o = objective(
-        tiny, shown=anchor_examples(tiny, CHURCH, ctx, images=4), batch=4, seed=ctx.seed("ac")
-    )
+    shown = anchor_examples(tiny, CHURCH, ctx, images=4)
+    o = AcObjective(method, tiny, "object", shown, ctx.seed("ac"))
     params = tiny.parameters("esd-x-strict")
     for p in params.values():
         p.requires_grad_(True)

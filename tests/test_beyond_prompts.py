@@ -130,11 +130,13 @@ def gap(a, b) -> int:
 
 def test_images_with_noise_depend_on_their_own_noise_only(tiny) -> None:
     quiet = [SamplerNoise(0.0, 1.0, i) for i in range(3)]
-    assert gap(tiny.generate(PROMPTS, noise=quiet), tiny.generate(PROMPTS)) <= 1  # plain DDIM
+    assert (
+        gap(tiny.generate(PROMPTS, sampler_noise=quiet), tiny.generate(PROMPTS)) <= 1
+    )  # plain DDIM
     loud = [SamplerNoise(1.5, 1.02, i) for i in range(3)]
-    alone = tiny.generate(PROMPTS[1:2], noise=loud[1:2])
-    assert gap(alone, tiny.generate(PROMPTS, noise=loud)[1:2]) <= 1
-    assert gap(alone, tiny.generate(PROMPTS[1:2], noise=loud[:1])) > 10
+    alone = tiny.generate(PROMPTS[1:2], sampler_noise=loud[1:2])
+    assert gap(alone, tiny.generate(PROMPTS, sampler_noise=loud)[1:2]) <= 1
+    assert gap(alone, tiny.generate(PROMPTS[1:2], sampler_noise=loud[:1])) > 10
 
 
 # ------------------------------------------------------------------ noise probe
@@ -142,7 +144,7 @@ def test_the_probe_tries_plain_then_every_eta_with_every_scale(tiny, ctx) -> Non
     asked = []
 
     def generate(prompts, **more):
-        asked.append(more.get("noise"))
+        asked.append(more.get("sampler_noise"))
         return [None] * len(prompts)
 
     def criterion(samples):
@@ -162,9 +164,9 @@ def test_the_probe_tries_plain_then_every_eta_with_every_scale(tiny, ctx) -> Non
     assert [len(n) for n in asked[1:]] == [3] * 7 + [2] * 17
     seeds = {n.seed for row in asked[1:] for n in row}
     assert len(seeds) == 3 * 7 + 2 * 17
-    assert (found["p1"].noise, found["p1"].cost.images) == (asked[7][1], 8)
+    assert (found["p1"].sampler_noise, found["p1"].cost.images) == (asked[7][1], 8)
     assert found["p1"].trace == {"success": True, "round": 7}
-    assert (found["p0"].noise, found["p0"].cost.images) == (asked[24][0], 25)
+    assert (found["p0"].sampler_noise, found["p0"].cost.images) == (asked[24][0], 25)
     assert found["p0"].trace["success"] is False
 
 
@@ -175,7 +177,7 @@ def test_the_probe_can_count_all_successes(tiny, ctx) -> None:
     find = attack.prepare(target(tiny, tiny, lambda s: [next(rounds) in {3, 9}]), ctx)
     (found,) = find(PROMPTS[:1])
     assert found.trace == {"success": True, "round": 3, "rounds_with_success": [3, 9]}
-    assert (found.noise.eta, found.noise.scale, found.cost.images) == (1.0, 1.0, 25)
+    assert (found.sampler_noise.eta, found.sampler_noise.scale, found.cost.images) == (1.0, 1.0, 25)
 
 
 # ------------------------------------------------------------------ CCE

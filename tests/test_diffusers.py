@@ -31,9 +31,9 @@ def test_an_image_depends_on_its_own_prompt_only(tiny) -> None:
 def test_sampling_equals_the_pipeline(tiny) -> None:
     """Our DDIM loop with guidance against diffusers' own pipeline."""
     prompt = Prompt("p", "a church on the beach", 3, 6.0)
-    *_, (_, ours) = tiny.denoise(tiny.noise([3]), tiny.encode([prompt.text]), 6.0, steps=7)
+    *_, (_, ours) = tiny.denoise(tiny.initial_noise([3]), tiny.encode([prompt.text]), 6.0, steps=7)
     theirs = tiny.pipe(
-        prompt.text, num_inference_steps=7, guidance_scale=6.0, latents=tiny.noise([3]),
+        prompt.text, num_inference_steps=7, guidance_scale=6.0, latents=tiny.initial_noise([3]),
         output_type="latent",
     ).images  # fmt: skip
     assert torch.allclose(ours, theirs, atol=1e-4)
@@ -45,7 +45,7 @@ def test_lms_loop_equals_diffusers(exact) -> None:
     )
     scheduler.set_timesteps(6)
     cond, null = exact.encode(["a church"]), exact.encode([""])
-    x = exact.noise([5]) * scheduler.init_noise_sigma
+    x = exact.initial_noise([5]) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         z = scheduler.scale_model_input(x, t)
         with torch.no_grad():
@@ -54,7 +54,7 @@ def test_lms_loop_equals_diffusers(exact) -> None:
                 for e in (null, cond)
             )
         x = scheduler.step(u + 7.5 * (c - u), t, x).prev_sample
-    *_, (_, ours) = exact.denoise(exact.noise([5]), cond, 7.5, steps=6, sampler="lms")
+    *_, (_, ours) = exact.denoise(exact.initial_noise([5]), cond, 7.5, steps=6, sampler="lms")
     assert torch.allclose(ours, x, atol=1e-4)
 
 
@@ -222,7 +222,7 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch) -> None:
 
 def test_the_autoencoder_takes_few_images_at_once(tiny, monkeypatch) -> None:
     """Its chunks depend on the images' size, not on the batch, and lose none."""
-    images, latents = tiny.generate(PROMPTS), tiny.noise(range(5))
+    images, latents = tiny.generate(PROMPTS), tiny.initial_noise(range(5))
     together, means = tiny._decode(latents), tiny.encode_images(images)
     sizes = []
     for name in ("encode", "decode"):
@@ -274,5 +274,5 @@ def test_a_copy_in_another_type(tiny) -> None:
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64])
 def test_seeds_beyond_the_generators(tiny, seed: int) -> None:
     with pytest.raises(SpecError, match=rf"seed {seed}: expected a whole number from 0 to 2\*\*64"):
-        tiny.noise([0, seed])
-    assert torch.isfinite(tiny.noise([2**63, 2**64 - 1])).all()
+        tiny.initial_noise([0, seed])
+    assert torch.isfinite(tiny.initial_noise([2**63, 2**64 - 1])).all()

@@ -29,7 +29,7 @@ def test_attention_norm_equals_a_loop_over_heads(tiny) -> None:
         ]
     )
     with attention_maps(tiny) as maps:
-        tiny.predict_noise(tiny.noise([0, 1]), torch.tensor([400, 400]), tiny.encode(texts))
+        tiny.predict_noise(tiny.initial_noise([0, 1]), torch.tensor([400, 400]), tiny.encode(texts))
     total = 0.0
     for layer in maps:
         heads = layer.shape[0] // 2
@@ -44,7 +44,7 @@ def test_attention_norm_equals_a_loop_over_heads(tiny) -> None:
 
 
 def test_recording_leaves_the_model_as_it_was(tiny) -> None:
-    x, t, cond = tiny.noise([0]), torch.tensor([400]), tiny.encode(["a church"])
+    x, t, cond = tiny.initial_noise([0]), torch.tensor([400]), tiny.encode(["a church"])
     before = tiny.predict_noise(x, t, cond)
     with attention_maps(tiny):
         during = tiny.predict_noise(x, t, cond)
@@ -74,7 +74,7 @@ def test_fmn_lowers_the_attention(tiny, ctx) -> None:
         where = concept_positions(model, "a photo of church", "church", "eos")[None]
         with attention_maps(model) as maps, torch.no_grad():
             model.predict_noise(
-                model.noise([7]), torch.tensor([500]), model.encode(["a photo of church"])
+                model.initial_noise([7]), torch.tensor([500]), model.encode(["a photo of church"])
             )
         return float(attention_norm(maps, where))
 
@@ -126,7 +126,7 @@ def test_the_official_pooler_sees_every_end_token(pad: int, seen: int) -> None:
 
 
 def test_inversion_applies_the_pooler(tiny, ctx) -> None:
-    latents, n = tiny.noise([1]), 1 + len(tiny.token_ids(["a photo of"])[0])
+    latents, n = tiny.initial_noise([1]), 1 + len(tiny.token_ids(["a photo of"])[0])
     at = {
         p: invert(tiny, "a photo of", latents, 1, seed=3, ctx=ctx, pooler=p)[1][0].nonzero()
         for p in ("none", "eos", "official")

@@ -137,11 +137,11 @@ WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
     "wrong embedding": ("attack", each(embedding=torch.ones(3, 4)), "of shape (32, 32), got (3, 4)"),
     "no embedding": ("attack", each(embedding="x"), "of shape (32, 32), got ()"),
     "no model": ("attack", each(model="x"), "expected a copy of the victim, got 'x'"),
-    "no noise": ("attack", each(noise=1.0), "expected SamplerNoise, got 1.0"),
+    "no noise": ("attack", each(sampler_noise=1.0), "expected SamplerNoise, got 1.0"),
     "no cost": ("attack", each(cost=Cost(seconds=float("nan"))), "expected a Cost of finite"),
     "no array of torch": ("attack", each(embedding=np.ones((32, 32))), "got (32, 32) in a ndarray"),
     "no finite noise": (
-        "attack", each(noise=SamplerNoise(float("nan"))), "expected finite noise from 0, got",
+        "attack", each(sampler_noise=SamplerNoise(float("nan"))), "expected finite noise from 0, got",
     ),
     "another space": ("attack", each(embedding=torch.ones(32, 32)), "changed the embedding, its threat"),
     "another label": (

@@ -19,9 +19,9 @@ CHURCH = Concept("church", "object", "house")
 def test_negative_prompt_equals_ddim_by_hand(tiny, ctx) -> None:
     erased = NegativePrompt().erase(tiny.copy(), CHURCH, ctx)
     *_, (_, x) = erased.denoise(
-        tiny.noise([3]), tiny.encode(["a house"]), 4.0, steps=4, sampler="ddim"
+        tiny.initial_noise([3]), tiny.encode(["a house"]), 4.0, steps=4, sampler="ddim"
     )
-    alphas, latents = tiny.alphas.double(), tiny.noise([3]).double()
+    alphas, latents = tiny.alphas.double(), tiny.initial_noise([3]).double()
     for now, then in zip([751, 501, 251, 1], [501, 251, 1, None], strict=True):
         with torch.no_grad():
             e = [
@@ -85,7 +85,7 @@ def test_a_screen_sees_every_image(tiny) -> None:
 
 
 def test_safety_checker_is_for_photographs(tiny, ctx) -> None:
-    with pytest.raises(IncompatibleError, match="safety-checker knows photographs only"):
+    with pytest.raises(IncompatibleError, match="safety-checker needs a model of the photo world"):
         SafetyChecker().erase(tiny, CHURCH, ctx)
 
 

@@ -468,7 +468,7 @@ def test_the_prediction_of_ones_own_model(tmp_path, tiny, cli) -> None:
         "epsilon",
         "v_prediction",
     ]
-    x, cond, t = plain.noise([1]), plain.encode(["a church"]), torch.tensor([500])
+    x, cond, t = plain.initial_noise([1]), plain.encode(["a church"]), torch.tensor([500])
     assert torch.equal(plain.predict_noise(x, t, cond), noise.predict_noise(x, t, cond))
     assert not torch.equal(plain.predict_noise(x, t, cond), velocity.predict_noise(x, t, cond))
     assert load_model("config:prediction=v_prediction").prediction == "v_prediction"

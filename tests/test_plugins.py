@@ -280,7 +280,7 @@ def test_an_attack_changes_what_its_threat_says(hunt: Hunt) -> None:
     for a in hunt.found[0]:
         asked = PROMPTS[IDS.index(a.prompt.id)]
         changed |= {"prompt"} if a.prompt.text != asked.text else set()
-        changed |= {"latent"} if a.prompt.seed != asked.seed or a.noise else set()
+        changed |= {"latent"} if a.prompt.seed != asked.seed or a.sampler_noise else set()
         changed |= {"embedding"} if a.embedding is not None else set()
         changed |= {"weights"} if a.model is not None else set()
     assert changed == ({space} if type(hunt.attack).__name__ != "NoAttack" else set())
@@ -298,7 +298,7 @@ def test_an_attack_finds_the_same_twice(hunt: Hunt) -> None:
     def told(found: list[Adversarial]) -> dict[str, object]:
         return {
             a.prompt.id: (
-                a.prompt, replace(a.cost, seconds=0), dict(a.trace), a.noise,
+                a.prompt, replace(a.cost, seconds=0), dict(a.trace), a.sampler_noise,
                 None if a.embedding is None else a.embedding.tolist(),
                 a.model and delta.digest(state(a.model)),
             )

@@ -14,7 +14,6 @@ from methods._neurons import (
     concept_scores,
     neuron_layers,
     neuron_maps,
-    sensitivity,
     zero_neurons,
 )
 from methods.concept_prune import _prompts, skilled
@@ -86,16 +85,16 @@ def test_neurons_are_the_input_of_conv2(tiny) -> None:
         m.norm2.register_forward_hook(lambda _, __, out, n=n: calls[n].append(out))
         for n, m in blocks.items()
     ]
-    maps = neuron_maps(tiny, PROMPTS, every=7)
+    maps = neuron_maps(tiny, PROMPTS)
     for hook in hooks:
         hook.remove()
     steps = tiny.sampling.steps
-    assert len(maps) == len(range(0, steps, 7))
+    assert len(maps) == steps
     for name, outs in calls.items():
         assert len(outs) == steps
-        for k, call in enumerate(range(0, steps, 7)):
+        for call in range(0, steps, 7):
             expected = torch.nn.functional.silu(outs[call])[len(PROMPTS) :]
-            assert torch.allclose(maps[k][f"{name}.conv2"], expected, atol=1e-6)
+            assert torch.allclose(maps[call][f"{name}.conv2"], expected, atol=1e-6)
 
 
 def test_scores_equal_a_loop(tiny) -> None:
@@ -115,13 +114,6 @@ def test_scores_equal_a_loop(tiny) -> None:
                 assert float(score[channel]) == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
-def test_sensitivity_of_equal_prompts_is_zero(tiny) -> None:
-    same = sensitivity(tiny, [(p, p) for p in PROMPTS])
-    assert all(float(s.abs().max()) == 0 for s in same.values())
-    moved = sensitivity(tiny, [(PROMPTS[0], Prompt("x", "view nothing a church", 0, 5.0))])
-    assert any(float(s.max()) > 0 for s in moved.values())
-
-
 def test_zeroing_a_neuron_equals_zeroing_its_input(tiny) -> None:
     name, conv = next(iter(neuron_layers(tiny).items()))
     edited = tiny.copy()
@@ -129,7 +121,7 @@ def test_zeroing_a_neuron_equals_zeroing_its_input(tiny) -> None:
     conv.register_forward_pre_hook(
         lambda _, inputs: (inputs[0].index_fill(1, torch.tensor([1]), 0.0),)
     )
-    x, t, cond = tiny.noise([3]), torch.tensor([500]), tiny.encode(["a church"])
+    x, t, cond = tiny.initial_noise([3]), torch.tensor([500]), tiny.encode(["a church"])
     assert torch.allclose(
         edited.predict_noise(x, t, cond), tiny.predict_noise(x, t, cond), atol=1e-6
     )
@@ -171,7 +163,11 @@ def test_concept_prune_equals_a_loop(tiny, ctx) -> None:
         ]
         list(
             tiny.denoise(
-                tiny.noise([0] * len(texts)), tiny.encode(texts), 7.5, steps=4, sampler="ddim"
+                tiny.initial_noise([0] * len(texts)),
+                tiny.encode(texts),
+                7.5,
+                steps=4,
+                sampler="ddim",
             )
         )
         for hook in hooks:

@@ -38,7 +38,7 @@ def hit(samples) -> list[bool]:
 
 def said(found) -> dict[str, object]:
     return {
-        name: (a.prompt, replace(a.cost, seconds=0), dict(a.trace), a.noise,
+        name: (a.prompt, replace(a.cost, seconds=0), dict(a.trace), a.sampler_noise,
                None if a.embedding is None else a.embedding.tolist())
         for name, a in found.items()
     }  # fmt: skip

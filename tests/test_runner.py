@@ -145,7 +145,10 @@ def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(
     ]
     erased = runner.erase(cell)
     erased.model.batch_size = 4
-    found = [Adversarial(Prompt(str(i), "x", i), noise=SamplerNoise(1.0, seed=i)) for i in range(7)]
+    found = [
+        Adversarial(Prompt(str(i), "x", i), sampler_noise=SamplerNoise(1.0, seed=i))
+        for i in range(7)
+    ]
     samples = runner._images.replay(erased, found)
     assert [s.prompt for s in samples] == [a.prompt for a in found]
 

@@ -48,7 +48,7 @@ def test_samplers_equal_the_librarys_pipeline(tiny, sampler: str, prediction: st
     kind = type(LIBRARY[sampler])
     tiny.pipe.scheduler = kind.from_config(LIBRARY[sampler].config, prediction_type=prediction)
     model = type(tiny)(tiny.pipe, "photo", tiny.sampling)
-    start, text = model.noise([3]), "a church on the beach"
+    start, text = model.initial_noise([3]), "a church on the beach"
     *_, (_, ours) = model.denoise(start, model.encode([text]), 7.5, steps=5, sampler=sampler)
     call = {"num_inference_steps": 5, "guidance_scale": 7.5, "latents": start}
     theirs = tiny.pipe(text, output_type="latent", **call).images
@@ -61,14 +61,14 @@ def test_lms_with_two_passes_for_guidance(tiny) -> None:
     scheduler = LMSDiscreteScheduler(**SD)
     scheduler.set_timesteps(5)
     cond, null = tiny.encode(["a church"]), tiny.encode([""])
-    x = tiny.noise([5]) * scheduler.init_noise_sigma
+    x = tiny.initial_noise([5]) * scheduler.init_noise_sigma
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         z = x / (sigma**2 + 1) ** 0.5
         scheduler.is_scale_input_called = True
         with torch.no_grad():
             u, c = (tiny.pipe.unet(z, t, encoder_hidden_states=e).sample for e in (null, cond))
         x = scheduler.step(u + 7.5 * (c - u), t, x).prev_sample
-    *_, (_, ours) = tiny.denoise(tiny.noise([5]), cond, 7.5, steps=5, sampler="lms")
+    *_, (_, ours) = tiny.denoise(tiny.initial_noise([5]), cond, 7.5, steps=5, sampler="lms")
     assert (ours - x).abs().max() <= 1e-5 * x.abs().max()
 
 
@@ -79,7 +79,7 @@ def test_velocity_becomes_noise(tiny) -> None:
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alphas = np.cumprod(1 - betas)
     sigmas = ((1 - alphas) / alphas) ** 0.5
-    x, cond = tiny.noise([1, 2, 3]), tiny.encode(["a church"] * 3)
+    x, cond = tiny.initial_noise([1, 2, 3]), tiny.encode(["a church"] * 3)
     t = torch.tensor([1.0, 20.388, 999.0])
     with torch.no_grad():
         v = tiny.pipe.unet(x, t, encoder_hidden_states=cond).sample.double().numpy()
@@ -114,7 +114,7 @@ def test_a_schedule_that_ends_without_signal(tiny) -> None:
     assert np.abs(model.alphas.double().numpy() - alphas).max() < 1e-5
     assert float(model.alphas[-1]) == 0
     cond, null = model.encode(["a church on the beach"]), model.encode([""])
-    x = model.noise([3]).double()
+    x = model.initial_noise([3]).double()
     for t, then in zip([999, 799, 599, 399, 199], [799, 599, 399, 199, 0], strict=True):
         with torch.no_grad():
             u, c = (model.pipe.unet(x.float(), t, encoder_hidden_states=e).sample.double()
@@ -122,7 +122,7 @@ def test_a_schedule_that_ends_without_signal(tiny) -> None:
         v, a, b = u + 7.5 * (c - u), alphas[t], alphas[then]
         clean = a**0.5 * x - (1 - a) ** 0.5 * v
         x = b**0.5 * clean + (1 - b) ** 0.5 * (a**0.5 * v + (1 - a) ** 0.5 * x)
-    *_, (_, ours) = model.denoise(model.noise([3]), cond, 7.5, steps=5, sampler="ddim")
+    *_, (_, ours) = model.denoise(model.initial_noise([3]), cond, 7.5, steps=5, sampler="ddim")
     assert (ours - x).abs().max() <= 1e-3 * x.abs().max()
 
 
@@ -134,7 +134,7 @@ def test_a_schedule_without_signal_in_the_librarys_pipeline(tiny, sampler, spaci
     model = type(tiny)(tiny.pipe, "photo", tiny.sampling)
     if sampler == "dpm":
         tiny.pipe.scheduler = DPMSolverMultistepScheduler(**own)
-    start, text = model.noise([3]), "a church on the beach"
+    start, text = model.initial_noise([3]), "a church on the beach"
     *_, (_, ours) = model.denoise(start, model.encode([text]), 7.5, steps=5, sampler=sampler)
     theirs = tiny.pipe(text, num_inference_steps=5, guidance_scale=7.5, latents=start,
                        output_type="latent").images  # fmt: skip
@@ -148,7 +148,7 @@ def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> Non
     assert (model.sampling.sampler, model._scheduler("lms").config.timestep_spacing) == (
         "lms", "trailing"
     )  # fmt: skip
-    x, cond = model.noise([1, 2]), model.encode(["a church"] * 2)
+    x, cond = model.initial_noise([1, 2]), model.encode(["a church"] * 2)
     last = torch.tensor([999.0, 999.0])
     assert torch.equal(model.predict_noise(x, last, cond), x)  # there is nothing but noise
     between = model.predict_noise(x, torch.tensor([998.5, 20.388]), cond)
@@ -157,7 +157,7 @@ def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> Non
         *_, (_, latents) = model.denoise(x, cond, 7.5, steps=5, sampler=sampler)
         assert torch.isfinite(latents).all() and latents.std() > 0.1, sampler
     noisy = [SamplerNoise(0.0, seed=1), SamplerNoise(1.85, 1.04, seed=2)]
-    *_, (_, latents) = model.denoise(x, cond, 7.5, steps=5, noise=noisy)
+    *_, (_, latents) = model.denoise(x, cond, 7.5, steps=5, sampler_noise=noisy)
     *_, (_, plain) = model.denoise(x, cond, 7.5, steps=5, sampler="ddim")
     assert torch.isfinite(latents).all()
     assert torch.allclose(latents[0], plain[0], atol=1e-4 * float(plain.abs().max()))
@@ -175,7 +175,7 @@ def test_betas_that_are_given_may_end_without_signal(tiny) -> None:
     )
     given = type(tiny)(tiny.pipe, "photo", tiny.sampling)
     assert float(given.alphas[-1]) == 0
-    x, cond = model.noise([1]), model.encode(["a church"])
+    x, cond = model.initial_noise([1]), model.encode(["a church"])
     for sampler in ("lms", "ddim", "dpm"):
         (*_, (_, own)), (*_, (_, theirs)) = (
             m.denoise(x, cond, 7.5, steps=5, sampler=sampler) for m in (model, given)

@@ -1,1 +1,1 @@
-"""Values, contracts and errors that everything else is written in."""
+"""Values, protocols and the training loop that everything else uses."""

@@ -1,4 +1,4 @@
-"""The content address of a value."""
+"""Short digests of JSON values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import Any
 
 
 def digest(value: Any) -> str:
-    """Return a short content address of a JSON value."""
+    """Return the first 16 hex digits of the SHA-256 of a JSON value; key order does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A concept in words: plain sentences of it, and whether a text encoder can read them whole."""
+"""Sentences that name a concept, and a check that texts fit into a text encoder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _FORMS = {
 
 
 def sentences(concept: Concept) -> list[str]:
-    """Return each of a concept's phrases in the sentences of its kind, the bare phrase first."""
+    """Return sentences with each of a concept's phrases; the first is the phrase alone."""
     return [form.format(c=phrase) for phrase in concept.phrases for form in _FORMS[concept.kind]]
 
 
 def check_length(model: Model, texts: Iterable[str]) -> None:
-    """Refuse texts that are longer than the text encoder's context, of which it would cut the end.
+    """Check that the text encoder reads texts whole; it would cut the end of a longer one.
 
     Raises:
-        IncompatibleError: One of them is.
+        IncompatibleError: A text is too long.
     """
     room = model.pipe.tokenizer.model_max_length - 2  # start and end
     whole = list(texts)
     for text, ids in zip(whole, model.token_ids(whole) if whole else (), strict=True):
         if len(ids) > room:
             raise IncompatibleError(
-                f"{text!r} has {len(ids)} tokens: expected at most {room}, which the text encoder reads"
+                f"{text!r} has {len(ids)} tokens: expected at most {room}, or the text encoder cuts it"
             )

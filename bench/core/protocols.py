@@ -1,4 +1,4 @@
-"""The contracts a plug-in fulfils. Structural: nothing to inherit from."""
+"""What a plug-in must have. These are structural types: a plug-in inherits from nothing."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 Criterion = Callable[[Sequence[Sample]], Sequence[bool]]
-"""Says for each image whether the erased concept is back; an image it cannot judge is ``False``."""
+"""Tells for each image whether it shows the erased concept; ``False`` if it cannot be judged."""
 
 ParameterGroup = Literal["esd-x", "esd-u", "esd-x-strict", "selfattn", "attn", "full"]
-"""Parameters of the denoiser that published code trains, by the names of ESD (arXiv 2303.07345) and AC
-(arXiv 2303.13516).
+"""Parameters of the denoiser that published code trains, with the names that ESD (arXiv 2303.07345) and AC
+(arXiv 2303.13516) give them.
 
 - ``esd-x``: cross-attention (``attn2``; "xattn" in ESD's first code).
-- ``esd-u``: all but cross-attention, the time embedding and the output layer, norms included ("noxattn" in
-  ESD's first code; the rewrite of 2025 leaves out norms and takes the others).
+- ``esd-u``: everything except cross-attention, the time embedding and the output layer; norms are included
+  ("noxattn" in ESD's first code; the rewrite of 2025 excludes norms and includes the other two).
 - ``esd-x-strict``: keys and values of cross-attention (AC's "cross-attn", UCE).
 - ``selfattn``: self-attention (``attn1``).
-- ``attn``: both attentions (AC's for nudity).
-- ``full``: all, norms included (AC's "full-weight").
+- ``attn``: cross-attention and self-attention (AC for nudity).
+- ``full``: everything, norms included (AC's "full-weight").
 """
 
 Combine = Callable[["Sequence[Tensor]", "Tensor", "Tensor"], "Tensor"]
-"""Makes one prediction of those beside the prompt's, the prompt's own, and the guidance scale.
+"""Combines the predictions for the guidance texts, the one for the prompt, and the guidance scale.
 
-They are what the denoiser itself predicts, noise or velocities, as in the library's pipelines."""
+The predictions are the denoiser's own output, noise or velocities, as in the pipelines of diffusers."""
 
 
-def classifier_free(beside: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:
-    """Return classifier-free guidance away from the first text beside the prompt."""
-    return beside[0] + scale * (conditional - beside[0])
+def classifier_free(others: Sequence[Tensor], conditional: Tensor, scale: Tensor) -> Tensor:
+    """Return classifier-free guidance: from the first guidance text towards the prompt."""
+    return others[0] + scale * (conditional - others[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How predictions are combined while sampling; a sampler-time method replaces it.
+    """How predictions are combined while sampling. A method that acts while sampling replaces it.
 
     Args:
-        texts: Texts whose predictions stand beside the prompt's.
-        start: Called at the start of each trajectory; what it returns may keep state along it.
+        texts: The guidance texts: the denoiser predicts for each of them as well as for the prompt.
+        start: Called at the start of each trajectory; returns the function that combines predictions,
+            which may keep state from step to step.
     """
 
     texts: tuple[str, ...] = ("",)
@@ -65,25 +66,35 @@ class Guidance:
 
 
 class QueryModel(Protocol):
-    """The black-box surface of a text-to-image model."""
+    """What a black-box attack may do with a text-to-image model."""
 
     def generate(
         self,
         prompts: Sequence[Prompt],
         *,
         embeddings: Tensor | None = None,
-        noise: Sequence[SamplerNoise] | None = None,
+        sampler_noise: Sequence[SamplerNoise] | None = None,
     ) -> Sequence[Image]:
         """Return one image per prompt.
 
-        ``embeddings`` ``(batch, tokens, width)`` replace the encoded texts; ``noise`` replaces the
-        model's sampler with DDIM and noise in every step.
+        Args:
+            prompts: Texts, seeds and guidance scales.
+            embeddings: ``(batch, tokens, width)``, used instead of the encoded texts.
+            sampler_noise: One per prompt. The sampler is then DDIM with this noise in every step.
         """
         ...
 
 
 class Model(QueryModel, Protocol):
-    """The white-box surface: a diffusers pipeline plus the operations every paper rewrites."""
+    """What a white-box attack and a method may do: a diffusers pipeline and what every paper needs of it.
+
+    Attributes:
+        pipe: The diffusers pipeline.
+        world: The world of the model.
+        notes: What a method wants to record.
+        guidance: How predictions are combined while sampling.
+        screen: Changes images after they are made, such as a safety filter; ``None`` changes nothing.
+    """
 
     pipe: Any
     world: World
@@ -93,33 +104,33 @@ class Model(QueryModel, Protocol):
 
     @property
     def device(self) -> Any:
-        """Where the weights are."""
+        """The device of the weights, torch's."""
         ...
 
     @property
     def dtype(self) -> Any:
-        """Type of the denoiser's weights, torch's."""
+        """The type of the denoiser's weights, torch's."""
         ...
 
     @property
     def alphas(self) -> Tensor:
-        """Cumulative signal levels of the 1000 training timesteps."""
+        """Cumulative signal levels ``alpha_bar`` of the 1000 training timesteps."""
         ...
 
     def copy(self) -> Model:
-        """Return an independent copy of the weights, gradients off."""
+        """Return an independent copy with gradients turned off."""
         ...
 
     def cast(self, dtype: str) -> Model:
-        """Return a copy whose weights are of another type: "fp32", "bf16" or "fp16"."""
+        """Return a copy with weights of another type: "fp32", "bf16" or "fp16"."""
         ...
 
     def resampled(self, sampler: str, steps: int) -> Model:
-        """Return the same weights drawn with another sampler."""
+        """Return a model with the same weights and another sampler."""
         ...
 
     def parameters(self, group: ParameterGroup) -> dict[str, Parameter]:
-        """Return the denoiser's parameters of one group by name, norms included, gradients as they are."""
+        """Return one group of the denoiser's parameters by name; ``requires_grad`` is not changed."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -127,7 +138,7 @@ class Model(QueryModel, Protocol):
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return latents ``(batch, c, h, w)`` with noise as at training timesteps ``t`` ``(batch,)``."""
+        """Return latents ``(batch, c, h, w)`` noised to the training timesteps ``t`` ``(batch,)``."""
         ...
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -139,7 +150,7 @@ class Model(QueryModel, Protocol):
         ...
 
     def predict_noise(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return the noise that the denoiser sees at timesteps ``t`` ``(batch,)``, without guidance."""
+        """Return the noise that the denoiser predicts at timesteps ``t`` ``(batch,)``, without guidance."""
         ...
 
     def denoise(
@@ -155,24 +166,24 @@ class Model(QueryModel, Protocol):
         """Yield ``(t, latents)`` before each denoiser call and ``(-1, final latents)`` at the end."""
         ...
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return initial noise, one image per seed, the same on every device."""
+    def initial_noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return the initial noise of one image per seed; it is the same on every device."""
         ...
 
     def encode_images(self, images: Sequence[Image]) -> Tensor:
-        """Return scaled latent means of images, ``(batch, channels, height, width)``."""
+        """Return the scaled means of the images' latents, ``(batch, channels, height, width)``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an attack is pointed at.
+    """What an attack works on.
 
     Args:
-        victim: The erased model, reduced to :class:`QueryModel` for a black-box attack.
-        original: The public model before erasure, reduced likewise for an attack in weight space.
+        victim: The erased model. A black-box attack gets only a :class:`QueryModel`.
+        original: The model before erasure. An attack in weight space gets only a :class:`QueryModel`.
         concept: What was erased.
-        criterion: Whether the concept is back; the attack's own use, never the result.
+        criterion: Whether an image shows the concept. It guides the attack; the harness judges again.
     """
 
     victim: Model
@@ -183,110 +194,109 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Adversarial:
-    """What an attack found for one prompt; enough to make the image again without the attack.
+    """What an attack found for one prompt: enough to make the image again without the attack.
 
     Args:
-        prompt: The row with its text replaced; the string is what counts.
-        embedding: For embedding-space attacks, the conditioning ``(tokens, width)``.
-        model: For weight-space attacks, the victim with its weights changed; one object for all prompts.
-        noise: For sampler attacks, the noise in every step.
-        cost: What it took.
+        prompt: The prompt with its text replaced. The string counts, not token ids.
+        embedding: For attacks in embedding space: the conditioning ``(tokens, width)``.
+        model: For attacks in weight space: the victim with changed weights, one object for all prompts.
+        sampler_noise: For attacks on the sampler: the noise in every step.
+        cost: What the attack spent on this prompt.
         trace: What the attack wants to record: losses, token ids, the round of success.
     """
 
     prompt: Prompt
     embedding: Tensor | None = None
     model: Model | None = None
-    noise: SamplerNoise | None = None
+    sampler_noise: SamplerNoise | None = None
     cost: Cost = field(default_factory=Cost)
     trace: Mapping[str, Any] = field(default_factory=dict)
+
+
+Attacker = Callable[[Sequence[Prompt]], Iterator[Adversarial]]
+"""Attacks prompts: yields one :class:`Adversarial` per prompt, as they are found, in any order."""
+
+ImageScorer = Callable[[Sequence[Sample]], Sequence[Score]]
+"""Scores images: returns one :class:`Score` per sample, in the same order."""
 
 
 class Method(Protocol):
     """Erases a concept from a model.
 
-    One that is not the paper's without files that are not shipped says so in a method
-    ``deviations(self, concept) -> tuple[str, ...]``, which is asked on the photo world: what differs, and
-    which parameter takes the file.
+    A method that differs from its paper because a file is not shipped has another method,
+    ``deviations(self, concept) -> tuple[str, ...]``: what differs, and which parameter takes the file. The
+    harness asks it on the photo world.
     """
 
     card: ClassVar[Card]
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
-        """Edit ``model`` (the caller's private copy) and return it."""
+        """Edit ``model``, which is a private copy, and return it."""
         ...
 
 
 class Attack(Protocol):
     """Tries to bring an erased concept back.
 
-    One that does not fit every task or model has a method ``check_plan(self, concept, world, prompts,
-    context)`` that raises SpecError; it is called before the first step of a run. ``context`` is how many
-    tokens the model's text encoder reads, ``None`` where its files are not here to tell.
+    An attack that does not fit every task or model has a method ``check_plan(self, concept, world, prompts,
+    context)`` that raises SpecError. It is called before a run starts. ``context`` is how many tokens the
+    model's text encoder reads; ``None`` if the model is not on this machine yet.
     """
 
     card: ClassVar[Card]
     threat: ClassVar[Threat]
 
-    def prepare(
-        self, target: Target, ctx: Context
-    ) -> Callable[[Sequence[Prompt]], Iterator[Adversarial]]:
-        """Do the work shared by all prompts; return the function that attacks prompts.
-
-        It yields one :class:`Adversarial` per prompt, as they are found, in any order.
-        """
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
+        """Do the work that all prompts share; return the function that attacks prompts."""
         ...
 
 
 class Evaluator(Protocol):
     """Scores images.
 
-    One that needs weights names them in a method ``assets(self) -> tuple[str, ...]``; ``ctx.asset(name)``
-    then returns the local path. The names are those of :mod:`bench.sources.assets`;
-    "a|b" is one of the two.
-    One that cannot judge every prompt has a method ``check(self, prompts, asset)`` that raises SpecError or
-    AssetError; it is called with a task's prompts and ``ctx.asset`` before the first step of a run.
-    ``ctx.basedir`` is shared by all evaluators. A judge whose rates must not stand beside those of a
-    task's own judge has a class variable ``metric``, such as "asr-clip".
+    An evaluator may also have:
+
+    - ``assets(self) -> tuple[str, ...]``: the weights that it needs, by their names in ``bench assets``;
+      "a|b" means one of the two. ``ctx.asset(name)`` then returns the local path.
+    - ``check(self, prompts, asset)``: raises SpecError or AssetError if it cannot judge these prompts. It
+      is called with a task's prompts and ``ctx.asset`` before a run starts.
+    - a class variable ``metric``, such as "asr-clip": the name of its rates, if they must not be compared
+      with the rates of a task's own judge.
     """
 
     card: ClassVar[Card]
     scope: ClassVar[Literal["image", "set"]]
 
-    def prepare(self, ctx: Context) -> Callable[[Sequence[Sample]], Sequence[Score]] | SetScorer:
-        """Load what is needed.
-
-        Return with scope "image" a function that gives one score per sample, with scope "set" a
-        :class:`SetScorer`.
-        """
+    def prepare(self, ctx: Context) -> ImageScorer | SetScorer:
+        """Load what is needed; return the scorer that belongs to the scope."""
         ...
 
 
 class SetScorer(Protocol):
-    """Scores all images of a task together without ever holding them together.
+    """Scores all images of a task together, without holding them in memory together.
 
-    The harness makes images a shard at a time, has them turned into features, keeps those on disk and
-    drops the images. How many images a shard has must not change the score. Scorers whose ``key`` is
-    equal share features: they are extracted once.
+    The harness makes one shard of images at a time, asks for its features, keeps the features on disk and
+    drops the images. The size of a shard must not change the score. Scorers with the same ``key`` share
+    features, which are then extracted once.
     """
 
     @property
     def key(self) -> str:
-        """Name of the features: tells apart whatever would change them, weights included."""
+        """Name of the features. Whatever changes them, such as other weights, must change it."""
         ...
 
     def features(self, samples: Sequence[Sample]) -> Tensor:
-        """Return ``(len(samples), width)``; a row of NaN for an image that cannot be read."""
+        """Return ``(len(samples), width)``, with a row of NaN for an image that cannot be read."""
         ...
 
     def score(self, shards: Iterable[Tensor], prompts: Sequence[Prompt]) -> Score:
         """Return the score of the features of all images that could be read.
 
         Args:
-            shards: Features, a shard at a time, each ``(some, width)``; can be gone through once.
-            prompts: The whole prompt set, also if images were made for its first prompts only.
+            shards: Features ``(some, width)`` of one shard at a time. Can be iterated once.
+            prompts: The whole prompt set, even if images were made for its first prompts only.
 
         Returns:
-            The score; its detail says what it rests on.
+            The score. Its detail says how it was computed.
         """
         ...

@@ -1,4 +1,4 @@
-"""The loop that every method and attack trains with: finite? backward, step, progress."""
+"""The training loop of methods and attacks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def fit(
     before_step: Callable[[], object] | None = None,
     after_step: Callable[[], object] | None = None,
 ) -> list[float]:
-    """Take steps along the gradient of a loss; return the loss of each step, before it.
+    """Minimise a loss; return the loss before each step.
 
     Args:
         loss: Draws a batch and returns its loss, a scalar.
-        optimizer: An optimiser of torch, or what has its ``zero_grad``, ``step`` and ``param_groups``.
-        steps: How many.
-        ctx: Told of the progress.
-        stage: What the progress is of.
-        before_step: Called when gradients are there, to change them.
-        after_step: Called when the parameters have changed.
+        optimizer: An optimiser of torch, or an object with ``zero_grad``, ``step`` and ``param_groups``.
+        steps: Number of steps.
+        ctx: Gets the progress.
+        stage: Name of the progress.
+        before_step: Called before each optimiser step, to change gradients.
+        after_step: Called after each optimiser step.
 
     Raises:
         PluginError: The loss is not finite.
@@ -60,10 +60,10 @@ def fit(
 
 @contextmanager
 def trainable(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Turn on the gradients of parameters; afterwards they are off again and forgotten.
+    """Turn gradients of parameters on; at the end turn them off and drop them.
 
     Raises:
-        IncompatibleError: They are of half precision, in which small steps are lost.
+        IncompatibleError: Parameters have half precision, where small steps are lost.
     """
     chosen = list(parameters)
     if coarse := {p.dtype for p in chosen if p.dtype.itemsize < 4}:

@@ -1,4 +1,4 @@
-"""Plain values that flow through the harness. Frozen, comparable, no behaviour beyond identity."""
+"""The values that the parts of the harness exchange: frozen dataclasses, compared by their content."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 UNSCORED = "unscored"
-"""Key of an image's ``info`` that says why it must not be judged."""
+"""Key in an image's ``info``: why the image must not be judged."""
 
 World = Literal["emoji", "photo"]
-"""Which world a model lives in: it decides prompts, judges and calibrated defaults."""
+"""The world of a model. It decides prompts, judges and calibrated defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """What is erased, and what it may be mapped to.
+    """What is erased.
 
     Args:
-        name: The word that stands for it.
-        kind: Decides a method's defaults.
-        anchor: What methods that replace the concept put in its place; one for each term, separated by
-            ";", where they differ.
-        terms: Phrases that name it together: a broad concept has more than one, and several concepts are
-            erased together as the terms of one. Empty means the name alone.
+        name: Its name.
+        kind: Decides the defaults of methods and attacks.
+        anchor: What replaces the concept, for methods that replace it. If the terms have different
+            anchors: one per term, separated by ";".
+        terms: The phrases that name it, if it has more than one: a broad concept, or several concepts that
+            are erased together. Empty means the name alone.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Concept:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What names it in texts: its terms, or its name."""
+        """The phrases that name it in texts: its terms, or else its name."""
         return self.terms or (self.name,)
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """What each of its phrases is mapped to."""
+        """The anchor of each of its phrases."""
         each = tuple(anchor.strip() for anchor in self.anchor.split(";"))
         return each if len(each) > 1 else each * len(self.phrases)
 
@@ -50,11 +50,11 @@ class Prompt:
     """One image to be made: a row of a prompt set, or that row with its text replaced.
 
     Args:
-        id: Name of the row, unique in its set.
+        id: Name of the row, unique in its prompt set.
         text: What the text encoder reads.
         seed: Seed of the initial noise.
         guidance: Scale of classifier-free guidance.
-        label: What a judge should find in the image; empty means the task's concept.
+        label: What the judge looks for in the image; empty means the task's concept.
     """
 
     id: str
@@ -74,9 +74,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One evaluator's verdict on one image; ``value=None`` means that it could not be scored.
+    """An evaluator's score of one image or one set. ``value=None``: it could not be scored.
 
-    An unscored image is counted as unscored: never as 0, never as safe.
+    An unscored image is counted as unscored, never as 0 and never as safe.
     """
 
     value: float | None
@@ -85,7 +85,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Threat:
-    """What an attack may see (``access``) and change (``space``)."""
+    """What an attack may see (``access``) and what it changes (``space``)."""
 
     access: Literal["white", "black"]
     space: Literal["prompt", "embedding", "latent", "weights"]
@@ -93,15 +93,15 @@ class Threat:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an attack spent on one prompt; one pass is one image or one text through a network.
+    """What an attack spent on one prompt. A pass is one image or one text through a network.
 
     Args:
-        images: Images made; the harness adds the denoiser's passes that they took.
-        forward: Denoiser passes beside those of images, the original model's included.
+        images: Images made. The harness adds the denoiser passes for them.
+        forward: Other denoiser passes, of the victim and of the original model.
         backward: Denoiser passes with a gradient.
         text_forward: Text encoder passes.
         text_backward: Text encoder passes with a gradient.
-        seconds: Wall clock; of a batch, the prompt's share.
+        seconds: Wall-clock time; in a batch, the prompt's share.
     """
 
     images: int = 0
@@ -118,11 +118,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class SamplerNoise:
-    """Noise in every step of DDIM, as a probe of what the plain sampler hides.
+    """Noise that is added in every step of DDIM.
 
     Args:
-        eta: Scale of the step's standard deviation; 1 is ancestral sampling, 0 plain DDIM.
-        scale: Further scale of the noise alone.
+        eta: DDIM's eta, the scale of each step's standard deviation: 1 is ancestral sampling, 0 plain DDIM.
+        scale: Extra factor of the added noise only.
         seed: Seed of the noise.
     """
 
@@ -133,7 +133,7 @@ class SamplerNoise:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Where a plug-in comes from. Raise ``version`` whenever its results would change."""
+    """The source of a plug-in. Raise ``version`` whenever its results would change."""
 
     title: str
     paper: str
@@ -147,7 +147,7 @@ _KINDS = ("nsfw", "style", "object")
 
 @dataclass(frozen=True, slots=True)
 class ByKind:
-    """A parameter's default for each kind of concept; the registry puts the right one in its place."""
+    """A parameter's default for each kind of concept; the registry chooses one of them."""
 
     nsfw: Any
     style: Any
@@ -160,37 +160,40 @@ class ByKind:
 def by_kind(*, nsfw: _T, style: _T, object: _T) -> _T:
     """Return a field's default that depends on the kind of concept.
 
-    A plug-in that the harness hands over has the value itself.
+    The harness replaces it: at run time the field holds the value of the concept's kind.
     """
     return cast("_T", ByKind(nsfw, style, object))
 
 
 def _no_assets(name: str) -> Path:
-    """Know no file."""
+    """Refuse every name."""
     raise KeyError(name)
 
 
 class Keep(Protocol):
-    """How a plug-in keeps tensors that are dear to make."""
+    """How a plug-in keeps tensors that take long to make."""
 
     def __call__(
         self, name: str, make: Callable[[], dict[str, Any]], *, shared: bool = False
     ) -> dict[str, Any]:
-        """Return the tensors of that name: what is there, else what ``make`` returns now.
+        """Return the tensors that were kept under a name; if there are none, make and keep them.
 
-        ``name`` says everything that they depend on besides the stage's key. ``shared`` keeps them for
-        all stages of the same base model, or for all evaluators.
+        Args:
+            name: Must differ for different tensors of one stage.
+            make: Called only if nothing is kept under the name.
+            shared: Share them among all stages of the same base model, or among all evaluators. The name
+                must then say everything that the tensors depend on.
         """
         ...
 
 
 def _make(name: str, make: Callable[[], dict[str, Any]], *, shared: bool = False) -> dict[str, Any]:
-    """Keep nothing."""
+    """Make the tensors and do not keep them."""
     return make()
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """Report to nobody."""
+    """Do not report progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +201,14 @@ class Context:
     """What a stage may use besides its inputs.
 
     Args:
-        key: Names the stage's random streams.
-        device: Where tensors live.
-        workdir: Scratch folder of this stage.
-        batch_size: Largest batch that fits; must not change results.
-        progress: Called as ``progress(stage, done, total)``.
-        basedir: Scratch folder shared by all stages that start from the same base model; for
-            evaluators, by all of them.
+        key: Identity of the stage; seeds its random streams.
+        device: The device of tensors.
+        workdir: Folder for this stage's own files.
+        batch_size: Largest batch that fits into memory. It must not change results.
+        progress: Call it as ``progress(stage, done, total)``.
+        basedir: Folder that all stages of the same base model share; evaluators share one among all.
         asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
-        keep: Called as ``keep(name, make)``: tensors that are kept until the cache is deleted.
+        keep: Keeps tensors until the cache is deleted: ``keep(name, make)``.
     """
 
     key: str
@@ -219,6 +221,6 @@ class Context:
     keep: Keep = _make
 
     def seed(self, *parts: object) -> int:
-        """Return the seed of a named random stream: same name, same numbers, in any order."""
+        """Return the seed of a named random stream; it depends on the key and the name only."""
         text = "/".join((self.key, *map(str, parts)))
         return int.from_bytes(sha256(text.encode()).digest()[:4])

@@ -158,10 +158,14 @@ class CellAttack:
 
     def _check_beyond(self, found: Adversarial, who: str) -> None:
         """Refuse noise, an embedding or weights that cannot be used, or that are of another space."""
-        if found.noise is not None and not isinstance(found.noise, SamplerNoise):
-            raise ContractError(f"{who}: expected SamplerNoise, got {found.noise!r:.60}")
-        if found.noise and not all(finite(n) and n >= 0 for n in astuple(found.noise)):
-            raise ContractError(f"{who}: expected finite noise from 0, got {found.noise!r:.80}")
+        if found.sampler_noise is not None and not isinstance(found.sampler_noise, SamplerNoise):
+            raise ContractError(f"{who}: expected SamplerNoise, got {found.sampler_noise!r:.60}")
+        if found.sampler_noise and not all(
+            finite(n) and n >= 0 for n in astuple(found.sampler_noise)
+        ):
+            raise ContractError(
+                f"{who}: expected finite noise from 0, got {found.sampler_noise!r:.80}"
+            )
         if found.model is not None and not isinstance(found.model, DiffusersModel):
             raise ContractError(f"{who}: expected a copy of the victim, got {found.model!r:.60}")
         if found.embedding is not None:
@@ -173,7 +177,11 @@ class CellAttack:
                     f"{type(found.embedding).__name__}"
                 )
         space = self.attack.threat.space
-        spaces = {"embedding": found.embedding, "latent": found.noise, "weights": found.model}
+        spaces = {
+            "embedding": found.embedding,
+            "latent": found.sampler_noise,
+            "weights": found.model,
+        }
         if beyond := [
             name for name, value in spaces.items() if value is not None and name != space
         ]:

@@ -101,7 +101,9 @@ class Images:
 
     def replay(self, erased: Erased, found: Sequence[Adversarial]) -> list[Sample]:
         """Make the image of every adversarial again (an unchanged prompt's is there already)."""
-        plain = [a for a in found if a.embedding is None and a.model is None and a.noise is None]
+        plain = [
+            a for a in found if a.embedding is None and a.model is None and a.sampler_noise is None
+        ]
         samples = {s.prompt.id: s for s in self.make(erased, [a.prompt for a in plain], "replay")}
         others = [a for a in found if a.prompt.id not in samples]
         for part in _batches(others, erased.model):
@@ -137,18 +139,18 @@ def _replay_special(erased: Erased, found: Sequence[Adversarial]) -> Iterator[Sa
     """Make images of adversarials that are more than a prompt, those of one kind in one batch."""
     kinds: dict[tuple[object, ...], list[Adversarial]] = {}
     for a in found:
-        kind = (id(a.model), a.embedding is None, a.noise is None)
+        kind = (id(a.model), a.embedding is None, a.sampler_noise is None)
         kinds.setdefault(kind, []).append(a)
     for part in kinds.values():
         embeddings = [a.embedding for a in part if a.embedding is not None]
-        noise = [a.noise for a in part if a.noise is not None]
+        noise = [a.sampler_noise for a in part if a.sampler_noise is not None]
         victim = cast("DiffusersModel", part[0].model) or erased.model
         images = _draw(
             erased,
             victim,
             [a.prompt for a in part],
             embeddings=torch.stack(embeddings) if embeddings else None,
-            noise=noise or None,
+            sampler_noise=noise or None,
         )
         for a, image in zip(part, images, strict=True):
             yield Sample(a.prompt, image)

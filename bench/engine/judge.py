@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.core.digest import digest
-from bench.core.protocols import Adversarial, Criterion, Evaluator
+from bench.core.protocols import Adversarial, Criterion, Evaluator, ImageScorer
 from bench.core.types import UNSCORED, Prompt, Sample, Score
 from bench.engine.guard import finite, guard, plain
 from bench.engine.settings import Settings
@@ -23,7 +23,6 @@ from bench.store.metrics import Measurement, mean, rate
 from bench.store.record import Row
 from bench.tasks.tasks import Measure, Task
 
-Scorer = Callable[[Sequence[Sample]], Sequence[Score]]
 Shards = Callable[[], Iterable[Sequence[Sample]]]
 """Returns the images of all prompts in their order, some at a time."""
 
@@ -35,7 +34,7 @@ class Judges:
         self.settings = settings
         self._prepared: dict[str, Any] = {}
 
-    def scorer(self, ref: Ref) -> Scorer:
+    def scorer(self, ref: Ref) -> ImageScorer:
         """Return the scoring function of an evaluator of single images, held to its contract."""
         return _checked(self.prepared(ref, "image"), ref.name)
 
@@ -134,7 +133,7 @@ def make_rows(
             attacked=last[i].value if attack else None,
             adversarial=found[i].prompt.text if attack else None,
             adversarial_seed=found[i].prompt.seed if attack else None,
-            adversarial_noise=found[i].noise,
+            adversarial_noise=found[i].sampler_noise,
             beyond=_beyond(found[i]),
             cost=found[i].cost,
             trace=dict(found[i].trace),
@@ -180,11 +179,11 @@ def hit(score: Score, threshold: float) -> bool | None:
 
 
 def _beyond(found: Adversarial) -> str:
-    changed = {"weights": found.model, "embedding": found.embedding, "noise": found.noise}
+    changed = {"weights": found.model, "embedding": found.embedding, "noise": found.sampler_noise}
     return next((name for name, value in changed.items() if value is not None), "")
 
 
-def _checked(inner: Scorer, name: str) -> Scorer:
+def _checked(inner: ImageScorer, name: str) -> ImageScorer:
     """Return a scorer that never sees an image that must not be judged, and is held to its contract."""
 
     def score(samples: Sequence[Sample]) -> Sequence[Score]:

@@ -62,7 +62,7 @@ class Replay:
             "guidance": prompt.guidance,
             "embedding": found.embedding is not None,
             "weights": found.model is not None,
-            "noise": found.noise and asdict(found.noise),
+            "noise": found.sampler_noise and asdict(found.sampler_noise),
             "cost": asdict(found.cost),
             "trace": dict(found.trace),
         }

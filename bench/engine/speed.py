@@ -79,12 +79,12 @@ class OneByOne(DiffusersModel):
         prompts: Sequence[Prompt],
         *,
         embeddings: Tensor | None = None,
-        noise: Sequence[SamplerNoise] | None = None,
+        sampler_noise: Sequence[SamplerNoise] | None = None,
     ) -> list[Image.Image]:
         """Return one image per prompt; black ones in place of those of token ids."""
         if embeddings is not None:
             return [Image.new("RGB", (self.sampling.size,) * 2) for _ in prompts]
-        return super().generate(prompts, noise=noise)
+        return super().generate(prompts, sampler_noise=sampler_noise)
 
     def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return what the batched pass returns, a row at a time."""

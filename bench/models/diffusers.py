@@ -205,7 +205,7 @@ class DiffusersModel:
         steps: int | None = None,
         sampler: str | None = None,
         skip: int = 0,
-        noise: Sequence[SamplerNoise] | None = None,
+        sampler_noise: Sequence[SamplerNoise] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Sample with the model's guidance, all its branches in one batch, no gradients.
 
@@ -216,12 +216,12 @@ class DiffusersModel:
             steps: Denoising steps; the model's own by default.
             sampler: "ddim", "lms", "pndm" or "dpm"; the model's own by default.
             skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
-            noise: Sample with DDIM and this noise in every step, one an image.
+            sampler_noise: One per image: sample with DDIM and this noise in every step.
 
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
         """
-        scheduler = self._scheduler("ddim" if noise else sampler or self.sampling.sampler)
+        scheduler = self._scheduler("ddim" if sampler_noise else sampler or self.sampling.sampler)
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
         beside = self.encode(self.guidance.texts).repeat_interleave(len(latents), dim=0)
         conds, branches = torch.cat([beside, cond]), len(self.guidance.texts) + 1
@@ -230,7 +230,7 @@ class DiffusersModel:
             -1, 1, 1, 1
         )
         x = latents.float() * scheduler.init_noise_sigma
-        noisy = NoisySteps(scheduler, noise) if noise else None
+        noisy = NoisySteps(scheduler, sampler_noise) if sampler_noise else None
         with torch.no_grad():
             for t in scheduler.timesteps[skip:]:
                 yield t, x
@@ -244,7 +244,7 @@ class DiffusersModel:
     def _scheduler(self, sampler: str) -> Any:
         return self.schedule.sampler(sampler)
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
+    def initial_noise(self, seeds: Sequence[int]) -> Tensor:
         """Return initial noise, one image per seed, the same on every device.
 
         Raises:
@@ -273,7 +273,7 @@ class DiffusersModel:
         prompts: Sequence[Prompt],
         *,
         embeddings: Tensor | None = None,
-        noise: Sequence[SamplerNoise] | None = None,
+        sampler_noise: Sequence[SamplerNoise] | None = None,
     ) -> list[Image.Image]:
         """Return one image per prompt; each depends on its own prompt only, not on the batch.
 
@@ -283,7 +283,7 @@ class DiffusersModel:
 
         def sample(part: slice) -> Tensor:
             given = None if embeddings is None else embeddings[part]
-            return self._sample(prompts[part], given, noise and noise[part])
+            return self._sample(prompts[part], given, sampler_noise and sampler_noise[part])
 
         images: list[Image.Image] = []
         for latents in self._parts_that_fit(len(prompts), sample):
@@ -311,13 +311,15 @@ class DiffusersModel:
         self,
         prompts: Sequence[Prompt],
         embeddings: Tensor | None,
-        noise: Sequence[SamplerNoise] | None,
+        sampler_noise: Sequence[SamplerNoise] | None,
     ) -> Tensor:
         texts = ["" if self.refuses(p) else p.text for p in prompts]
         cond = self.encode(texts) if embeddings is None else embeddings
         guidance = torch.tensor([p.guidance for p in prompts])
-        start = self.noise([p.seed for p in prompts])
-        *_, (_, latents) = self.denoise(start, cond.to(self.device), guidance, noise=noise)
+        start = self.initial_noise([p.seed for p in prompts])
+        *_, (_, latents) = self.denoise(
+            start, cond.to(self.device), guidance, sampler_noise=sampler_noise
+        )
         return latents
 
     def refuses(self, prompt: Prompt) -> bool:
