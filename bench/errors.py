@@ -78,6 +78,11 @@ class StoreError(BenchError):
     exit_code = 5
 
 
+def first_line(exc: BaseException) -> str:
+    """Return the first line of what an exception says, or its name if it says nothing."""
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
+
+
 def raised(exc: BaseException) -> str:
     """Say what a plug-in raised: the exception's name and the first line of what it says."""
     try:

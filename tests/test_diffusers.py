@@ -59,12 +59,12 @@ def test_lms_loop_equals_diffusers(exact) -> None:
 
 
 def test_ddim_settings_are_those_of_sd(tiny) -> None:
-    scheduler = tiny._scheduler("ddim")
+    scheduler = tiny.schedule.sampler("ddim")
     assert isinstance(scheduler, DDIMScheduler)
     config = scheduler.config
     assert (config.clip_sample, config.set_alpha_to_one, config.steps_offset) == (False, False, 1)
     with pytest.raises(SpecError, match="unknown sampler 'euler'. Known: ddim, dpm, lms, pndm"):
-        tiny._scheduler("euler")
+        tiny.schedule.sampler("euler")
 
 
 def test_swapped_embeddings_equal_encoding(tiny) -> None:

@@ -23,7 +23,7 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 
 def test_lms_steps_are_those_of_unlearndiffatk(tiny) -> None:
-    scheduler = tiny._scheduler("lms")
+    scheduler = tiny.schedule.sampler("lms")
     scheduler.set_timesteps(50)
     t = scheduler.timesteps.tolist()
     assert t[:2] + t[-2:] == pytest.approx([999.0, 978.612, 20.388, 0.0], abs=1e-3)
@@ -145,7 +145,7 @@ def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> Non
     model = zero_snr(tiny)
     model.pipe.save_pretrained(tmp_path / "zero")
     model = load_model("zero", world="photo")
-    assert (model.sampling.sampler, model._scheduler("lms").config.timestep_spacing) == (
+    assert (model.sampling.sampler, model.schedule.sampler("lms").config.timestep_spacing) == (
         "lms", "trailing"
     )  # fmt: skip
     x, cond = model.initial_noise([1, 2]), model.encode(["a church"] * 2)
@@ -162,7 +162,7 @@ def test_every_use_of_a_schedule_without_signal_is_finite(tiny, tmp_path) -> Non
     assert torch.isfinite(latents).all()
     assert torch.allclose(latents[0], plain[0], atol=1e-4 * float(plain.abs().max()))
     with pytest.raises(IncompatibleError, match="pndm cannot draw with this model, .* signal"):
-        model._scheduler("pndm")
+        model.schedule.sampler("pndm")
 
 
 def test_betas_that_are_given_may_end_without_signal(tiny) -> None:
@@ -182,7 +182,7 @@ def test_betas_that_are_given_may_end_without_signal(tiny) -> None:
         )
         assert (own - theirs).abs().max() <= 1e-2 * own.abs().max(), sampler
     with pytest.raises(IncompatibleError, match="pndm cannot draw with this model"):
-        given._scheduler("pndm")
+        given.schedule.sampler("pndm")
 
 
 def test_a_schedule_is_the_models_own(tiny, tmp_path) -> None:
@@ -193,13 +193,13 @@ def test_a_schedule_is_the_models_own(tiny, tmp_path) -> None:
     alphas = np.cumprod(1 - betas)
     assert np.allclose(model.alphas.double().numpy(), alphas, atol=1e-5)
     for sampler in LIBRARY:
-        scheduler = model._scheduler(sampler)
+        scheduler = model.schedule.sampler(sampler)
         scheduler.set_timesteps(10)
         assert torch.equal(scheduler.alphas_cumprod, model.alphas)
         assert int(scheduler.timesteps[0]) == 999
     tiny.pipe.scheduler = PNDMScheduler(**SD)  # as Stable Diffusion's own: "leading" by default
     tiny.pipe.save_pretrained(tmp_path / "saved")
-    scheduler = load_model("saved", world="photo")._scheduler("lms")
+    scheduler = load_model("saved", world="photo").schedule.sampler("lms")
     scheduler.set_timesteps(50)
     assert float(scheduler.timesteps[1]) == pytest.approx(978.612, abs=1e-3)
 

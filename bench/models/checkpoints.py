@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import SpecError
+from bench.errors import SpecError, first_line
 from bench.models import lora
 from bench.sources import folders
 
@@ -31,20 +31,33 @@ _STEMS = (*folders.STEMS, "pytorch_lora_weights", "adapter_model")
 _ELSEWHERE = {
     "unet": {"vae", "first_stage_model", "cond_stage_model", "text_encoder", "model_ema"},
     "text_encoder": {
-        "vae",
-        "first_stage_model",
-        "unet",
-        "diffusion_model",
-        "model_ema",
-        "vision_model",
+        "vae", "first_stage_model", "unet", "diffusion_model", "model_ema", "vision_model",
     },
-}
-_NO_WEIGHTS = (
-    re.compile(  # the noise schedule and counters of CompVis's code, a buffer of transformers 4
-        r"(^|\.)(betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor"
-        r"|position_ids|logit_scale|visual_projection\.weight|text_projection\.weight)$"
-    )
+}  # fmt: skip
+# The noise schedule and counters of CompVis's code, a buffer of transformers 4, CLIP's other tensors.
+_NO_WEIGHTS = re.compile(
+    r"(^|\.)(betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor"
+    r"|position_ids|logit_scale|visual_projection\.weight|text_projection\.weight)$"
 )
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCKS = {  # names of diffusers and of CompVis
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 _WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _LAYOUTS = (  # what is in a name, what such a file is, what to do
     (r"hada_|lokr_|oft_|dora_scale|lora_magnitude", "a LyCORIS or DoRA adapter",
@@ -60,17 +73,13 @@ _LAYOUTS = (  # what is in a name, what such a file is, what to do
      "only Stable Diffusion 1 and 2 can be judged"),
 )  # fmt: skip
 _BEGINNINGS = (
-    (
-        b"version https://git-lfs",
-        "a pointer of git-lfs, not the file: fetch it with `git lfs pull`",
-    ),
+    (b"version https://git-lfs",
+     "a pointer of git-lfs, not the file: fetch it with `git lfs pull`"),
     (b"<", "a web page: download the file itself"),
     (b"GGUF", "a GGUF file: save the state dict as safetensors"),
     (b"\x89HDF", "an HDF5 file: save the state dict as safetensors"),
-    (b"Rar!", "an archive: unpack it"),
-    (b"7z\xbc\xaf", "an archive: unpack it"),
-    (b"\x1f\x8b", "an archive: unpack it"),
-)
+    ((b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b"), "an archive: unpack it"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +108,11 @@ def load_part(pipe: Any, part: Part, path: Path) -> Loaded:
     source = path / part if (path / part).is_dir() else path
     given, table = read_tensors(source), _table(pipe)
     module: nn.Module = getattr(pipe, part)
-    target = {_bare(name): tensor for name, tensor in module.state_dict().items()}
+    target = {bare(name): tensor for name, tensor in module.state_dict().items()}
     if lora.is_lora(given):
         flat = {n.removesuffix(".weight").replace(".", "_"): place for n, place in table.items()}
         find = partial(_place, table)
-        found, elsewhere = lora.fused(weight_files(source), given, part, find, flat, target)
+        found, elsewhere = lora.fused(weight_files(source)[0], given, part, find, flat, target)
         layout = "LoRA"
     else:
         found, elsewhere = _own(path, given, table, part, target)
@@ -167,16 +176,12 @@ def _read(path: Path) -> Any:
             "which is refused. Save its state dict as safetensors"
         ) from exc
     except (OSError, SafetensorError) as exc:
-        raise SpecError(f"{path} is not a readable file of tensors: {_line(exc)}") from exc
+        raise SpecError(f"{path} is not a readable file of tensors: {first_line(exc)}") from exc
     except Exception as exc:  # torch's reader raises anything on a damaged file
-        raise SpecError(f"{path} is a damaged torch file: {_line(exc)}") from exc
+        raise SpecError(f"{path} is a damaged torch file: {first_line(exc)}") from exc
     kinds = [words for beginning, words in _BEGINNINGS if head.lstrip().startswith(beginning)]
     what = kinds[0] if kinds else "neither safetensors nor a torch file" if head else "empty"
     raise SpecError(f"{path} is not a readable file of tensors: it is {what}")
-
-
-def _line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0] or type(exc).__name__
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -256,7 +261,7 @@ def _table(pipe: Any) -> dict[str, tuple[str, str]]:
     """Return the part and bare name of every tensor of a pipeline, by each name that files give it."""
     names: dict[str, tuple[str, str]] = {}
     for part in ("vae", "text_encoder", "unet"):
-        names |= {(b := _bare(n)): (part, b) for n in getattr(pipe, part).state_dict()}
+        names |= {b: (part, b) for b in map(bare, getattr(pipe, part).state_dict())}
     return names | {theirs: ("unet", ours) for theirs, ours in compvis_names(pipe.unet).items()}
 
 
@@ -267,69 +272,45 @@ def _place(table: Mapping[str, tuple[str, str]], key: str) -> tuple[str, str]:
     return next((table[end] for end in ends if end in table), ("", ""))
 
 
-def _bare(name: str) -> str:
-    """Return a tensor's name without what transformers 4 put in front of it."""
-    return name.removeprefix("text_model.")
-
-
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+def bare(name: str) -> str:
+    """Return a tensor's name without transformers 4's prefix, and with the names of diffusers of today."""
+    name = name.removeprefix("text_model.")
+    head, _, last = name.rpartition(".")
+    block, _, layer = head.rpartition(".")
+    return f"{block}.{_OLD_ATTENTION[layer]}.{last}" if layer in _OLD_ATTENTION else name
 
 
 def compvis_names(unet: nn.Module) -> dict[str, str]:
     """Return the names of a denoiser's tensors by the names that the CompVis code gives them."""
-    blocks = {
-        "conv_in": "input_blocks.0.0",
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    at = 1
-    for b, block in enumerate(_children(unet, "down_blocks")):
-        attentions = len(_children(block, "attentions"))
-        for r in range(len(_children(block, "resnets"))):
-            blocks[f"down_blocks.{b}.resnets.{r}"] = f"input_blocks.{at}.0"
-            if r < attentions:
-                blocks[f"down_blocks.{b}.attentions.{r}"] = f"input_blocks.{at}.1"
-            at += 1
-        if _children(block, "downsamplers"):
-            blocks[f"down_blocks.{b}.downsamplers.0.conv"] = f"input_blocks.{at}.0.op"
-            at += 1
-    at = 0
-    for b, block in enumerate(_children(unet, "up_blocks")):
-        attentions = len(_children(block, "attentions"))
-        for r in range(len(_children(block, "resnets"))):
-            blocks[f"up_blocks.{b}.resnets.{r}"] = f"output_blocks.{at}.0"
-            if r < attentions:
-                blocks[f"up_blocks.{b}.attentions.{r}"] = f"output_blocks.{at}.1"
-            at += 1
-        if _children(block, "upsamplers"):
-            place = 2 if attentions else 1
-            blocks[f"up_blocks.{b}.upsamplers.0.conv"] = f"output_blocks.{at - 1}.{place}.conv"
-    return dict(_renamed(unet.state_dict(), blocks))
+    blocks = _compvis_blocks(unet)
+    names: dict[str, str] = {}
+    for ours, module in unet.named_modules():
+        if theirs := blocks.get(ours):
+            for name in module.state_dict():
+                layer, _, rest = name.partition(".")
+                if ".resnets." in ours:
+                    layer = _RESNET[layer]
+                names[".".join(filter(None, (theirs, layer, rest)))] = f"{ours}.{name}"
+    return names
 
 
-def _children(module: nn.Module, name: str) -> list[nn.Module]:
-    return list(getattr(module, name, None) or ())
-
-
-def _renamed(names: Iterable[str], blocks: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    for name in names:
-        parts = name.split(".")
-        for cut in range(len(parts) - 1, 0, -1):
-            block, rest = ".".join(parts[:cut]), parts[cut:]
-            if block in blocks:
-                if ".resnets." in block:
-                    rest[0] = _RESNET[rest[0]]
-                yield ".".join([blocks[block], *rest]), name
-                break
+def _compvis_blocks(unet: nn.Module) -> dict[str, str]:
+    """Return the CompVis code's names of a denoiser's modules by their own."""
+    names = dict(_BLOCKS)
+    sides = (("down_blocks", "input_blocks", 1), ("up_blocks", "output_blocks", 0))
+    for ours, theirs, first in sides:
+        at = first
+        for b, block in enumerate(getattr(unet, ours)):
+            attentions = len(getattr(block, "attentions", ()))
+            for r in range(len(block.resnets)):
+                names[f"{ours}.{b}.resnets.{r}"] = f"{theirs}.{at}.0"
+                if r < attentions:
+                    names[f"{ours}.{b}.attentions.{r}"] = f"{theirs}.{at}.1"
+                at += 1
+            if getattr(block, "downsamplers", None):  # a block of its own
+                names[f"{ours}.{b}.downsamplers.0.conv"] = f"{theirs}.{at}.0.op"
+                at += 1
+            if getattr(block, "upsamplers", None):  # the last module of the block before
+                last = f"{at - 1}.{2 if attentions else 1}"
+                names[f"{ours}.{b}.upsamplers.0.conv"] = f"{theirs}.{last}.conv"
+    return names

@@ -1,4 +1,4 @@
-"""CLIP and other networks that look at images, loaded in one way by judges, methods and attacks."""
+"""Loads CLIP and other networks that look at images, in one way for judges, methods and attacks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.errors import AssetError
-from bench.models.text import cleaned
+from bench.errors import AssetError, first_line
 
 TOKENS = 77
 Pixels = Callable[[Sequence[Any]], Tensor]
@@ -19,15 +18,26 @@ Tokens = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Turns texts into CLIP's arguments ``input_ids`` and ``attention_mask``, ``(texts, tokens)``."""
 
 
+def cleaned(texts: Sequence[str]) -> list[str]:
+    """Return texts with ftfy's repairs of encodings and typography, as CLIP's first tokenizer read them.
+
+    Curly quotes become straight, full-width letters plain, HTML entities characters. Transformers did so
+    before version 5.
+    """
+    import ftfy
+
+    return [ftfy.fix_text(text) for text in texts]
+
+
 def load_vision(
     kind: Any, folder: Path | str, device: Any = "cpu", *, asset: str = ""
 ) -> tuple[Any, Pixels]:
     """Return a frozen network of transformers and the function that prepares its images.
 
-    Weights are safetensors, or a ``.bin`` file in which there is nothing but tensors; they are read in
-    fp32. Images are prepared by the folder's processor in its Pillow form, whatever form the release of
-    transformers prefers: published numbers are older than the torchvision form, whose pixels differ by up
-    to a grey level.
+    Weights are safetensors, or a ``.bin`` file that holds nothing but tensors; they are read in fp32.
+    Images are prepared by the folder's processor in its Pillow form, whatever form transformers prefers:
+    published numbers were computed before the torchvision form existed, whose pixels differ by up to one
+    grey level.
 
     Args:
         kind: Class of the network, such as ``transformers.CLIPModel``.
@@ -38,23 +48,8 @@ def load_vision(
     Raises:
         AssetError: The folder has no such network, or lacks some of its weights.
     """
-    import torch
-
     where = f"{asset}={folder}" if asset else str(folder)
-    try:
-        net, report = kind.from_pretrained(
-            folder,
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, in words
-            torch_dtype=torch.float32,
-        )
-        processor = _processor(folder)
-    except Exception as exc:  # every format of weights fails in a way of its own
-        reason = str(exc).strip().partition("\n")[0]
-        if any(isinstance(cause, UnpicklingError) for cause in _causes(exc)):
-            reason = "its .bin file holds more than tensors and is not read; give safetensors"
-        raise AssetError(f"{where}: expected files that {kind.__name__} loads: {reason}") from exc
+    net, report, processor = _read(kind, folder, where)
     entries = (*report["missing_keys"], *report["mismatched_keys"])
     unfit = sorted({e if isinstance(e, str) else e[0] for e in entries})  # some have shapes beside
     if unfit:
@@ -71,6 +66,27 @@ def load_vision(
     return net, pixels
 
 
+def _read(kind: Any, folder: Path | str, where: str) -> tuple[Any, Mapping[str, Any], Any]:
+    """Return a network, what the library says of its weights, and its image processor."""
+    import torch
+
+    try:
+        net, report = kind.from_pretrained(
+            folder,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in words
+            torch_dtype=torch.float32,
+        )
+        processor = _processor(folder)
+    except Exception as exc:  # every format of weights fails in a way of its own
+        reason = first_line(exc)
+        if any(isinstance(cause, UnpicklingError) for cause in _causes(exc)):
+            reason = "its .bin file holds more than tensors and is not read; give safetensors"
+        raise AssetError(f"{where}: expected files that {kind.__name__} loads: {reason}") from exc
+    return net, report, processor
+
+
 def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
     """Return the function that tokenises texts for CLIP; what is beyond 77 tokens is cut off.
 
@@ -82,7 +98,7 @@ def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as exc:
-        reason = str(exc).strip().partition("\n")[0]
+        reason = first_line(exc)
         raise AssetError(f"{folder}: expected CLIP's tokenizer: {reason}") from exc
 
     def tokens(texts: Sequence[str]) -> Mapping[str, Tensor]:
@@ -94,7 +110,7 @@ def load_tokens(folder: Path | str, device: Any = "cpu") -> Tokens:
 
 
 def _causes(exc: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those during whose handling it was raised."""
+    """Yield an exception and those that led to it."""
     while exc:
         yield exc
         exc = exc.__context__

@@ -11,21 +11,19 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from bench.core.protocols import Guidance, ParameterGroup
 from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
 from bench.errors import IncompatibleError, SpecError
+from bench.models.clip import cleaned
 from bench.models.schedule import NoisySteps, Schedule
-from bench.models.text import cleaned
 from bench.sources.catalog import Sampling
 
 Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PIXELS = (
-    4 * 512**2
-)  # that the autoencoder takes at once; its layers need far more memory than ours
+_PIXELS = 4 * 512**2  # for the autoencoder at once: its layers need more memory than the denoiser's
 
 
 class DiffusersModel:
@@ -51,11 +49,8 @@ class DiffusersModel:
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
         self.refuse: Callable[[str], bool] | None = None  # texts that are not drawn, but left black
         self.schedule = Schedule(pipe.scheduler)
-        for part in self._parts():
+        for part in (pipe.unet, pipe.text_encoder, pipe.vae):
             part.eval().requires_grad_(False)
-
-    def _parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return self.pipe.unet, self.pipe.text_encoder, self.pipe.vae
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +86,7 @@ class DiffusersModel:
     @property
     def passes_per_image(self) -> int:
         """Denoiser passes that one image takes."""
-        scheduler = self._scheduler(self.sampling.sampler)
+        scheduler = self.schedule.sampler(self.sampling.sampler)
         scheduler.set_timesteps(self.sampling.steps)
         return len(scheduler.timesteps) * (len(self.guidance.texts) + 1)
 
@@ -221,28 +216,33 @@ class DiffusersModel:
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
         """
-        scheduler = self._scheduler("ddim" if sampler_noise else sampler or self.sampling.sampler)
+        scheduler = self.schedule.sampler("ddim" if sampler_noise else sampler or self.sampling.sampler)
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
-        beside = self.encode(self.guidance.texts).repeat_interleave(len(latents), dim=0)
-        conds, branches = torch.cat([beside, cond]), len(self.guidance.texts) + 1
-        combine = self.guidance.start()
-        scale = torch.as_tensor(guidance, dtype=torch.float32, device=self.device).reshape(
-            -1, 1, 1, 1
-        )
+        predicted = self._guided(scheduler, cond, guidance)
+        step = NoisySteps(scheduler, sampler_noise) if sampler_noise else scheduler.step
         x = latents.float() * scheduler.init_noise_sigma
-        noisy = NoisySteps(scheduler, sampler_noise) if sampler_noise else None
         with torch.no_grad():
             for t in scheduler.timesteps[skip:]:
                 yield t, x
-                inputs = scheduler.scale_model_input(torch.cat([x] * branches), t)
-                *others, conditional = self.predict(inputs, t, conds).chunk(branches)
-                predicted = combine(others, conditional, scale)
-                step = noisy or scheduler.step
-                x = step(predicted, t, x, return_dict=False)[0]
+                x = step(predicted(x, t), t, x, return_dict=False)[0]
         yield torch.tensor(-1), x
 
-    def _scheduler(self, sampler: str) -> Any:
-        return self.schedule.sampler(sampler)
+    def _guided(
+        self, scheduler: Any, cond: Tensor, guidance: Tensor | float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function that predicts one trajectory's steps with the model's guidance."""
+        texts = self.guidance.texts
+        beside = self.encode(texts).repeat_interleave(len(cond), dim=0)
+        conds, branches = torch.cat([beside, cond]), len(texts) + 1
+        combine = self.guidance.start()
+        scale = torch.as_tensor(guidance, dtype=torch.float32, device=self.device)
+
+        def predicted(x: Tensor, t: Tensor) -> Tensor:
+            inputs = scheduler.scale_model_input(torch.cat([x] * branches), t)
+            *others, conditional = self.predict(inputs, t, conds).chunk(branches)
+            return combine(others, conditional, scale.reshape(-1, 1, 1, 1))
+
+        return predicted
 
     def initial_noise(self, seeds: Sequence[int]) -> Tensor:
         """Return initial noise, one image per seed, the same on every device.

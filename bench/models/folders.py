@@ -15,13 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
-from bench.errors import AssetError, SpecError
-from bench.models.checkpoints import read_tensors
+from bench.errors import AssetError, SpecError, raised
+from bench.models.checkpoints import bare, read_tensors
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS, class_of
 
 Tensors = dict[str, Tensor]
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _EXTRA = re.compile(r"position_ids$|^text_projection\.|^logit_scale$")  # of no part drawn with
 
 
@@ -46,7 +45,7 @@ def load_folder(
         kind = getattr(diffusers, class_of(index, "scheduler"))
         scheduler = kind.from_pretrained(folder / "scheduler")
     except Exception as exc:  # the libraries raise anything on a configuration they do not know
-        raise AssetError(f"cannot load {folder}: {type(exc).__name__}: {first_line(exc)}") from exc
+        raise AssetError(f"cannot load {folder}: {raised(exc)}") from exc
     for part, module in modules.items():
         given = weights[part] if weights else read_tensors(folder / part)
         _fill(module, given, dtype, f"{folder}/{part}")
@@ -56,13 +55,13 @@ def load_folder(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, its text encoder {config.vocab_size}"
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return pipeline(tokenizer=tokenizer, scheduler=scheduler, **modules)
+
+
+def pipeline(**parts: Any) -> StableDiffusionPipeline:
+    """Return a pipeline of parts, without the safety checker."""
     return StableDiffusionPipeline(
-        **modules,
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
 
 
@@ -79,10 +78,8 @@ def _module(part: str, folder: Path) -> nn.Module:
 
 def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> None:
     """Put tensors into a module, all of them and all of its own."""
-    mine = {_bare(name): (name, tensor) for name, tensor in module.state_dict().items()}
-    found = {
-        _bare(name): tensor for name, tensor in given.items() if not _EXTRA.search(_bare(name))
-    }
+    mine = {bare(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    found = {bare(name): tensor for name, tensor in given.items() if not _EXTRA.search(bare(name))}
     unfit = [n for n, (_, t) in mine.items() if n not in found or found[n].shape != t.shape]
     if unfit:
         raise AssetError(
@@ -99,19 +96,6 @@ def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> 
     new = {name: found[bare].to(dtype, copy=True) for bare, (name, _) in mine.items()}
     module.load_state_dict(new, assign=True)
     module.to(dtype)
-
-
-def _bare(name: str) -> str:
-    """Return a tensor's name without transformers 4's prefix, and with diffusers' names of today."""
-    name = name.removeprefix("text_model.")
-    head, _, last = name.rpartition(".")
-    block, _, layer = head.rpartition(".")
-    return f"{block}.{_OLD_ATTENTION[layer]}.{last}" if layer in _OLD_ATTENTION else name
-
-
-def first_line(exc: Exception) -> str:
-    """Return the first line of an exception's text."""
-    return str(exc).strip().partition("\n")[0]
 
 
 # ---------------------------------------------------------------------- single-file checkpoints
@@ -168,7 +152,7 @@ def load_file_model(path: Path, tensors: Tensors, config: Path, dtype: torch.dty
         }
     except (KeyError, ValueError, IndexError) as exc:
         raise AssetError(
-            f"{path} is not of the shapes that {config} describes: {type(exc).__name__}: {exc}"
+            f"{path} is not of the shapes that {config} describes: {raised(exc)}"
         ) from exc
     for part, found in weights.items():
         if part != "text_encoder" and len(found) != len(own[part]):
@@ -208,7 +192,7 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
     """
     pipe.save_pretrained(folder, safe_serialization=True)
     text = folder / "text_encoder" / "model.safetensors"
-    tensors = {f"text_model.{_bare(name)}": tensor for name, tensor in load_file(text).items()}
+    tensors = {f"text_model.{bare(name)}": tensor for name, tensor in load_file(text).items()}
     save_file(tensors, text, {"format": "pt"})
     pipe.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     index = folder / "model_index.json"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers import (
@@ -22,7 +23,7 @@ from bench.core.types import World
 from bench.errors import SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DTYPES, DiffusersModel
-from bench.models.folders import load_file_model, load_folder, text_width
+from bench.models.folders import load_file_model, load_folder, pipeline, text_width
 from bench.sources.catalog import (
     EMOJI_WEIGHTS,
     check_model,
@@ -81,32 +82,26 @@ def load_model(
 
 
 def _sd14_random() -> StableDiffusionPipeline:
-    """Return Stable Diffusion v1.4's exact shapes with random weights, to measure speed and memory."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408,
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                max_position_embeddings=77,
-                projection_dim=768,
-                bos_token_id=49406,
-                eos_token_id=49407,
-                pad_token_id=49407,
-            )
-        )
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=512,
-        )
-    return _pipeline(text, unet, vae, _stand_in_tokenizer())
+    """Return Stable Diffusion v1.4's exact shapes with random weights, to measure speed and memory.
+
+    Sizes that are not given here are the libraries' defaults.
+    """
+    text = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_attention_heads=12,
+        projection_dim=768,
+        pad_token_id=49407,
+    )
+    unet = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 512,
+    }
+    return _random(text, unet, vae, _stand_in_tokenizer())
 
 
 def _stand_in_tokenizer() -> CLIPTokenizerFast:
@@ -131,66 +126,53 @@ def _stand_in_tokenizer() -> CLIPTokenizerFast:
 def _tiny_random() -> StableDiffusionPipeline:
     """Return a Stable Diffusion of 0.2 M random parameters with emoji-sd's tokenizer."""
     tokenizer = CLIPTokenizerFast.from_pretrained(EMOJI_WEIGHTS / "model" / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    }
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 8, 16),
+        "norm_num_groups": 4,
+    }
+    return _random(text, unet, vae, tokenizer)
+
+
+def _random(
+    text: CLIPTextConfig, unet: dict[str, Any], vae: dict[str, Any], tokenizer: CLIPTokenizerFast
+) -> StableDiffusionPipeline:
+    """Return a pipeline of these shapes: the same random weights each time, Stable Diffusion's schedule."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=2,
-            norm_num_groups=8,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-        )
-    return _pipeline(text, unet, vae, tokenizer)
-
-
-def _pipeline(
-    text: CLIPTextModel,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizerFast,
-) -> StableDiffusionPipeline:
-    """Return a pipeline of these parts with Stable Diffusion's noise schedule."""
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        parts = {
+            "text_encoder": CLIPTextModel(text),
+            "unet": UNet2DConditionModel(**unet),
+            "vae": AutoencoderKL(**vae),
+        }
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
+    return pipeline(tokenizer=tokenizer, scheduler=scheduler, **parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bench.errors import StoreError
+from bench.errors import StoreError, first_line
 from bench.plan.cell import Cell
 from bench.store.files import probe, write
 from bench.store.record import SCHEMA, Record
@@ -148,4 +148,4 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
         first = exc.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(exc.strerror) if isinstance(exc, OSError) else str(exc).splitlines()[0]
+    return exc.strerror or "" if isinstance(exc, OSError) else first_line(exc)
