@@ -153,7 +153,7 @@ def test_models_by_name_and_folder(tmp_path, tiny) -> None:
     ):
         model_info(str(tmp_path))
     folder = tmp_path / "mine"
-    save_folder(tiny, folder)
+    save_folder(tiny.pipe, folder)
     mine = load_model(str(folder))
     assert mine.world == "emoji"
     prompt = PROMPTS[:1]
@@ -162,7 +162,7 @@ def test_models_by_name_and_folder(tmp_path, tiny) -> None:
 
 def test_what_is_written_is_read_by_transformers_4_and_5(tmp_path, tiny) -> None:
     """4 takes a text encoder's tensors by their old names only, and a tokenizer from two files."""
-    save_folder(tiny, tmp_path / "mine")
+    save_folder(tiny.pipe, tmp_path / "mine")
     tokenizer = tiny.pipe.tokenizer
     for folder in (tmp_path / "mine", WEIGHTS / "model"):
         tensors = load_file(folder / "text_encoder" / "model.safetensors")

@@ -1,9 +1,9 @@
 """Reads the weights of a denoiser or text encoder that was erased elsewhere. Nothing is unpickled.
 
-What the field publishes: a whole state dict, only the trained tensors, or LoRA layers; by the names of
-diffusers, of transformers 4 or 5, or of the CompVis code, under any wrapper's prefix; as safetensors, a
-torch file, or a diffusers folder, whole, in shards or as a variant. What a file is, its content says, not
-its ending. A file is read as a whole or refused: what is not understood is named.
+It reads what papers publish: a whole state dict, only the trained tensors, or LoRA layers; with the names
+of diffusers, of transformers 4 or 5, or of the CompVis code, under any wrapper's prefix; as safetensors, as
+a torch file, or as a diffusers folder, whole, in shards or as a variant. A file's content decides what it
+is, not its ending. A file is read as a whole or refused, and the message names what is not understood.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.sources import folders
 
 Part = Literal["unet", "text_encoder"]
 _STEMS = (*folders.STEMS, "pytorch_lora_weights", "adapter_model")
-# Whose tensors a whole checkpoint holds beside those of the denoiser and the text encoder.
+# In names of tensors that a whole checkpoint holds for other parts of a model.
 _ELSEWHERE = {
     "unet": {"vae", "first_stage_model", "cond_stage_model", "text_encoder", "model_ema"},
     "text_encoder": {
@@ -84,7 +84,7 @@ _BEGINNINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a file brought.
+    """What a file changed in a model.
 
     Args:
         tensors: How many tensors of the model it sets.
@@ -103,7 +103,7 @@ def load_part(pipe: Any, part: Part, path: Path) -> Loaded:
     """Put a file's tensors into a pipeline's denoiser or text encoder.
 
     Raises:
-        SpecError: The file cannot be read, or not every tensor of it fits: nothing is changed then.
+        SpecError: The file cannot be read, or one of its tensors does not fit; then nothing is changed.
     """
     source = path / part if (path / part).is_dir() else path
     given, table = read_tensors(source), _table(pipe)
@@ -127,9 +127,10 @@ def load_part(pipe: Any, part: Part, path: Path) -> Loaded:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file or of a diffusers or transformers folder, nested dicts flattened.
+    """Return the tensors of a file, or of a diffusers or transformers folder, by their full names.
 
-    A file may be safetensors or torch's, whatever its name; a folder may hold shards or one variant.
+    A file may be safetensors or torch's, whatever its name, and may hold nested dicts; a folder may hold
+    shards or one variant.
 
     Raises:
         SpecError: There is no such file, it is damaged, or only unpickling could read it.
@@ -143,7 +144,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the files of weights in a diffusers or transformers folder; a file as it is.
+    """Return the files of weights in a diffusers or transformers folder; for a file, the file itself.
 
     Raises:
         SpecError: There are none, several sets of them, or a shard is missing.
@@ -163,7 +164,7 @@ def _read(path: Path) -> Any:
             head = stream.read(64)
             if head[8:9] == b"{":
                 return load_file(path)
-            if head[:2] == b"PK" and path.suffix != ".safetensors":  # torch goes by that ending
+            if head[:2] == b"PK" and path.suffix != ".safetensors":  # torch.load goes by the ending
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if head[:2] == b"PK" or head[:1] == b"\x80":
                 stream.seek(0)
@@ -177,7 +178,7 @@ def _read(path: Path) -> Any:
         ) from exc
     except (OSError, SafetensorError) as exc:
         raise SpecError(f"{path} is not a readable file of tensors: {first_line(exc)}") from exc
-    except Exception as exc:  # torch's reader raises anything on a damaged file
+    except Exception as exc:  # for a damaged file torch raises any type
         raise SpecError(f"{path} is a damaged torch file: {first_line(exc)}") from exc
     kinds = [words for beginning, words in _BEGINNINGS if head.lstrip().startswith(beginning)]
     what = kinds[0] if kinds else "neither safetensors nor a torch file" if head else "empty"
@@ -204,8 +205,8 @@ def _own(
 ) -> tuple[dict[str, Tensor], int]:
     """Return a file's tensors of a part by their bare names, and how many are of other parts.
 
-    A tensor's name is the longest end of its full name that a part of the model knows: whatever wrappers
-    and scripts put in front is left out.
+    The bare name is the longest end of the full name that a part of the model has: wrappers and scripts put
+    anything in front.
     """
     found: dict[str, str] = {}
     unfit: dict[str, str] = {}  # full names, and the shape that was expected
@@ -258,7 +259,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def _table(pipe: Any) -> dict[str, tuple[str, str]]:
-    """Return the part and bare name of every tensor of a pipeline, by each name that files give it."""
+    """Return the part and bare name of every tensor of a pipeline, for each of its names in files."""
     names: dict[str, tuple[str, str]] = {}
     for part in ("vae", "text_encoder", "unet"):
         names |= {b: (part, b) for b in map(bare, getattr(pipe, part).state_dict())}
@@ -266,14 +267,14 @@ def _table(pipe: Any) -> dict[str, tuple[str, str]]:
 
 
 def _place(table: Mapping[str, tuple[str, str]], key: str) -> tuple[str, str]:
-    """Return where the longest end of a dotted name belongs, or two empty words."""
+    """Return part and bare name for the longest known end of a dotted name, or two empty words."""
     parts = key.split(".")
     ends = (".".join(parts[i:]) for i in range(len(parts)))
     return next((table[end] for end in ends if end in table), ("", ""))
 
 
 def bare(name: str) -> str:
-    """Return a tensor's name without transformers 4's prefix, and with the names of diffusers of today."""
+    """Return a tensor's name as diffusers and transformers 5 write it today."""
     name = name.removeprefix("text_model.")
     head, _, last = name.rpartition(".")
     block, _, layer = head.rpartition(".")
@@ -281,7 +282,7 @@ def bare(name: str) -> str:
 
 
 def compvis_names(unet: nn.Module) -> dict[str, str]:
-    """Return the names of a denoiser's tensors by the names that the CompVis code gives them."""
+    """Return a denoiser's names of tensors for the names that the CompVis code gives them."""
     blocks = _compvis_blocks(unet)
     names: dict[str, str] = {}
     for ours, module in unet.named_modules():
@@ -295,7 +296,7 @@ def compvis_names(unet: nn.Module) -> dict[str, str]:
 
 
 def _compvis_blocks(unet: nn.Module) -> dict[str, str]:
-    """Return the CompVis code's names of a denoiser's modules by their own."""
+    """Return the CompVis code's name for each of a denoiser's modules."""
     names = dict(_BLOCKS)
     sides = (("down_blocks", "input_blocks", 1), ("up_blocks", "output_blocks", 0))
     for ours, theirs, first in sides:

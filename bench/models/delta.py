@@ -1,7 +1,7 @@
 """What an erasure changed, as one safetensors file: small, reversible, independent of the method.
 
-A tensor that a method only zeroed in places is stored as a mask: the flat indices of the zeros, or
-one bit per entry, whichever is smaller. Every other changed tensor is stored whole.
+A tensor in which a method only set entries to zero is stored as a mask: the flat indices of these entries,
+or one bit per entry, whichever is smaller. Every other changed tensor is stored whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Delta = dict[str, Tensor]
 UNCHANGED = "unchanged"  # the digest of no change
 PARTS = ("unet", "text_encoder", "vae")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HARMLESS = {"training", "gradient_checkpointing"}  # of a module: they change no image
+_HARMLESS = {"training", "gradient_checkpointing"}  # attributes of a module that change no image
 _SIMPLE = (bool, int, float, str, Tensor)
 _ALLOWED = (
     "a method may change the values of the weights of denoiser, text encoder and autoencoder, "
@@ -37,7 +37,7 @@ _ALLOWED = (
 def weights(model: DiffusersModel) -> Delta:
     """Return every tensor of denoiser, text encoder and autoencoder by name, without copying it.
 
-    Names are the same under every version of transformers; 4 puts ``text_model.`` before a text encoder's.
+    Names do not depend on the version of transformers: the prefix ``text_model.`` of version 4 is removed.
     """
     return {
         f"{part}.{name.removeprefix('text_model.')}": tensor
@@ -49,8 +49,7 @@ def weights(model: DiffusersModel) -> Delta:
 def private(model: DiffusersModel) -> DiffusersModel:
     """Return a copy that shares no weights, tokenizer or scheduler with the model.
 
-    A method gets such a copy, so that the base stays as it is whatever the method does. (Other copies
-    share the autoencoder.)
+    A method gets such a copy, so that it cannot change the base. (Other copies share the autoencoder.)
     """
     twin = model.copy()
     for name in ("vae", "tokenizer", "scheduler"):
@@ -61,8 +60,7 @@ def private(model: DiffusersModel) -> DiffusersModel:
 def check(base: DiffusersModel, erased: DiffusersModel) -> None:
     """Refuse an erased model that is not the base with other values of its weights.
 
-    A delta holds values only: anything else that a method changed would be lost, and the base would
-    be judged in its place.
+    A delta holds values only: any other change would be lost, and the model would be judged without it.
 
     Raises:
         ContractError: Tensors, modules, hooks, settings, tokenizer or scheduler are not the base's.
@@ -72,12 +70,10 @@ def check(base: DiffusersModel, erased: DiffusersModel) -> None:
 
 
 def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
-    """Return what changed; an empty result means that the weights are equal.
-
-    Applied to the base it gives the erased model: whatever it cannot hold is refused.
+    """Return the delta from the base to the erased model; it is empty if the weights are equal.
 
     Raises:
-        ContractError: As :func:`check`, or a changed tensor is not finite.
+        ContractError: As for :func:`check`, or a changed tensor is not finite.
     """
     check(base, erased)
     delta: Delta = {}
@@ -105,7 +101,7 @@ def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
 
 
 def _unlike(base: DiffusersModel, erased: DiffusersModel) -> Iterator[str]:
-    """Yield in words what an erased model has that a delta cannot hold."""
+    """Yield in words each change of an erased model that a delta cannot hold."""
     for part in PARTS:
         yield from _unlike_tensors(part, getattr(base.pipe, part), getattr(erased.pipe, part))
     before, after = facts(base), facts(erased)
@@ -133,9 +129,9 @@ def _form(tensor: Tensor) -> str:
 
 
 def facts(model: DiffusersModel) -> dict[str, object]:
-    """Return what else than its weights, guidance and screen decides what a model draws.
+    """Return everything that decides what a model draws, except weights, guidance and screen.
 
-    Names are as a message gives them; values stay as they are when the model changes.
+    Keys are the names that messages use. Values do not change when the model does.
     """
     pipe = model.pipe
     found: dict[str, object] = {
@@ -169,7 +165,7 @@ def facts(model: DiffusersModel) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """Return what stands for a value: equal for a copy, and left as it is when the value changes."""
+    """Return plain data that is equal for equal values, and does not change when the value does."""
     match value:
         case bool() | int() | float() | str() | None:
             return value
@@ -213,7 +209,7 @@ def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
 
 
 def _check_delta(delta: Delta, tensors: Delta) -> None:
-    """Refuse a delta of which anything would be left out or misread."""
+    """Refuse a delta that does not fit a model's tensors as a whole."""
     seen: set[str] = set()
     for key, value in delta.items():
         name, _, kind = key.rpartition("|")
@@ -228,7 +224,7 @@ def _check_delta(delta: Delta, tensors: Delta) -> None:
 
 
 def _misfit(kind: str, value: Tensor, target: Tensor) -> str:
-    """Return what is wrong with one tensor of a delta; nothing if it is right."""
+    """Return what is wrong with one tensor of a delta, or an empty text."""
     size, got = target.numel(), _form(value)
     wrong = ""
     match kind:
@@ -253,7 +249,7 @@ def _misfit(kind: str, value: Tensor, target: Tensor) -> str:
 
 
 def revert(erased: DiffusersModel, delta: Delta, base: DiffusersModel) -> DiffusersModel:
-    """Return a copy of an erased model with a delta taken back: bit-equal to what it was applied to.
+    """Return a copy of an erased model without a delta, bit-equal to the model before it was applied.
 
     Raises:
         StoreError: The model is not the base with this delta.

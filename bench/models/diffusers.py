@@ -44,10 +44,12 @@ class DiffusersModel:
         batch_size: int = 64,
     ) -> None:
         self.pipe, self.world, self.sampling, self.batch_size = pipe, world, sampling, batch_size
-        self.notes: dict[str, Any] = {}  # what a method wants in the record
+        self.notes: dict[str, Any] = {}  # what a method adds to the record
         self.guidance = Guidance()
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
-        self.refuse: Callable[[str], bool] | None = None  # texts that are not drawn, but left black
+        self.refuse: Callable[[str], bool] | None = (
+            None  # says which texts are not drawn: their images are black
+        )
         self.schedule = Schedule(pipe.scheduler)
         for part in (pipe.unet, pipe.text_encoder, pipe.vae):
             part.eval().requires_grad_(False)
@@ -63,7 +65,7 @@ class DiffusersModel:
         return self._weight.dtype
 
     @property
-    def _weight(self) -> Tensor:  # the library's own properties search all modules, a millisecond
+    def _weight(self) -> Tensor:  # the library's own properties search all modules, which is slow
         weight: Tensor = self.pipe.unet.conv_in.weight
         return weight
 
@@ -107,7 +109,7 @@ class DiffusersModel:
         return twin
 
     def resampled(self, sampler: str, steps: int) -> DiffusersModel:
-        """Return the same weights, not copied, drawn with another sampler."""
+        """Return a model with the same weights, not copied, and another sampler."""
         return self._twin(self.pipe, replace(self.sampling, sampler=sampler, steps=steps))
 
     def _twin(self, pipe: StableDiffusionPipeline, sampling: Sampling) -> DiffusersModel:
@@ -156,7 +158,7 @@ class DiffusersModel:
         return hidden
 
     def _cleaned(self, texts: Sequence[str]) -> list[str]:
-        """Return texts as the model's tokenizer was made for: emoji-sd's cleans nothing."""
+        """Return texts as the model's tokenizer expects them: only CLIP's expects cleaned ones."""
         return cleaned(texts) if self.world == "photo" else list(texts)
 
     def encode_embeddings(self, token_embeddings: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ class DiffusersModel:
         return self.schedule.noise(self.predict(latents, t, cond), t, latents)
 
     def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return what the denoiser itself predicts, noise or velocities, float32."""
+        """Return the denoiser's own prediction, noise or velocities, float32."""
         dtype = self.dtype
         out = self.pipe.unet(
             latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
@@ -202,7 +204,7 @@ class DiffusersModel:
         skip: int = 0,
         sampler_noise: Sequence[SamplerNoise] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sample with the model's guidance, all its branches in one batch, no gradients.
+        """Sample with the model's guidance, without gradients; all texts of the guidance are in one batch.
 
         Args:
             latents: Unit Gaussian noise, ``(batch, c, h, w)``.
@@ -210,8 +212,8 @@ class DiffusersModel:
             guidance: Scale, one or ``(batch,)``.
             steps: Denoising steps; the model's own by default.
             sampler: "ddim", "lms", "pndm" or "dpm"; the model's own by default.
-            skip: First steps to leave out (only a stateless sampler such as "ddim" allows it).
-            sampler_noise: One per image: sample with DDIM and this noise in every step.
+            skip: First steps to leave out (only for a sampler without a state, such as "ddim").
+            sampler_noise: Sample with DDIM and noise in every step, one for each image.
 
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
@@ -248,7 +250,7 @@ class DiffusersModel:
         """Return initial noise, one image per seed, the same on every device.
 
         Raises:
-            SpecError: A seed is none that torch's generator takes.
+            SpecError: A seed is out of the range of torch's generator.
         """
         if odd := next((s for s in seeds if not -(2**63) <= s < 2**64), None):
             raise SpecError(f"seed {odd}: expected a whole number from 0 to 2**64 - 1")
@@ -277,8 +279,8 @@ class DiffusersModel:
     ) -> list[Image.Image]:
         """Return one image per prompt; each depends on its own prompt only, not on the batch.
 
-        An image whose latents or pixels are not finite shows nothing, so it is no evidence: it is black,
-        and its ``info["unscored"]`` says why.
+        An image whose latents or pixels are not finite is black and must not be judged: its
+        ``info["unscored"]`` says why.
         """
 
         def sample(part: slice) -> Tensor:
@@ -294,7 +296,7 @@ class DiffusersModel:
         ]
 
     def _parts_that_fit(self, n: int, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
-        """Yield what ``work`` returns for batch after batch; where memory ends, batches are halved."""
+        """Yield what ``work`` returns for each batch; when memory runs out, batches are halved."""
         done = 0
         while done < n:
             try:
@@ -323,7 +325,7 @@ class DiffusersModel:
         return latents
 
     def refuses(self, prompt: Prompt) -> bool:
-        """Say whether a prompt's text is one that is not drawn."""
+        """Say whether a prompt is not drawn."""
         return self.refuse is not None and self.refuse(prompt.text)
 
     def _screened(self, images: list[Image.Image]) -> list[Image.Image]:
@@ -353,13 +355,13 @@ def _black(image: Image.Image) -> Image.Image:
 
 
 def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
-    """Yield slices that the autoencoder takes at once, of rows of ``size`` pixels each."""
+    """Yield slices of the rows, of ``size`` pixels each, that the autoencoder takes at once."""
     step = max(1, min(64, _PIXELS // size))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 
 
-_UNTRAINED = ("time_embedding.", "conv_norm_out.", "conv_out.")  # by ESD-u's first code
+_UNTRAINED = ("time_embedding.", "conv_norm_out.", "conv_out.")  # in the first code of ESD-u
 
 
 def _in_group(name: str, group: ParameterGroup) -> bool:

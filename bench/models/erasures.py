@@ -1,4 +1,7 @@
-"""An erasure as files that anybody with the base model can use: ``delta.safetensors`` and ``card.json``."""
+"""Puts a saved erasure on a model, takes it back, and exports models.
+
+A saved erasure is ``delta.safetensors`` and ``card.json``: anybody with the base model can use it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from bench.sources.catalog import revision
 
 
 def applied(path: Path, model: str, *, force: bool = False) -> DiffusersModel:
-    """Return a model with an erasure put on it.
+    """Return a model with a saved erasure applied to it.
 
     Args:
         path: The delta, or its folder.
         model: The base model, as :func:`bench.sources.catalog.model_info` takes it.
-        force: Also where the card does not say that the erasure was made for this model.
+        force: Apply it even if the card does not say that it was made for this model.
 
     Raises:
         SpecError: The erasure changes no weights, or was made for another model.
@@ -29,10 +32,10 @@ def applied(path: Path, model: str, *, force: bool = False) -> DiffusersModel:
 
 
 def reverted(path: Path, model: str, base: str, *, force: bool = False) -> DiffusersModel:
-    """Return an erased model with its erasure taken back: the base, bit by bit.
+    """Return an erased model without its erasure, bit-equal to the base.
 
     Raises:
-        SpecError, StoreError: As :func:`applied`, or the model is not the base with this erasure.
+        SpecError, StoreError: As for :func:`applied`, or the model is not the base with this erasure.
     """
     change = _read(path, base, "--base", force=force)
     return delta.revert(load_model(model), change, load_model(base))
@@ -42,7 +45,7 @@ def check_export(folder: Path) -> None:
     """Refuse a folder that a model cannot be written to, before anything is computed.
 
     Raises:
-        SpecError: It is a file, or holds something.
+        SpecError: It is a file, or a folder that is not empty.
     """
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -54,7 +57,7 @@ def check_export(folder: Path) -> None:
 
 
 def export(model: DiffusersModel, folder: Path) -> None:
-    """Write a model as a diffusers folder, which is there whole or not at all.
+    """Write a model as a diffusers folder, whole or not at all.
 
     Raises:
         SpecError: As :func:`check_export`.
@@ -65,14 +68,14 @@ def export(model: DiffusersModel, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
             whole = Path(draft, "model")
-            save_folder(model, whole)
+            save_folder(model.pipe, whole)
             whole.replace(folder)
     except OSError as exc:
         raise StoreError(f"cannot write {folder}: {exc.strerror or exc}") from exc
 
 
 def _read(path: Path, model: str, flag: str, *, force: bool) -> delta.Delta:
-    """Return a delta after comparing it and the model with its card."""
+    """Return a delta whose card describes it and the model."""
     file = path / "delta.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise StoreError(f"there is no delta at {file}: give what `bench erase --out` wrote")
@@ -111,7 +114,7 @@ def _check_card(file: Path, card: dict[str, Any], change: delta.Delta) -> None:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """Return what a card says; nothing if there is none."""
+    """Return a card's content, empty if there is no card."""
     if not path.exists():
         return {}
     try:

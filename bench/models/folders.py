@@ -1,4 +1,7 @@
-"""Reads diffusers folders and single-file checkpoints of Stable Diffusion; no weight stays random."""
+"""Reads diffusers folders and single-file checkpoints of Stable Diffusion, and writes folders.
+
+A weight that is missing in the files is an error: the library would leave it random.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from bench.errors import AssetError, SpecError, raised
 from bench.models.checkpoints import bare, read_tensors
-from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS, class_of
 
 Tensors = dict[str, Tensor]
-_EXTRA = re.compile(r"position_ids$|^text_projection\.|^logit_scale$")  # of no part drawn with
+_EXTRA = re.compile(r"position_ids$|^text_projection\.|^logit_scale$")  # not needed to draw
 
 
 def load_folder(
     folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensors] | None = None
 ) -> Any:
-    """Return the pipeline of a diffusers folder; the safety checker and what else it has are left out.
+    """Return the pipeline of a diffusers folder, without its safety checker and other additions.
 
     Args:
         folder: As :func:`bench.sources.folders.check` approves it.
@@ -35,8 +37,8 @@ def load_folder(
         weights: Each part's tensors, in place of those in the folder.
 
     Raises:
-        AssetError: A part's configuration cannot be read, or its weights are not those that it names:
-            a missing one would stay random.
+        AssetError: A part's configuration cannot be read, or its weights are not all there or have other
+            shapes.
     """
     try:
         modules: dict[str, Any] = {part: _module(part, folder / part) for part in PARTS}
@@ -44,7 +46,7 @@ def load_folder(
         index = json.loads((folder / "model_index.json").read_bytes())
         kind = getattr(diffusers, class_of(index, "scheduler"))
         scheduler = kind.from_pretrained(folder / "scheduler")
-    except Exception as exc:  # the libraries raise anything on a configuration they do not know
+    except Exception as exc:  # for an unknown configuration the libraries raise any type
         raise AssetError(f"cannot load {folder}: {raised(exc)}") from exc
     for part, module in modules.items():
         given = weights[part] if weights else read_tensors(folder / part)
@@ -67,7 +69,7 @@ def pipeline(**parts: Any) -> StableDiffusionPipeline:
 
 def _module(part: str, folder: Path) -> nn.Module:
     """Return a part without its weights."""
-    if part == "text_encoder":  # it has buffers that no file holds
+    if part == "text_encoder":  # it has buffers that are in no file
         with torch.random.fork_rng(devices=[]):
             return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
     kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
@@ -77,7 +79,7 @@ def _module(part: str, folder: Path) -> nn.Module:
 
 
 def _fill(module: nn.Module, given: Tensors, dtype: torch.dtype, where: str) -> None:
-    """Put tensors into a module, all of them and all of its own."""
+    """Put tensors into a module; both must have the same names and shapes."""
     mine = {bare(name): (name, tensor) for name, tensor in module.state_dict().items()}
     found = {bare(name): tensor for name, tensor in given.items() if not _EXTRA.search(bare(name))}
     unfit = [n for n, (_, t) in mine.items() if n not in found or found[n].shape != t.shape]
@@ -107,7 +109,7 @@ _LDM = {
 
 
 def text_width(tensors: Tensors, path: str) -> int:
-    """Return how wide the text is that a checkpoint in CompVis's layout takes: SD 1's 768, SD 2's 1024.
+    """Return the width of the text that a checkpoint in CompVis's layout takes: 768 in SD 1, 1024 in SD 2.
 
     Raises:
         SpecError: It is no checkpoint of Stable Diffusion 1 or 2.
@@ -133,7 +135,7 @@ def text_width(tensors: Tensors, path: str) -> int:
 
 
 def load_file_model(path: Path, tensors: Tensors, config: Path, dtype: torch.dtype) -> Any:
-    """Return the pipeline of a checkpoint in CompVis's layout, by the configuration of a folder.
+    """Return the pipeline of a checkpoint in CompVis's layout, with the configuration of a folder.
 
     Raises:
         AssetError: Its tensors are not those of the configuration.
@@ -179,16 +181,11 @@ def _text(own: Tensors, config: Path) -> Tensors:
 
 
 # ---------------------------------------------------------------------- writing
-def save_folder(model: DiffusersModel, folder: Path) -> None:
-    """Write a model as a diffusers folder that transformers 4 and 5 read alike."""
-    save_pipeline(model.pipe, folder)
+def save_folder(pipe: Any, folder: Path) -> None:
+    """Write a pipeline as a diffusers folder that transformers 4 and 5 read in the same way.
 
-
-def save_pipeline(pipe: Any, folder: Path) -> None:
-    """Write a pipeline as :func:`save_folder` does.
-
-    Transformers 4 takes only those of a text encoder's tensors whose names begin with ``text_model.``
-    (5 takes both), and wants a tokenizer's vocabulary and merges as files of their own.
+    Transformers 4 reads only those tensors of a text encoder whose names begin with ``text_model.``, and
+    needs a tokenizer's vocabulary and merges in two files; 5 reads both forms.
     """
     pipe.save_pretrained(folder, safe_serialization=True)
     text = folder / "text_encoder" / "model.safetensors"

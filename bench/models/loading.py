@@ -51,15 +51,15 @@ def load_model(
 
     Args:
         name: As :func:`bench.sources.catalog.model_info` takes it.
-        world: The world to use it in, where it fits both; its own by default.
-        device: Where the weights go.
-        dtype: Their type; they are read in it, so the model is in memory once.
+        world: Its world, if it fits both; its own by default.
+        device: Where the weights are put.
+        dtype: Their type: "fp32", "bf16" or "fp16".
         batch_size: Images made at once.
 
     Raises:
         UnknownNameError: No model has this name.
-        SpecError: It is no Stable Diffusion, or reading it would need unpickling.
-        AssetError: Its weights are not here and cannot be fetched, or are not all of them.
+        SpecError: It is not a Stable Diffusion, or only unpickling could read it.
+        AssetError: Weights are missing and cannot be fetched, or are incomplete.
     """
     if torch.device(device).type == "meta":
         raise SpecError("--device meta holds no numbers: expected cpu, cuda or mps")
@@ -159,7 +159,7 @@ def _tiny_random() -> StableDiffusionPipeline:
 def _random(
     text: CLIPTextConfig, unet: dict[str, Any], vae: dict[str, Any], tokenizer: CLIPTokenizerFast
 ) -> StableDiffusionPipeline:
-    """Return a pipeline of these shapes: the same random weights each time, Stable Diffusion's schedule."""
+    """Return a pipeline of these shapes with random weights, the same each time, and SD's schedule."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         parts = {

@@ -1,4 +1,4 @@
-"""A model's noise schedule, the same for every sampler, and samplers' steps."""
+"""A model's noise schedule, the same for every sampler, and DDIM's steps with noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from bench.errors import IncompatibleError, SpecError
 
 STEPS = 1000
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-_SD = {"set_alpha_to_one": False, "steps_offset": 1}  # the library's defaults are wrong for SD
+_SD = {
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}  # the library's defaults are not Stable Diffusion's
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {**_SD, "clip_sample": False}),
     "lms": (LMSDiscreteScheduler, {}),
@@ -28,7 +31,7 @@ _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"steps_offset": 1}),  # DPM-Solver++ of order 2
 }
 _SPACINGS = ("leading", "linspace", "trailing")
-_LEAST = 2.0**-24  # the library's stand-in for a signal level of 0 where a sampler divides by it
+_LEAST = 2.0**-24  # what the library puts for a signal level of 0 where a sampler divides by it
 
 
 class Schedule:
@@ -45,7 +48,7 @@ class Schedule:
         prediction: What the denoiser returns: "epsilon" (noise) or "v_prediction" (velocities).
 
     Raises:
-        SpecError: It is another kind of schedule, or one that the prediction does not go with.
+        SpecError: It is another kind of schedule, or it does not fit what the denoiser predicts.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -74,7 +77,7 @@ class Schedule:
             )
         if not ((self.alphas >= 0) & (self.alphas <= 1)).all():
             raise SpecError(f"the model's {kind} has betas that are not all from 0 to 1")
-        self._rescaled |= float(self.alphas[-1]) == 0  # betas that are given may end there, too
+        self._rescaled |= float(self.alphas[-1]) == 0  # given betas may end at 0, too
         if self._rescaled and self.prediction == "epsilon":
             raise SpecError(
                 "the model's noise schedule ends at a signal level of 0 (rescale_betas_zero_snr), where "
@@ -89,7 +92,7 @@ class Schedule:
 
         Raises:
             SpecError: No sampler has this name.
-            IncompatibleError: It divides by a signal level that is 0 here.
+            IncompatibleError: The sampler divides by a signal level that is 0 here.
         """
         if name not in _SAMPLERS:
             raise SpecError(f"unknown sampler {name!r}. Known: {', '.join(sorted(_SAMPLERS))}")
@@ -112,7 +115,7 @@ class Schedule:
         return scheduler
 
     def noise(self, predicted: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """Return the noise in latents ``x`` by what the denoiser predicts of them, all float32.
+        """Return the noise in latents ``x``, given what the denoiser predicts from them, all float32.
 
         Velocities ``v = sqrt(a) eps - sqrt(1 - a) x0`` (Progressive Distillation for Fast Sampling of
         Diffusion Models, arXiv 2202.00512) give ``eps = sqrt(a) v + sqrt(1 - a) x``.
@@ -123,7 +126,7 @@ class Schedule:
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * x.float()
 
     def level(self, t: Tensor) -> Tensor:
-        """Return the signal level at timesteps, ``(batch or 1, 1, 1, 1)`` float32, on the CPU.
+        """Return the signal levels at timesteps, ``(batch or 1, 1, 1, 1)`` float32, on the CPU.
 
         Between two training timesteps the noise level ``sqrt((1 - a) / a)`` is linear, as in LMS.
         """
@@ -135,9 +138,9 @@ class Schedule:
 
 
 def _spacing(scheduler: Any) -> dict[str, Any]:
-    """Return which timesteps are drawn, if the model says so; else it is for the sampler to choose.
+    """Return the settings of a model that choose its timesteps; if it has none, the sampler chooses.
 
-    A saved folder holds its scheduler class's default as if somebody had chosen it.
+    A saved folder always holds a spacing. If it is its scheduler class's default, nobody chose it.
     """
     own = inspect.signature(type(scheduler).__init__).parameters.get("timestep_spacing")
     value = scheduler.config.get("timestep_spacing")
@@ -151,10 +154,10 @@ def _spacing(scheduler: Any) -> dict[str, Any]:
 
 
 class NoisySteps:
-    """DDIM's step with noise, also where ``eta`` > 1 makes the library's take a negative root.
+    """DDIM's step with noise, also for ``eta`` > 1, where the library takes the root of a negative number.
 
-    When Are Concepts Erased From Diffusion Models? (arXiv 2505.17013): the root's argument is taken
-    absolute, and the noise has a scale of its own.
+    As in When Are Concepts Erased From Diffusion Models? (arXiv 2505.17013), the root is of the absolute
+    value, and the noise has a scale of its own.
     """
 
     def __init__(self, scheduler: DDIMScheduler, noise: Sequence[SamplerNoise]) -> None:

@@ -25,7 +25,7 @@ from bench.emoji.recipe.data import HELD_OUT, Scenes, render
 from bench.emoji.recipe.negatives import Negatives, Studio, make
 from bench.emoji.recipe.sizes import SIZES, Size
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Mix, Scene, caption
-from bench.models.folders import save_pipeline
+from bench.models.folders import save_folder
 from bench.sources.catalog import file_digest
 
 app = typer.Typer(add_completion=False)
@@ -150,7 +150,7 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
 
     Half precision is for the files only: the text encoder's config decides what it is loaded as.
     """
-    save_pipeline(pipe.to(torch.float16), folder)
+    save_folder(pipe.to(torch.float16), folder)
     pipe.to(torch.float32)
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
