@@ -218,7 +218,9 @@ class DiffusersModel:
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
         """
-        scheduler = self.schedule.sampler("ddim" if sampler_noise else sampler or self.sampling.sampler)
+        scheduler = self.schedule.sampler(
+            "ddim" if sampler_noise else sampler or self.sampling.sampler
+        )
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
         predicted = self._guided(scheduler, cond, guidance)
         step = NoisySteps(scheduler, sampler_noise) if sampler_noise else scheduler.step
