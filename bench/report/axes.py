@@ -41,10 +41,6 @@ _LAST = (
     "task digest",
     "record",
 )  # shown only where lines would otherwise look alike
-_OLDER_FILES = {  # in records that are older than fields of the type Path
-    "transfer": ("source", "digest"),
-    "external": ("unet", "text_encoder", "unet_digest", "text_encoder_digest"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,19 +256,13 @@ def _code(ref: Ref) -> dict[str, str]:
 
 def _values(ref: Ref) -> dict[str, str]:
     """Return the parameters that are no files."""
-    files = {*_file_fields(ref), *({"label"} if ref.name == IMAGES else ())}
-    return {name: _short(value) for name, value in ref.params.items() if name not in files}
+    told = {*ref.files, *({"label"} if ref.name == IMAGES else ())}
+    return {name: _short(value) for name, value in ref.params.items() if name not in told}
 
 
 def _files(ref: Ref) -> dict[str, str]:
-    """Return what names a plug-in's files."""
+    """Return name and digest of a plug-in's files."""
     return {
-        key: f"{PurePath(str(ref.params.get(key, ''))).name} {ref.files.get(key, '')[:8]}".strip()
-        for key in _file_fields(ref)
+        key: f"{PurePath(str(ref.params.get(key, ''))).name} {content[:8]}".strip()
+        for key, content in ref.files.items()
     }
-
-
-def _file_fields(ref: Ref) -> list[str]:
-    """Return the parameters that name a file or its digest."""
-    older = _OLDER_FILES.get(ref.name, ())
-    return list(dict.fromkeys([*ref.files, *(name for name in older if name in ref.params)]))

@@ -338,8 +338,7 @@ def _own(g: Group, attacked: Sequence[Record]) -> list[Record]:
 
 
 def _origin(r: Record) -> str:
-    traces = [row.trace for row in r.rows if "origin" in row.trace]
-    return str(traces[0]["origin"] if traces else r.cell.attack.params.get("origin") or "?")
+    return str(next((row.trace["origin"] for row in r.rows if "origin" in row.trace), "?"))
 
 
 def _task_labels(records: Sequence[Record]) -> Callable[[Record], str]:
