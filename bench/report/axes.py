@@ -19,7 +19,7 @@ Place = TypeVar("Place", bound=Hashable)
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
-"""The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
+"""The fields of a cell that belong to the attack, to the erased model, and to the task."""
 _TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
 _UNSAID = {
     "guidance": "own",
@@ -57,7 +57,7 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """Any of the records, for what they have in common."""
+        """The first record, for what all of them have in common."""
         return self.records[0]
 
 
@@ -84,14 +84,14 @@ def differing(groups: Sequence[Group], named: Callable[[Record], tuple[str, ...]
 
     Args:
         groups: The lines.
-        named: What a line is called without them.
+        named: Returns the names of a record's line.
     """
     known = dict.fromkeys(name for g in groups for name in g.facets)
     shown: list[str] = []
     for name in sorted(known, key=lambda n: _LAST.index(n) if n in _LAST else -1):
         scopes: dict[Any, set[str]] = defaultdict(set)
         for g in groups:
-            if name in g.facets:  # an older record does not say everything
+            if name in g.facets:  # older records lack some
                 scopes[_scope(name, g, named(g.first), shown)].add(g.facets[name])
         if any(len(values) > 1 for values in scopes.values()):
             shown.append(name)
@@ -142,7 +142,7 @@ def placed(places: Iterable[tuple[Place, Record]]) -> dict[Place, Record]:
 
 
 def only(records: Iterable[Record]) -> Record | None:
-    """Return the record where there should be one at most.
+    """Return the only record, or ``None`` if there is none.
 
     Raises:
         StoreError: There are two.
@@ -151,7 +151,7 @@ def only(records: Iterable[Record]) -> Record | None:
 
 
 def model_key(r: Record) -> tuple[str, str, str]:
-    """Records with one key show one erased model, drawn alike."""
+    """Return a key that is the same for records of one erased model that draw in the same type."""
     return r.cell.world, r.cell.erase_key, r.cell.dtype
 
 
@@ -165,7 +165,7 @@ def _number(text: str) -> float:
 
 
 def _identity(r: Record, columns: frozenset[str]) -> str:
-    """Return the address of a record's line: all of its cell but the columns' share."""
+    """Return the digest of a record's line: of its cell without what columns of figures stand for."""
     cell = r.cell
     values = asdict(cell) | {"method": cell.method.identity, "attack": cell.attack.identity}
     left_out = {"assets", *columns}  # an attack's assets are no part of the line
@@ -236,7 +236,7 @@ def _called(ref: Ref) -> str:
 
 
 def _differences(ref: Ref, variants: Sequence[Ref]) -> list[str]:
-    """Return the parameters in which a plug-in differs from others; files only where nothing else does."""
+    """Return the parameters in which a plug-in differs from others; files only if no other differs."""
     values = [_values(v) for v in variants]
     parts = _unequal(_values(ref), values)
     if len({digest(v) for v in values}) < len(variants):
@@ -250,7 +250,7 @@ def _unequal(mine: Mapping[str, Any], theirs: Iterable[Mapping[str, Any]]) -> li
 
 
 def _code(ref: Ref) -> dict[str, str]:
-    """Return which code a plug-in is."""
+    """Return the version of a plug-in, and the digest of its code if it was edited."""
     return {"version": str(ref.version or 1), "code": ref.source[:8]}
 
 

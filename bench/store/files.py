@@ -30,7 +30,7 @@ def write(path: Path, *parts: bytes) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Write something and take it away again.
+    """Write a file to a folder and delete it.
 
     Raises:
         StoreError: Nothing can be written to the folder.
