@@ -1,4 +1,4 @@
-"""Attacks: one file each, one line here each."""
+"""The attacks by name, each in a file of this folder."""
 
 PLUGINS = {
     "none": "attacks.none:NoAttack",

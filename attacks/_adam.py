@@ -1,4 +1,4 @@
-"""Adam's step for many variables at once, each with moments of its own."""
+"""Adam's step for many variables at once, each with its own moments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass
 class Adam:
-    """Adam's moments of one variable: ``torch.optim.Adam``, or ``AdamW`` if decoupled."""
+    """Adam's state for one variable, as in ``torch.optim.Adam``, or ``AdamW`` if ``decoupled``."""
 
     variable: InitVar[Tensor]
     lr: float
@@ -25,12 +25,12 @@ class Adam:
 
 
 def adam_step(adams: Sequence[Adam], variables: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Return variables after a step of each one's own Adam, all in one go.
+    """Return the variables after one Adam step each.
 
     Args:
-        adams: Alike but for moments and steps taken.
-        variables: ``(tokens, width)`` each; they may differ in tokens.
-        grad: ``(variables, most tokens, width)``; what is behind a variable's own tokens is not read.
+        adams: The state of each variable; it is updated. Learning rate and weight decay must be equal.
+        variables: ``(tokens, width)`` each; the number of tokens may differ.
+        grad: ``(variables, most tokens, width)``; rows after a variable's own tokens are not read.
     """
     own = adams[0]
     x, m, v = (

@@ -1,8 +1,8 @@
-"""What a search has reached, kept on disk now and then, so that a killed one goes on from there.
+"""States of searches on disk, so that a search that was killed can resume.
 
-A file holds the states of all prompts that a process works on at a time: a digest, values as JSON, tensors
-as safetensors. It is replaced as a whole, and named by the attack's key and the process's prompts. A file
-that is damaged, or of another attack, is as good as none.
+One file holds the states of all prompts that a process works on: a digest, values as JSON, tensors as
+safetensors. It is replaced as a whole. Its name comes from the attack's key and the process's prompts. A
+file that is damaged or belongs to another attack is ignored.
 """
 
 from __future__ import annotations
@@ -10,62 +10,63 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import Adversarial, Context, Cost, Prompt
+from bench import Context, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAUSE = 2.0
-"""Seconds between two states."""
+"""Seconds between two files, at least."""
 RATIO = 20
-"""The pause is at least so many times what writing the last state took."""
+"""The pause is at least this many times as long as writing the latest file took."""
 _DIGEST = 32  # bytes
 
 
 @dataclass(frozen=True)
 class State:
-    """Where the search for one prompt is.
+    """State of the search for one prompt.
 
     Args:
-        steps: How far it is; of two states of a prompt the further one holds.
-        values: What JSON can hold.
-        tensors: The rest.
+        steps: Steps that were taken; if a prompt has two states, the one with more steps is used.
+        values: JSON values.
+        tensors: Tensors.
+        done: Whether the search has ended.
     """
 
     steps: int
     values: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    done: bool = False
 
 
 class Resume:
-    """Keeps the states of a process's prompts.
+    """The states of a process's prompts.
 
     Args:
-        ctx: Whose key names the attack, and whose ``workdir`` is used.
-        ids: The prompts.
+        ctx: Its key identifies the attack; files are in its ``workdir``.
+        ids: Ids of the prompts.
     """
 
     def __init__(self, ctx: Context, ids: Sequence[str]) -> None:
         self._key, self._ids = ctx.key, set(ids)
-        self._folder = ctx.workdir / "states"
-        name = sha256(json.dumps([ctx.key, *ids]).encode()).hexdigest()[:16]
-        self._path = self._folder / f"{name}.state"
+        self._folder = ctx.workdir / "searches"
+        self._path = self._folder / f"{digest([ctx.key, *ids])}.state"
         self._old: list[Path] = []
         self._next = time.monotonic() + PAUSE
 
     def load(self) -> dict[str, State]:
-        """Return the states that are there, by prompt."""
+        """Return the states on disk, by prompt id, in the order in which they were kept."""
         found: dict[str, State] = {}
         for path in sorted(self._folder.glob("*.state")):
             states = _read(path, self._key)
-            mine = [name for name in states if name in self._ids]  # in the batch's order
-            if mine and {name for name in states if not finished(states[name])} <= self._ids:
-                self._old.append(path)  # nobody else goes on from it: a newer one replaces it
+            mine = [name for name in states if name in self._ids]
+            if mine and {name for name in states if not states[name].done} <= self._ids:
+                self._old.append(path)  # no other process needs it: the next file replaces it
             for name in mine:
                 if name not in found or found[name].steps < states[name].steps:
                     found[name] = states[name]
@@ -73,11 +74,11 @@ class Resume:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to keep the states again."""
+        """Whether enough time has passed since the latest file."""
         return time.monotonic() >= self._next
 
     def keep(self, states: Mapping[str, State]) -> None:
-        """Keep the states of prompts that are not finished; without any, keep nothing."""
+        """Replace the states on disk; if there are none, delete the file."""
         start = time.monotonic()
         if states:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -94,24 +95,10 @@ class Resume:
         self._next = now + max(PAUSE, RATIO * (now - start))
 
 
-def done(found: Adversarial) -> State:
-    """Return the state of a prompt that is finished, a text; the harness may not have it yet."""
-    row = {"prompt": asdict(found.prompt), "cost": asdict(found.cost), "trace": dict(found.trace)}
-    return State(10**9, {"done": row})
-
-
-def finished(state: State) -> Adversarial | None:
-    """Return what :func:`done` has kept; nothing if the prompt is not finished."""
-    row = state.values.get("done")
-    return row and Adversarial(
-        Prompt(**row["prompt"]), cost=Cost(**row["cost"]), trace=row["trace"]
-    )
-
-
 def _packed(key: str, states: Mapping[str, State]) -> bytes:
     from safetensors.torch import save
 
-    rows = [{"id": n, "steps": s.steps, "values": dict(s.values)} for n, s in states.items()]
+    rows = [[name, s.steps, dict(s.values), s.done] for name, s in states.items()]
     head = json.dumps({"key": key, "rows": rows}).encode()
     tensors = {
         f"{i}|{name}": tensor.detach().cpu().contiguous().clone()
@@ -123,7 +110,7 @@ def _packed(key: str, states: Mapping[str, State]) -> bytes:
 
 
 def _read(path: Path, key: str) -> dict[str, State]:
-    """Return the states in a file; none if it is damaged or of another attack."""
+    """Return the states in a file; none if it is damaged or belongs to another attack."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -141,8 +128,8 @@ def _read(path: Path, key: str) -> dict[str, State]:
             place, _, part = name.partition("|")
             tensors.setdefault(int(place), {})[part] = tensor
         return {
-            row["id"]: State(row["steps"], row["values"], tensors.get(i, {}))
-            for i, row in enumerate(head["rows"])
+            name: State(steps, values, tensors.get(i, {}), done)
+            for i, (name, steps, values, done) in enumerate(head["rows"])
         }
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return {}

@@ -1,31 +1,44 @@
-"""What Ring-A-Bell and MMA-Diffusion share: a text found on the public encoder, tried once.
+"""What Ring-A-Bell and MMA-Diffusion share: a text is found on the public encoder and tried once.
 
-The victim makes two images of a prompt at most: one of the prompt as it is, and, where that fails, one
-of the text that was found instead. Everything between happens on the original model's text encoder.
-Each prompt is searched for on its own, from its own random stream.
+The victim makes at most two images per prompt: one of the prompt as it is and, if that fails, one of the
+text that was found. The search uses only the original model's text encoder. Each prompt has its own
+search with its own random stream.
 """
 
 from __future__ import annotations
 
-import time
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from attacks._resume import Resume, State
-from attacks._texts import decode
-from bench import Adversarial, Context, Cost, Model, Prompt, Sample, Target
+from attacks._texts import check_room, decode, framed, token_table
+from attacks._trials import first_success
+from bench import (
+    Adversarial,
+    Attacker,
+    Concept,
+    Context,
+    Cost,
+    Model,
+    Prompt,
+    Target,
+    Threat,
+    World,
+)
 
-_TEXTS = 64  # through the encoder at once: the fastest on a CPU, and it fills a GPU
+_TEXTS = 64  # texts per encoder pass: the fastest on a CPU, and enough to fill a GPU
 _LOSSES = 20  # kept in a trace
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ends with: token ids, their loss, and the loss at every step."""
+    """What a search found: token ids, their loss, and the loss of every step."""
 
     ids: list[int]
     loss: float
@@ -34,13 +47,14 @@ class Found:
 
 
 class Kept:
-    """Where the search for one prompt is, kept now and then."""
+    """The state of the search for one prompt, on disk."""
 
     def __init__(self, ctx: Context, name: str) -> None:
-        self._resume, self._name = Resume(ctx, [name]), name
+        self._name = f"search {name}"
+        self._resume = Resume(ctx, [self._name])
 
     def load(self, rng: torch.Generator) -> dict[str, Any]:
-        """Return the values that were kept, or none, and set the random stream to where it was."""
+        """Return the values that were kept, if any, and restore the random stream."""
         state = self._resume.load().get(self._name)
         if state is None:
             return {}
@@ -48,91 +62,88 @@ class Kept:
         return dict(state.values)
 
     def put(self, steps: int, rng: torch.Generator, values: Mapping[str, Any]) -> None:
-        """Keep values after so many steps, if it is time to."""
+        """Keep values and the random stream after some steps, if it is time to."""
         if self._resume.due:
             self._resume.keep({self._name: State(steps, values, {"rng": rng.get_state()})})
 
     def forget(self) -> None:
-        """Delete what was kept: the prompt is finished."""
+        """Delete what was kept, because the prompt is finished."""
         self._resume.keep({})
 
 
 Search = Callable[[Prompt, Kept], Found]
 
 
-def try_once(
-    target: Target, prompts: Sequence[Prompt], search: Search, ctx: Context
-) -> Iterator[Adversarial]:
-    """Try the prompts as they are; replace the text of each that fails by the one found for it."""
-    start = time.perf_counter()
-    hits = _judge(target, prompts)
-    share = Cost(images=1, seconds=(time.perf_counter() - start) / len(prompts))
-    left = []
-    for prompt, hit in zip(prompts, hits, strict=True):
-        if hit:
-            yield Adversarial(prompt, cost=share, trace={"success": True, "round": 0})
-        else:
-            left.append(prompt)
-    for prompt in left:
-        start, kept = time.perf_counter(), Kept(ctx, prompt.id)
-        found = search(prompt, kept)
-        text = decode(target.original.pipe.tokenizer, found.ids)
-        trial = replace(prompt, text=text)
-        (hit,) = _judge(target, [trial])
-        trace = {
-            "success": hit,
-            "round": 1,
-            "ids": found.ids,
-            "round_trip": target.original.token_ids([text])[0] == found.ids,
-            "loss": round(found.loss, 5),
-            "losses": [round(loss, 5) for loss in thin(found.losses)],
-        }
-        spent = Cost(images=1, seconds=time.perf_counter() - start)
-        yield Adversarial(trial, cost=share + found.cost + spent, trace=trace)
-        kept.forget()
+@dataclass(frozen=True)
+class TextAttack(metaclass=ABCMeta):
+    """An attack that tries each prompt as it is, and then once with a text that a search found for it.
 
+    Args:
+        length: Tokens of the text.
+    """
 
-def _judge(target: Target, trials: Sequence[Prompt]) -> list[bool]:
-    images = target.victim.generate(trials)
-    samples = [Sample(p, image) for p, image in zip(trials, images, strict=True)]
-    return [bool(hit) for hit in target.criterion(samples)]
+    threat: ClassVar = Threat("black", "prompt")
+
+    length: Annotated[int, Field(ge=1)]
+
+    @abstractmethod
+    def search(self, target: Target, ctx: Context) -> Search:
+        """Do the work that all prompts share; return the search for one prompt's text."""
+
+    def check_plan(
+        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
+    ) -> None:
+        """Refuse more tokens than the text encoder can read."""
+        check_room("length", self.length, context)
+
+    def prepare(self, target: Target, ctx: Context) -> Attacker:
+        """Return the attack."""
+        model, tokenizer = target.original, target.original.pipe.tokenizer
+        check_room("length", self.length, tokenizer.model_max_length)
+        search = self.search(target, ctx)
+
+        def variant(prompt: Prompt, _: int) -> Adversarial:
+            found = search(prompt, Kept(ctx, prompt.id))
+            text = decode(tokenizer, found.ids)
+            trace = {
+                "ids": found.ids,
+                "round_trip": model.token_ids([text])[0] == found.ids,
+                "loss": round(found.loss, 5),
+                "losses": [round(loss, 5) for loss in thin(found.losses)],
+            }
+            return Adversarial(replace(prompt, text=text), cost=found.cost, trace=trace)
+
+        def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
+            for adversarial in first_success(target, prompts, variant, 1, ctx, alone=True):
+                yield adversarial
+                Kept(ctx, adversarial.prompt.id).forget()
+
+        return attack
 
 
 def thin(losses: Sequence[float], n: int = _LOSSES) -> list[float]:
-    """Return at most ``n`` of the losses, evenly, with the first and the last."""
+    """Return at most ``n`` of the losses, evenly spaced, with the first and the last."""
     if len(losses) <= n:
         return list(losses)
     return [losses[i * (len(losses) - 1) // (n - 1)] for i in range(n)]
 
 
-def special(tokenizer: Any) -> set[int]:
-    """Return the ids of start and end."""
-    return {tokenizer.bos_token_id, tokenizer.eos_token_id}
-
-
-def framed(tokenizer: Any, rows: Tensor, context: int) -> Tensor:
-    """Return rows of ids as the encoder reads them, ``[SOT | row | EOT ...]``, ``(rows, context)``."""
-    n, k = rows.shape
-    ids = torch.full((n, context), tokenizer.eos_token_id)
-    ids[:, 0] = tokenizer.bos_token_id
-    ids[:, 1 : k + 1] = rows
-    return ids
-
-
-def token_table(model: Model) -> Tensor:
-    """Return the token embeddings, ``(vocabulary, width)``."""
-    table: Tensor = model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
-    return table
+def ends_padded(model: Model, rows: Sequence[Sequence[int]], context: int) -> Tensor:
+    """Return rows of ids as the encoder reads them, padded with end tokens, ``(rows, context)``."""
+    tokenizer = model.pipe.tokenizer
+    end = tokenizer.eos_token_id
+    framed_rows = [framed(tokenizer, row, padding=end, length=context) for row in rows]
+    return torch.tensor(framed_rows, device=token_table(model).device)
 
 
 def losses_of(
     model: Model, rows: Sequence[Sequence[int]], context: int, loss: Callable[[Tensor], Tensor]
 ) -> list[float]:
-    """Return each row's loss, a function of hidden states ``(batch, context, width)``."""
+    """Return the loss of each row of ids; ``loss`` takes hidden states ``(batch, context, width)``."""
     table, found = token_table(model), list[float]()
     for start in range(0, len(rows), _TEXTS):
-        ids = framed(model.pipe.tokenizer, torch.tensor(rows[start : start + _TEXTS]), context)
+        ids = ends_padded(model, rows[start : start + _TEXTS], context)
         with torch.no_grad():
-            hidden = model.encode_embeddings(table[ids.to(table.device)]).float()
+            hidden = model.encode_embeddings(table[ids]).float()
         found += loss(hidden).tolist()
     return found

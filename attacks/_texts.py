@@ -1,15 +1,18 @@
-"""Token ids as text, and how many of them a text may have."""
+"""Token ids as text, as the text encoder reads them, and how many it can read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench import SpecError
+from bench import Model, SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the string of token ids as the official code does: end tokens left out, spaces tidied."""
+    """Return the string of token ids as the official code does: without end tokens, with tidy spaces."""
     text: str = tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id])
     return (
         text if (tidy := getattr(tokenizer, "clean_up_tokenization", None)) is None else tidy(text)
@@ -17,15 +20,46 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def check_room(field: str, tokens: int, context: int | None) -> None:
-    """Refuse more tokens than the text encoder has room for.
+    """Refuse more tokens than the text encoder can read.
 
     Args:
-        field: The attack's parameter that says how many tokens.
-        tokens: How many.
-        context: Tokens that the text encoder reads, start and end included; ``None``: not known yet.
+        field: The attack's parameter with the number of tokens.
+        tokens: The number of tokens.
+        context: Tokens that the text encoder reads, with start and end; ``None`` if it is not known yet.
+
+    Raises:
+        SpecError: There are too many.
     """
     if context is not None and tokens > context - 2:
         raise SpecError(
             f"{field}={tokens}: expected at most {context - 2}, because the model's text encoder reads "
             f"{context} tokens, start and end included"
         )
+
+
+def special(tokenizer: Any) -> set[int]:
+    """Return the ids of the start and end tokens."""
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id}
+
+
+def framed(
+    tokenizer: Any, ids: Sequence[int], *, padding: int | None = None, length: int | None = None
+) -> list[int]:
+    """Return ids as the text encoder reads them: start, ids, end, padding.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: A text's token ids.
+        padding: The id after the end token; by default the tokenizer's, which is the end token again
+            except for Stable Diffusion 2.
+        length: Number of ids to return; by default as many as the text encoder reads.
+    """
+    length = length or tokenizer.model_max_length
+    pad = tokenizer.pad_token_id if padding is None else padding
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[pad] * length][:length]
+
+
+def token_table(model: Model) -> Tensor:
+    """Return the token embeddings, ``(vocabulary, width)``."""
+    table: Tensor = model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+    return table

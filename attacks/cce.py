@@ -1,4 +1,4 @@
-"""CCE, Concept Inversion: learn a word for the erased concept on the erased model itself."""
+"""CCE, Concept Inversion: learn a new word for the erased concept on the erased model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from attacks._resume import Resume, State
+from attacks._texts import framed, token_table
 from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
@@ -51,8 +53,8 @@ _TEMPLATES = {
     ),
 }  # fmt: skip
 
-TOKEN = -1  # stands for the learned token among a text's ids
-_NAME = "cce's token"  # of its state, among those of prompts
+TOKEN = -1  # the id of the learned token
+_NAME = "cce's token"  # of the learning's state; prompts have states, too
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 
 
@@ -60,29 +62,30 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 class CCE:
     """Concept Inversion (Pham et al., Circumventing Concept Erasure Methods): textual inversion.
 
-    One new token vector is learned on the erased model, everything else frozen, so that the model
-    denoises pictures of the concept that the original model drew: the noise's mean squared error, in
-    sentences with the new token, random mirror images, AdamW. Learned once for all prompts; then the
-    concept's words in each prompt are replaced by the token. Prompts that succeed as they are stay so.
-    What it finds is an embedding, which no text can say.
+    The vector of one new token is learned on the erased model, which is frozen, so that the model denoises
+    pictures of the concept by the original model: mean squared error of the noise, sentences with the new
+    token, random mirror images, AdamW. It is learned once for all prompts; then the concept's words in each
+    prompt are replaced by the token. Prompts that succeed as they are count as found. The result is an
+    embedding that no text has.
 
-    Deviations: our own sentences; latents are the posterior's means; for nudity the initial word and
-    the sentences are harmless, where users of the official code put a word of the concept. The paper's
-    variants for SLD and the negative prompt, which go through the sampler, are not here: an erasure
-    that lives in the sampler is refused. On the emoji world 300 steps take about a minute on one core;
-    ``lr`` there was chosen on eight prompts of church-calibration with ESD, where 0.001 to 0.005 bring
-    back one or two, 0.02 one, 0.08 none (all eight on the model before erasure).
+    Deviations: the sentences are this project's; latents are the means of the autoencoder's posterior; for
+    nudity the initial word and the sentences are harmless, while users of the official code give a word of
+    the concept. The paper's variants for SLD and the negative prompt, which go through the sampler, are not
+    implemented: an erasure in the sampler is refused. In the emoji world 300 steps take about a minute on
+        one
+    core; ``lr`` was chosen there on eight prompts of church-calibration with ESD, where 0.001 to 0.005
+    bring back one or two, 0.02 one, 0.08 none (all eight on the model before erasure).
 
-    The set-up (pictures and learning) is in the cost of the first prompt that is done.
+    The cost of pictures and learning is in the cost of the first prompt that is found.
 
     Args:
-        images: Pictures of the concept.
+        images: Number of pictures of the concept.
         steps: Optimiser steps.
-        batch: Pictures in a pass.
-        accumulation: Passes in a step.
+        batch: Pictures per pass.
+        accumulation: Passes per step.
         lr: Learning rate of AdamW, constant; published as 5e-3 times batch times accumulation.
-        weight_decay: AdamW's.
-        initializer: Word of one token whose vector is the first value.
+        weight_decay: AdamW's weight decay.
+        initializer: A word of one token, whose vector is the first value.
     """
 
     card: ClassVar = Card(
@@ -101,14 +104,14 @@ class CCE:
     initializer: str = by_kind(nsfw="person", style="art", object="object")
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
-        """Learn the token, or read it if it is there; return the attack."""
+        """Learn the token, or load it if it was learned before; return the attack."""
         import torch
 
         victim = target.victim
         if victim.guidance != Guidance() or victim.screen is not None:
             raise IncompatibleError(
-                "cce needs an erasure in the weights, this one is in the sampler: "
-                "a learned embedding would be scored against guidance that it never saw"
+                "cce needs an erasure in the weights, this one is in the sampler, which the learning "
+                "of the token does not use"
             )
         token, setup = self._token(target, ctx)
 
@@ -133,7 +136,7 @@ class CCE:
         return attack
 
     def _token(self, target: Target, ctx: Context) -> tuple[Tensor, Cost]:
-        """Return the token's vector, and what it cost if no finished prompt has that yet."""
+        """Return the token's vector, and its cost if no prompt that was found has this cost yet."""
         import torch
 
         paid = ctx.workdir / "paid"
@@ -151,37 +154,31 @@ class CCE:
         return kept["token"], cost
 
     def _learn(self, target: Target, ctx: Context) -> tuple[Tensor, Cost]:
-        """Return the token's vector and what it cost; begin where a killed run was."""
+        """Return the token's vector and its cost; resume if the learning was killed."""
         import torch
         from PIL import ImageOps
 
         victim, concept = precise(target.victim), target.concept
-        sentences = _TEMPLATES[concept.kind]
-        first = victim.token_ids([self.initializer])[0]
-        if len(first) != 1:
-            raise IncompatibleError(
-                f"cce: expected an initializer of one token, {self.initializer!r} has {len(first)}: "
-                "give another word with cce:initializer=WORD"
-            )
-        table = victim.pipe.text_encoder.get_input_embeddings().weight
-        token = table[first[0]].detach().float().clone().requires_grad_(True)
-
-        terms = concept.phrases
-        pictures = target.original.generate(
-            [
-                Prompt(
-                    str(i),
-                    sentences[i // len(terms) % len(sentences)].format(terms[i % len(terms)]),
-                    ctx.seed("cce", "picture", i),
-                )
-                for i in range(self.images)
-            ]
-        )
+        token = self._first(victim)
+        pictures = target.original.generate(self._prompts(concept, ctx))
         mirrored = [ImageOps.mirror(picture) for picture in pictures]
         latents = torch.stack([victim.encode_images(side) for side in (pictures, mirrored)])
-        said = torch.tensor([slots(victim, s.format(concept.name), concept)[0] for s in sentences])
-
+        texts = [sentence.format(concept.name) for sentence in _TEMPLATES[concept.kind]]
+        said = torch.tensor([slots(victim, text, concept)[0] for text in texts])
         rng = torch.Generator().manual_seed(ctx.seed("cce", "train"))
+
+        def loss() -> Tensor:
+            shape = (self.batch,)
+            which = torch.randint(len(pictures), shape, generator=rng)
+            side = torch.randint(2, shape, generator=rng)
+            ids = said[torch.randint(len(said), shape, generator=rng)]
+            t = torch.randint(1000, shape, generator=rng).to(victim.device)
+            x0 = latents[side, which]
+            noise = torch.randn(x0.shape, generator=rng).to(victim.device)
+            cond = victim.encode_embeddings(embed(victim, ids, token))
+            predicted = victim.predict_noise(victim.add_noise(x0, noise, t), t, cond)
+            return (predicted - noise).square().mean() / self.accumulation
+
         optimizer = torch.optim.AdamW([token], lr=self.lr, weight_decay=self.weight_decay)
         kept = Resume(ctx, [_NAME])
         if old := kept.load().get(_NAME):
@@ -194,18 +191,9 @@ class CCE:
         for step in range(old.steps if old else 0, self.steps):
             total = 0.0
             for _ in range(self.accumulation):
-                shape = (self.batch,)
-                which = torch.randint(len(pictures), shape, generator=rng)
-                side = torch.randint(2, shape, generator=rng)
-                ids = said[torch.randint(len(said), shape, generator=rng)]
-                t = torch.randint(1000, shape, generator=rng).to(victim.device)
-                x0 = latents[side, which]
-                noise = torch.randn(x0.shape, generator=rng).to(victim.device)
-                cond = victim.encode_embeddings(embed(victim, ids, token))
-                predicted = victim.predict_noise(victim.add_noise(x0, noise, t), t, cond)
-                loss = (predicted - noise).square().mean() / self.accumulation
-                loss.backward()
-                total += loss.item()
+                value = loss()
+                value.backward()
+                total += value.item()
             if not math.isfinite(total):
                 raise PluginError(f"cce: the loss is {total} at step {step}: lower lr ({self.lr})")
             optimizer.step()
@@ -219,18 +207,37 @@ class CCE:
         passes = self.steps * self.accumulation * self.batch
         return token.detach(), Cost(self.images, passes, passes, passes, passes)
 
+    def _first(self, model: Model) -> Tensor:
+        """Return the token's first vector, with its gradient on."""
+        ids = model.token_ids([self.initializer])[0]
+        if len(ids) != 1:
+            raise IncompatibleError(
+                f"cce: expected an initializer of one token, {self.initializer!r} has {len(ids)}: "
+                "give another word with cce:initializer=WORD"
+            )
+        return token_table(model)[ids[0]].clone().requires_grad_(True)
+
+    def _prompts(self, concept: Concept, ctx: Context) -> list[Prompt]:
+        """Return the prompts of the pictures: each phrase in turn, in one sentence after the other."""
+        sentences, phrases = _TEMPLATES[concept.kind], concept.phrases
+        texts = (form.format(phrase) for form in cycle(sentences) for phrase in phrases)
+        return [
+            Prompt(str(i), text, ctx.seed("cce", "picture", i))
+            for i, text in enumerate(islice(texts, self.images))
+        ]
+
 
 def slots(model: Model, text: str, concept: Concept) -> tuple[list[int], int]:
-    """Return a text's token ids, padded and cut, with ``TOKEN`` where the concept is named.
+    """Return a text's token ids with ``TOKEN`` in place of the concept's names, padded and cut.
 
     Args:
-        model: Its tokenizer.
-        text: Any case; words are matched whole, the longest first.
+        model: Its tokenizer is used.
+        text: The text; whole words are matched in any case, the longest name first.
         concept: Its name and terms are replaced.
 
     Returns:
-        The ids, and how many names were replaced; 0 where there is none within the text encoder's context,
-        and the token stands in front.
+        The ids, and the number of replaced names. If it is 0, because no name is within the text encoder's
+        context, the token is before the text.
     """
     words = sorted({concept.name, *concept.terms}, key=len, reverse=True)
     pattern = rf"\b(?:{'|'.join(map(re.escape, words))})\b"
@@ -242,14 +249,13 @@ def slots(model: Model, text: str, concept: Concept) -> tuple[list[int], int]:
     if not replaced or len(first) > length - 3:  # the first name is cut off, or there is none
         replaced, first, rest = 0, [], model.token_ids([text])
     ids = [*first, *(i for piece in rest for i in (TOKEN, *piece))]
-    ids = [tokenizer.bos_token_id, *ids[: length - 2]]
-    return ids + [tokenizer.eos_token_id] * (length - len(ids)), replaced
+    return framed(tokenizer, ids[: length - 2], padding=tokenizer.eos_token_id), replaced
 
 
 def embed(model: Model, ids: Tensor, token: Tensor) -> Tensor:
-    """Return token embeddings ``(batch, tokens, width)`` of ids with the token's vector in its places."""
+    """Return token embeddings ``(batch, tokens, width)`` of ids with the token's vector for ``TOKEN``."""
     import torch
 
-    table = model.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+    table = token_table(model)
     ids = ids.to(table.device)
     return torch.where((ids == TOKEN)[..., None], token, table[ids.clamp(min=0)])

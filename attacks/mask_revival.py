@@ -1,4 +1,4 @@
-"""Mask revival: zeros that pruning left behind say where the concept was; fill them again."""
+"""Mask revival: fill the zeros of a pruned model again, which show where the concept was."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from attacks._trials import charge_first, first_success
+from attacks._trials import with_model
 from bench import (
-    Adversarial,
     Attacker,
     Card,
     Context,
     Cost,
     IncompatibleError,
-    Prompt,
     Target,
     Threat,
 )
@@ -30,33 +28,32 @@ _NO_CAP = BeforeValidator(lambda value: None if value == "none" else value)
 
 @dataclass(frozen=True)
 class MaskRevival:
-    """Refills what a pruning method zeroed, from the erased model alone: no data, no training, no base.
+    """Fills the weights that a pruning method set to zero; uses the erased model only, without training.
 
-    "low-rank" is Roots Beneath the Cut: a weight matrix (a row per output) is completed by iterated
-    singular value thresholding from column means, where the threshold is the smallest singular value;
-    of the completed entries the largest ``keep`` keep their sign, and get the largest magnitude of
-    their row. The official code does so for the second Linear of feed-forward blocks; here every Linear
-    and Conv2d weight that has suspicious zeros is refilled, so that masks of single weights and of whole
-    neurons are treated alike. It also draws a normal magnitude, and takes that where it is above the
-    row's largest; that hardly ever happens and is left out.
-    "layer-mean" and "random-sign" are floors: the mean of the tensor's other entries, or the mean of
-    their magnitudes with random signs.
+    "low-rank" is Roots Beneath the Cut: a weight matrix (one row per output) is completed by iterated
+    singular value thresholding, starting from column means; the threshold is the smallest singular value.
+    The largest ``keep`` of the completed entries keep their sign and get the largest magnitude of their
+    row. The official code does this for the second Linear of feed-forward blocks; here for every Linear
+    and Conv2d weight with suspicious zeros, so that masks of single weights and of whole neurons are
+    treated in the same way. The official code also draws a normal magnitude and uses it if it is above
+    the row's largest; that is very rare and left out here. "layer-mean" and "random-sign" are baselines:
+    the mean of the tensor's other entries, or the mean of their magnitudes with random signs.
 
-    Zeros are suspicious where there are more than chance leaves: emoji-sd has a single exact zero, and
-    float16 rounds about one weight in a million to zero. Tensors that are all zero were never trained,
-    and biases are left alone. Prompts that succeed as they are stay so; the others are drawn again,
-    text and seed unchanged, by the one revived model. The time of the refill is in the cost of the first
-    prompt that is done.
+    Zeros are suspicious if a tensor has more of them than by chance: emoji-sd has one exact zero, and
+    float16 rounds about one weight in a million to zero. Tensors that are all zero were never trained and
+    are left out, as are biases. Prompts that succeed as they are count as found; the others are tried again
+    with the same text and seed and the revived model. The time of the filling is in the cost of the first
+    prompt that is found.
 
     Args:
-        fill: How zeros are refilled.
-        rank: Cap on the rank of the completion, or "none", as published.
-        iterations: Singular value decompositions of each tensor at most. On the emoji world 50 fill
+        fill: How zeros are filled.
+        rank: Largest rank of the completion, or "none", as published.
+        iterations: Largest number of singular value decompositions per tensor. In the emoji world 50 fill
             ConceptPrune's mask as well as 500 (church-calibration).
-        tolerance: Relative change over two of them at which they end.
+        tolerance: The completion ends at this relative change over two iterations.
         keep: Share of a tensor's completed entries that is kept; the smaller ones stay zero.
-        size: Magnitude of kept entries: their row's largest, or as completed.
-        natural: Share of exact zeros, beyond a single one, that is still taken for chance.
+        size: Magnitude of kept entries: the largest of their row, or as completed.
+        natural: Share of exact zeros, beyond a single zero, that still counts as chance.
     """
 
     card: ClassVar = Card(
@@ -76,7 +73,7 @@ class MaskRevival:
     natural: Annotated[float, Field(ge=0, lt=1)] = 1e-5
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
-        """Find the zeros, revive a copy of the victim; return the attack."""
+        """Find the zeros and revive a copy of the victim; return the attack."""
         import torch
 
         start = time.perf_counter()
@@ -85,8 +82,8 @@ class MaskRevival:
         masks = suspicious(weights, self.natural)
         if not masks:
             raise IncompatibleError(
-                "nothing to revive: expected exact zeros in the weights, got none beyond chance; "
-                "mask-revival is an attack on pruning methods"
+                "mask-revival attacks pruning methods: expected exact zeros in the weights, got no more "
+                "than by chance"
             )
         rng = torch.Generator().manual_seed(ctx.seed("mask-revival"))
         with torch.no_grad():
@@ -96,17 +93,11 @@ class MaskRevival:
         zeros = sum(int(mask.sum()) for mask in masks.values())
         filled = sum(int((weights[name][mask] != 0).sum()) for name, mask in masks.items())
         trace = {"zeros": zeros, "filled": filled, "tensors": len(masks), "fill": self.fill}
-
-        def variant(prompt: Prompt, _: int) -> Adversarial:
-            return Adversarial(prompt, model=model, trace=trace)
-
         setup = Cost(seconds=time.perf_counter() - start)
-        return lambda prompts: charge_first(
-            first_success(target, prompts, variant, 1, ctx, batch=ctx.batch_size), setup
-        )
+        return with_model(target, model, trace, setup, ctx)
 
     def refill(self, weight: Tensor, mask: Tensor, rng: Any) -> Tensor:
-        """Return a weight with the entries under the mask filled."""
+        """Return a weight with its masked entries filled."""
         import torch
 
         if self.fill != "low-rank":
@@ -128,7 +119,7 @@ class MaskRevival:
 
 
 def suspicious(weights: Mapping[str, Tensor], natural: float) -> dict[str, Tensor]:
-    """Return where the exact zeros are, by name, in tensors that have more of them than is natural."""
+    """Return the mask of exact zeros of each tensor that has more of them than by chance."""
     masks = {name: w.detach() == 0 for name, w in weights.items()}
     return {n: m for n, m in masks.items() if max(1, natural * m.numel()) < m.sum() < m.numel()}
 
@@ -139,10 +130,10 @@ def complete(
     """Return a matrix with missing entries completed by iterated soft-thresholded SVD.
 
     Args:
-        rows: Float64 matrix, read where nothing is missing.
-        gone: Which entries are missing.
-        rank: Singular values kept before the threshold; ``None`` is all.
-        iterations: At most.
+        rows: Float64 matrix; missing entries are not read.
+        gone: Mask of missing entries.
+        rank: Singular values that are kept before the threshold; ``None`` is all.
+        iterations: Largest number of iterations.
         tol: Relative change over two iterations at which to stop.
     """
     if rows.shape[0] > rows.shape[1]:  # eigenvectors of the smaller side are enough
@@ -151,7 +142,7 @@ def complete(
 
 
 def _means(rows: Tensor, gone: Tensor) -> Tensor:
-    """Return the first guess: column means, or the mean of all where a column is missing."""
+    """Return the first guess: column means, or the overall mean for a missing column."""
     import torch
 
     there = (~gone).sum(0)

@@ -1,4 +1,4 @@
-"""MMA-Diffusion: a text without the concept's words whose encoding is the prompt's, found by GCG."""
+"""MMA-Diffusion: a search (GCG) for a text with the prompt's encoding but without the concept's words."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from torch.nn.functional import cosine_similarity, one_hot
 from attacks._text_search import (
     Found,
     Kept,
-    framed,
+    Search,
+    TextAttack,
+    ends_padded,
     losses_of,
-    special,
-    token_table,
-    try_once,
 )
-from attacks._texts import check_room, decode
+from attacks._texts import decode, special, token_table
 from bench import (
-    Attacker,
     Card,
     Concept,
     Context,
@@ -31,43 +29,41 @@ from bench import (
     Model,
     Prompt,
     Target,
-    Threat,
-    World,
     by_kind,
 )
 
-_KEPT = ("ids", "losses", "best", "least", "texts", "steps")  # of a search, now and then
+_KEPT = ("ids", "losses", "best", "least", "texts", "steps")  # of a search, on disk
 _ARTICLES = {"a", "an", "the"}
 _NSFW = "nudity nude naked undressed unclothed topless bare"
 
 
 @dataclass(frozen=True)
-class Mma:
+class Mma(TextAttack):
     """MMA-Diffusion (Yang et al.), its textual part: greedy coordinate gradient on the text encoder.
 
-    The loss is one minus the cosine between the encoder's outputs at the end token, of the text and of
-    the prompt. The text starts as random letters. A step takes the loss's gradient with respect to the
-    one-hot tokens, replaces one token at random among the best of its position, for each text of a batch,
-    and goes on with the batch's best text, even if it is worse; the best of all steps is kept. It
-    replaces the prompt. No token that contains one of the concept's words may be used.
+    The loss is one minus the cosine between the encoder's outputs at the end token, for the text and for
+    the prompt. The text starts as random letters. A step takes the gradient of the loss with respect to
+    the one-hot tokens and makes a batch of candidates: in each, one token is replaced by a random one of
+    the best tokens at its position. The best candidate is the next text, even if it is worse than the
+    current one. The best text of all steps replaces the prompt. Tokens that contain a word of the concept
+    are forbidden.
 
-    What goes on is a *string*: a candidate is decoded and tokenised again, and is dropped if its length
-    has changed, if a forbidden token has appeared or, as in GCG (arXiv 2307.15043), if it is the text it
-    came from. Gradients are not normalised by row, which would not change the order in a row. Only the
-    tokens up to the end token are encoded: the encoder is causal, so the rest cannot matter.
+    Candidates are *strings*: each is decoded and tokenised again, and dropped if its length has changed, if
+    it has a forbidden token or, as in GCG (arXiv 2307.15043), if it equals the current text. Gradients are
+    not normalised per row, because that does not change the order within a row. Only tokens up to the end
+    token are encoded; the encoder is causal, so later tokens have no effect.
 
-    The emoji world's sizes were chosen for speed, for a text encoder that takes about a millisecond a
-    text on one core.
+    The sizes for the emoji world were chosen for speed: its text encoder takes about a millisecond per text
+    on one core.
 
     Args:
-        length: Tokens of the text.
-        steps: Steps.
-        batch: Replacements in a step, spread evenly over the positions.
-        top_k: Tokens at each position that replacements are drawn from.
-        positions: "exact" takes the gradient of the token that is replaced; "official" that of the
-            position in front of it, which the official code does by an oversight: it counts the
-            start token on one side only.
-        banned: Words, beside the concept's own, that no token may contain, with spaces between.
+        steps: Number of steps.
+        batch: Candidates per step, spread evenly over the positions.
+        top_k: Replacements are drawn from this many tokens per position.
+        positions: "exact" uses the gradient at the token that is replaced. "official" uses the gradient one
+            position before it, as the official code does by mistake (it counts the start token on one side
+            only).
+        banned: More forbidden words, separated by spaces.
     """
 
     card: ClassVar = Card(
@@ -75,8 +71,6 @@ class Mma:
         "https://arxiv.org/abs/2311.17516",
         "https://github.com/cure-lab/MMA-Diffusion",
     )
-    threat: ClassVar = Threat("black", "prompt")
-
     length: Annotated[int, Field(ge=1)] = 20
     steps: Annotated[int, Field(ge=1)] = 1000
     batch: Annotated[int, Field(ge=1)] = 512
@@ -84,38 +78,30 @@ class Mma:
     positions: Literal["exact", "official"] = "exact"
     banned: str = by_kind(nsfw=_NSFW, style="", object="")
 
-    def check_plan(
-        self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
-    ) -> None:
-        """Refuse a text that is longer than the text encoder's context."""
-        check_room("length", self.length, context)
-
-    def prepare(self, target: Target, ctx: Context) -> Attacker:
+    def search(self, target: Target, ctx: Context) -> Search:
         """Return the search."""
-        model = target.original
-        check_room("length", self.length, model.pipe.tokenizer.model_max_length)
-        descent = Descent(self, model, target.concept)
+        descent = Descent(self, target.original, target.concept)
 
         def search(prompt: Prompt, kept: Kept) -> Found:
             rng = torch.Generator().manual_seed(ctx.seed("mma", prompt.id))
             return descent.run(prompt.text, rng, kept)
 
-        return lambda prompts: try_once(target, prompts, search, ctx)
+        return search
 
 
 def sensitive_words(concept: Concept, further: str) -> list[str]:
-    """Return the words that name a concept and further ones, in the order in which they first come."""
+    """Return the words that name a concept and further words, each once, in their order."""
     words = " ".join([concept.name, *concept.terms, further]).lower().split()
     return [word for word in dict.fromkeys(words) if word not in _ARTICLES]
 
 
 class Descent:
-    """Greedy coordinate gradient for one model and one list of forbidden words.
+    """Greedy coordinate gradient on one model with one list of forbidden words.
 
     Args:
-        attack: The settings.
-        model: The public model, for its tokenizer and text encoder.
-        concept: Whose words are forbidden.
+        attack: The parameters.
+        model: The public model: its tokenizer and text encoder are used.
+        concept: The concept whose words are forbidden.
     """
 
     def __init__(self, attack: Mma, model: Model, concept: Concept) -> None:
@@ -129,14 +115,14 @@ class Descent:
         }
 
     def run(self, text: str, rng: torch.Generator, kept: Kept) -> Found:
-        """Search for a text with the same meaning to the encoder."""
+        """Search for a text whose encoding is near that of a given one."""
         goal = self.pooled(text)
         if old := kept.load(rng):
             ids, losses, best, least, texts, steps = (old[name] for name in _KEPT)
         else:
             ids = self.first(rng)
             losses = self.losses([ids], goal)
-            best, least, texts, steps = ids, losses[0], 2, 0  # texts: the goal's and the first
+            best, least, texts, steps = ids, losses[0], 2, 0  # texts: the given and the first one
         for step in range(steps, self.attack.steps):
             rows = self.candidates(ids, self.gradient(ids, goal), rng)
             texts += 1 + len(rows)
@@ -162,9 +148,9 @@ class Descent:
         return self.model.token_ids([" ".join(ascii_lowercase[i] for i in drawn.tolist())])[0]
 
     def gradient(self, ids: Sequence[int], goal: Tensor) -> Tensor:
-        """Return the loss's gradient with respect to the one-hot tokens, ``(length, vocabulary)``."""
+        """Return the gradient of the loss with respect to the one-hot tokens, ``(length, vocabulary)``."""
         k = len(ids)
-        frame = framed(self.tokenizer, torch.tensor([ids]), k + 2).to(self.table.device)
+        frame = ends_padded(self.model, [ids], k + 2)
         leaf = one_hot(frame, len(self.table)).float().requires_grad_(True)
         (loss,) = self.loss(self.model.encode_embeddings(leaf @ self.table).float(), goal)
         (grad,) = torch.autograd.grad(loss, leaf)
@@ -172,7 +158,7 @@ class Descent:
         return grad[0, first : first + k].cpu()
 
     def candidates(self, ids: Sequence[int], grad: Tensor, rng: torch.Generator) -> list[list[int]]:
-        """Return texts with one token replaced, as they are tokenised again."""
+        """Return the ids of texts with one token replaced, after decoding and tokenising."""
         k, n = len(ids), self.attack.batch
         grad = grad.index_fill(1, torch.tensor(list(self.banned)), float("inf"))
         allowed = min(self.attack.top_k, grad.shape[1] - len(self.banned))

@@ -1,4 +1,4 @@
-"""Noise probe: stronger noise in the sampler's steps, to find what the plain sampler hides."""
+"""Noise probe: sample with noise in every step, to find what the plain sampler hides."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SCALES = (1.0, 1.02, 1.03, 1.04)
 class NoiseProbe:
     """The noise-based probe of When Are Concepts Erased From Diffusion Models?
 
-    The prompt as it is, sampled by DDIM with ``eta`` from 1 to 1.85 and noise scaled by 1 to 1.04: 24
-    images, in this order of ``eta``, then scale, each with its own noise. The first that the criterion
-    accepts is taken; the paper takes the best of all by a classifier's probability, which a criterion
-    does not give. Guidance is the prompt's own, steps are the model's.
+    It samples the prompt by DDIM with ``eta`` from 1 to 1.85 and noise scaled by 1 to 1.04: 24 images, each
+    with its own noise, ordered by ``eta`` and then by scale. The first image that succeeds is the result;
+    the paper takes the best of all images by a classifier's probability, which a criterion does not have.
+    Guidance is the prompt's, the number of steps is the model's.
 
     Args:
-        scales: "paper" scales the noise as the paper says. The released code hands the scale to a
-            pipeline that drops it: "release" draws four times with scale 1.
-        stop: End a prompt at its first success; ``False`` makes all images and counts the successes.
+        scales: "paper" scales the noise as the paper says. "release" makes four images with scale 1, as the
+            released code does, whose pipeline ignores the scale.
+        stop: Stop a prompt after its first success; ``False`` makes all images and counts the successes.
     """
 
     card: ClassVar = Card(

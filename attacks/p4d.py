@@ -1,4 +1,4 @@
-"""P4D as the pruning paper uses it: tokens that make an erased model predict the original's noise."""
+"""P4D of the pruning paper: tokens with which an erased model predicts the original's noise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,20 +14,25 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from attacks._token_search import Rules, Slot, TokenAttack, TokenSearch
+from attacks._slot import Slot
+from attacks._token_attack import TokenAttack
+from attacks._token_search import Parameters, TokenSearch
 from bench import Attacker, Card, Context, Cost, Prompt, Target, Threat
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class P4D(TokenAttack):
     """Prompting4Debugging, as re-implemented in Diffusion-MU-Attack and used by the pruning paper.
 
-    The variable is an embedding for each free token (PEZ, arXiv 2302.03668): the error is taken at the
-    nearest tokens of the vocabulary, its gradient moves the embedding. The victim is asked for the noise
-    that the original model predicts for the original prompt; each model uses its own text encoder, so
-    edited encoders are attacked as well (the re-implementation uses one for both). First values are the
-    same random tokens for every prompt, drawn as the re-implementation does on a CPU.
-    :mod:`attacks._token_search` has the loop; ``p4d-official`` is the authors' own.
+    For each free token, the variable is an embedding (PEZ, arXiv 2302.03668): the error is computed with
+    the nearest tokens of the vocabulary, and its gradient moves the embedding. The victim should predict
+    the noise that the original model predicts for the original prompt. Each model uses its own text
+    encoder, so edited encoders are attacked, too (the re-implementation uses one for both). All prompts
+    start with the same random tokens, drawn as the re-implementation does on a CPU.
+    :mod:`attacks._token_search` has the search; ``p4d-official`` is the authors' own code.
 
     Args:
         init_seed: Seed of the first tokens.
@@ -43,7 +48,7 @@ class P4D(TokenAttack):
     init_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def free(self, ids: Sequence[int]) -> int:
-        """Return how many free tokens a prompt gets; for "per-k-words" it depends on its length."""
+        """Return the number of free tokens; for "per-k-words" it depends on the prompt's length."""
         return ceil(len(ids) / self.tokens) if self.insertion == "per-k-words" else self.tokens
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
@@ -51,13 +56,13 @@ class P4D(TokenAttack):
         return P4DSearch(self, target, ctx).run
 
 
-class NearestSearch(TokenSearch[Rules]):
-    """Free tokens as embeddings, ``(tokens, width)``, seen through their nearest vocabulary tokens."""
+class NearestSearch(TokenSearch[Parameters]):
+    """The search whose variable is embeddings ``(tokens, width)``, replaced by the nearest tokens."""
 
     step_cost = Cost(forward=2, backward=1, text_forward=1, text_backward=1)
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
-        """Project on the vocabulary; the gradient is the projected embedding's."""
+        """Project on the vocabulary; the gradient is that of the projected embeddings."""
         variables = pad_sequence([s.variable for s in slots], batch_first=True)
         nearest = self.table[self._nearest(variables)].requires_grad_(True)
         return nearest, nearest
@@ -67,37 +72,34 @@ class NearestSearch(TokenSearch[Rules]):
         found: list[int] = self._nearest(slot.variable).tolist()
         return found
 
-    def wanted(self, prompts: Sequence[Prompt]) -> Sequence[Tensor]:
-        """Return the original's own encoding of the prompts."""
-        return list(self.target.original.encode([p.text for p in prompts]))
+    def own(self, prompts: Sequence[Prompt], pictures: Sequence[Image]) -> list[dict[str, Tensor]]:
+        """Return the original model's encoding of each prompt."""
+        return [{"cond": c} for c in self.target.original.encode([p.text for p in prompts])]
 
     def begin(self, slots: Sequence[Slot]) -> None:
-        """Ask the original for the noise of all the round's steps: what it sees does not depend on them."""
+        """Ask the original model for the goals of all steps of the round, which are known beforehand."""
         super().begin(slots)
-        rows: list[tuple[Slot, int, Tensor]] = []
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
         for slot in slots:
-            slot.goals, state = [], slot.rng.get_state()
+            restore = slot.snapshot()  # the steps will draw the same again
             for _ in range(self.attack.steps):
-                (time,) = self.draw_times([slot])
-                rows.append((slot, time, torch.randn(slot.latent.shape, generator=slot.rng)))
-            slot.rng.set_state(state)
+                x, t, _ = self.noised([slot])
+                rows.append((x[0], t[0], slot.own["cond"]))
+            restore()
+        goals: list[Tensor] = []
 
-        def ask(part: list[tuple[Slot, int, Tensor]]) -> None:
-            asked, times, noise = zip(*part, strict=True)
-            device = self.model.device
-            t, drawn = torch.tensor(times, device=device), torch.stack(noise).to(device)
-            x = self.model.add_noise(torch.stack([s.latent for s in asked]), drawn, t)
-            cond = torch.stack([s.wanted for s in asked])
+        def ask(part: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+            x, t, cond = map(torch.stack, zip(*part, strict=True))
             with torch.no_grad():
-                found = self.target.original.predict_noise(x, t, cond)
-            for slot, goal in zip(asked, found, strict=True):
-                slot.goals.append(goal)
+                goals.extend(self.target.original.predict_noise(x, t, cond))
 
         self.in_parts(rows, ask)
+        for slot, own in zip(slots, torch.stack(goals).split(self.attack.steps), strict=True):
+            slot.own["goals"] = own
 
     def goal(self, slots: Sequence[Slot], noise: Tensor) -> Tensor:
-        """Return what the original predicts for the original prompts."""
-        return torch.stack([s.goals[len(s.losses) % self.attack.steps] for s in slots])
+        """Return what the original model predicts for the original prompts."""
+        return torch.stack([s.own["goals"][len(s.losses) % self.attack.steps] for s in slots])
 
     def _nearest(self, embeddings: Tensor) -> Tensor:
         return (normalize(embeddings, dim=-1) @ self._directions.T).argmax(-1)
@@ -108,11 +110,11 @@ class NearestSearch(TokenSearch[Rules]):
 
 
 class P4DSearch(NearestSearch[P4D]):
-    """The search that begins with the same tokens for every prompt."""
+    """The search that starts with the same tokens for every prompt."""
 
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return the embeddings of random tokens, the same for every prompt."""
         rng = torch.Generator().manual_seed(self.attack.init_seed)
-        torch.randn(tokens, self.table.shape[1], generator=rng)  # a draw that is thrown away
+        torch.randn(tokens, self.table.shape[1], generator=rng)  # drawn and not used, as published
         ids = torch.randint(len(self.table), (tokens,), generator=rng)
         return self.table[ids.to(self.table.device)]

@@ -1,9 +1,9 @@
-"""P4D as its authors publish it: sixteen free tokens, or one before every three of the prompt's."""
+"""P4D by its authors: sixteen free tokens, or one before every three tokens of the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks._adam import Adam
-from attacks._texts import check_room
-from attacks._token_search import Insertion, Slot
+from attacks._insertion import Insertion
+from attacks._slot import Slot
+from attacks._token_attack import FreeTokens
+from attacks._trials import judged
 from attacks.p4d import NearestSearch
 from bench import (
     Adversarial,
@@ -22,7 +23,6 @@ from bench import (
     Concept,
     Context,
     Cost,
-    Model,
     Prompt,
     Target,
     Threat,
@@ -33,39 +33,35 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Similarity = Callable[[Sequence[Any]], Tensor]
-"""Unit features of images, ``(images, width)``."""
+"""Maps PIL images to features of unit length, ``(images, width)``."""
 
 
 @dataclass(frozen=True)
-class P4DOfficial:
+class P4DOfficial(FreeTokens):
     """Prompting4Debugging (Chin et al.), the authors' algorithm, batched over prompts.
 
-    At every step a timestep is drawn, and the victim with the free tokens is asked for the noise that the
-    original predicts for the prompt. Every ``check`` steps the nearest tokens are decoded and drawn, and
-    the text whose image is most like the original's image of the prompt is kept; that text is the result.
+    Each step draws a timestep; the victim with the free tokens should predict the noise that the original
+    model predicts for the prompt. After every ``check`` steps the nearest tokens are decoded, and an
+    image is made from the string. The result is the string whose image is most similar to the original
+    model's image of the prompt.
 
-    Deviations: the authors draw three images of the final text and count a success of any (the harness
-    draws one, with the prompt's seed), take the most unsafe of three images as the target (here, the
-    prompt's own), and attack only prompts on which the erased model is safe (here, a prompt that succeeds
-    as it is counts as its own adversarial). Checks use the model's own sampler and the prompt's seed.
-    Prompts that do not fit the context with their free tokens (variant "k") are skipped, not encoded in
-    pieces.
+    Deviations: the authors make three images of the final string, and any of them may succeed (here one,
+        with
+    the prompt's seed). They take the most unsafe of three images as the target (here the prompt's own
+    image). They attack only prompts on which the erased model is safe (here a prompt that succeeds as it is
+    counts as found). Checks use the model's own sampler and the prompt's seed. A prompt is too long if its
+    free tokens do not fit into the text encoder's context (variant "k"); it is not encoded in pieces.
 
     Args:
-        variant: "n": ``tokens`` free tokens replace the prompt. "k": one free token stands before every
-            three tokens of the prompt, which stays.
-        tokens: Free tokens of variant "n".
-        iterations: Optimiser steps; fewer on the emoji world, for speed.
+        variant: "n": ``tokens`` free tokens replace the prompt. "k": the prompt stays, with one free token
+            before every three of its tokens; ``tokens`` is not used.
+        iterations: Optimiser steps; fewer in the emoji world, for speed.
         check: Steps between two images.
-        lr: AdamW's learning rate.
-        weight_decay: Decoupled, on the embeddings.
-        pixels: Range in which the target image enters the autoencoder: "unit" is the published code's
-            [0, 1], "signed" the [-1, 1] that the autoencoder expects.
-        padding: "zero": token 0 behind the end token, as published; "end": the end token again.
-        similarity: Whose features say how alike two images are: "clip-h14" (published), or
-            "emoji-subject", the emoji world's judge of subjects.
-        loss: Distance between the two models' noise.
-        long_prompts: "skip" a prompt without room for its free tokens, or "cut" its end.
+        pixels: Value range of the target image for the autoencoder: "unit" is [0, 1], as in the published
+            code; "signed" is [-1, 1], which the autoencoder expects.
+        padding: What follows the end token: "zero" is token 0, as published; "end" is the end token again.
+        similarity: The features that compare images: "clip-h14" (published), or "emoji-subject", the emoji
+            world's judge of subjects.
     """
 
     card: ClassVar = Card(
@@ -76,32 +72,25 @@ class P4DOfficial:
     )
     threat: ClassVar = Threat("white", "prompt")
 
-    variant: Literal["n", "k"] = "n"
     tokens: Annotated[int, Field(ge=1)] = 16
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    variant: Literal["n", "k"] = "n"
     iterations: Annotated[int, Field(ge=1)] = 3000
     check: Annotated[int, Field(ge=1)] = 50
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     pixels: Literal["unit", "signed"] = "unit"
     padding: Literal["zero", "end"] = "zero"
     similarity: Literal["clip-h14", "emoji-subject"] = "clip-h14"
-    loss: Literal["l2", "l1"] = "l2"
-    long_prompts: Literal["skip", "cut"] = "skip"
 
     def __post_init__(self) -> None:
         if self.iterations < self.check:
             raise ValueError(
-                f"check={self.check}: expected at most iterations={self.iterations}, the steps in all"
+                f"check={self.check}: expected at most iterations={self.iterations}, the number of steps"
             )
 
     @property
     def insertion(self) -> Insertion:
-        """Where free tokens stand."""
+        """Where the free tokens are."""
         return "replace" if self.variant == "n" else "per-k-words"
-
-    @property
-    def longest(self) -> None:
-        """Every prompt is attacked that fits the context with its free tokens."""
 
     @property
     def steps(self) -> int:
@@ -109,23 +98,19 @@ class P4DOfficial:
         return self.check
 
     def schedule(self) -> list[int]:
-        """Return a placeholder for each round; timesteps are drawn."""
+        """Return -1 for each round, because timesteps are drawn."""
         return [-1] * (self.iterations // self.check)
 
     def free(self, ids: Sequence[int]) -> int:
-        """Return 16, or one for every three tokens and one more."""
+        """Return the number of free tokens; in variant "k" it depends on the prompt's length."""
         return self.tokens if self.variant == "n" else len(ids) // 3 + 1
-
-    def picture(self, original: Model, prompts: Sequence[Prompt]) -> Sequence[Image]:
-        """Return the original's images of the prompts."""
-        return original.generate(prompts)
 
     def check_plan(
         self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
     ) -> None:
-        """Refuse a text that is longer than the text encoder's context."""
+        """Refuse more free tokens than the text encoder can read."""
         if self.variant == "n":
-            check_room("tokens", self.tokens, context)
+            super().check_plan(concept, world, prompts, context)
 
     def assets(self) -> tuple[str, ...]:
         """Return the image encoder's name."""
@@ -138,13 +123,13 @@ class P4DOfficial:
 
 
 class OfficialSearch(NearestSearch[P4DOfficial]):
-    """Rounds of ``check`` steps; nothing stops early, and the most similar text is the result."""
+    """The search with rounds of ``check`` steps that never stops early; the most similar string wins."""
 
     def __init__(
         self, attack: P4DOfficial, target: Target, ctx: Context, features: Similarity
     ) -> None:
         super().__init__(attack, target, ctx)
-        self.features = features
+        self.features, self.decoupled = features, True
         self.padding = 0 if attack.padding == "zero" else None
 
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
@@ -153,25 +138,22 @@ class OfficialSearch(NearestSearch[P4DOfficial]):
         ids = torch.randint(len(self.table), (tokens,), generator=rng)
         return self.table[ids.to(self.table.device)]
 
-    def adam(self, variable: Tensor) -> Adam:
-        """Return AdamW."""
-        return Adam(variable, self.attack.lr, self.attack.weight_decay, decoupled=True)
-
     def draw_times(self, slots: Sequence[Slot]) -> list[int]:
-        """Draw a timestep for every prompt."""
+        """Draw a timestep for each slot."""
         return [int(torch.randint(1000, (1,), generator=s.rng)) for s in slots]
 
     def restart(self, slot: Slot) -> None:
-        """Seed the prompt's stream once; it runs on over all steps."""
+        """Seed the slot's random stream once, for all rounds."""
         if slot.round == 0:
             slot.rng = torch.Generator().manual_seed(slot.prompt.seed)
 
-    def aims(self, pictures: Sequence[Image]) -> Sequence[Tensor]:
-        """Return features of the original's images."""
-        return list(self.features(pictures))
+    def own(self, prompts: Sequence[Prompt], pictures: Sequence[Image]) -> list[dict[str, Tensor]]:
+        """Return the original model's encoding of each prompt, and features of its image."""
+        kept = zip(super().own(prompts, pictures), self.features(pictures), strict=True)
+        return [own | {"features": features} for own, features in kept]
 
     def latents(self, prompts: Sequence[Prompt], pictures: Sequence[Image]) -> Tensor:
-        """Return latents drawn from the posterior of the original's images."""
+        """Return latents drawn from the autoencoder's posterior of the original's images."""
         vae = self.model.pipe.vae
         pixels = torch.from_numpy(np.stack([np.array(i.convert("RGB")) for i in pictures]))
         x = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 255
@@ -185,30 +167,36 @@ class OfficialSearch(NearestSearch[P4DOfficial]):
         latents: Tensor = z.float() * vae.config.scaling_factor
         return latents
 
-    def evaluate(self, slots: list[Slot]) -> Iterator[Adversarial]:
-        """Decode, draw, compare with the original's image; at the end yield the best text."""
-        images = self.model.generate(self.trials(slots))
-        for slot, image, feature in zip(slots, images, self.features(images), strict=True):
+    def evaluate(self, slots: list[Slot]) -> None:
+        """End a round: make each string's image and keep the best string; judge it after the last round."""
+        self.read_all(slots)
+        images = self.model.generate([slot.trial for slot in slots])
+        for slot, image, features in zip(slots, images, self.features(images), strict=True):
             slot.round += 1
-            likeness = -1.0 if image.info.get("unscored") else float(feature @ slot.aim)
-            if not slot.best or likeness > slot.best["similarity"]:
-                slot.best = {"similarity": likeness, "check": slot.round}
+            black = image.info.get("unscored")
+            similarity = -1.0 if black else float(features @ slot.own["features"].cpu())
+            if not slot.best or similarity > slot.best["similarity"]:
+                slot.best = {"similarity": similarity, "check": slot.round}
                 slot.best |= {"text": slot.text, "ids": slot.found}
-        done = [slot for slot in slots if slot.round == len(self.times)]
-        final = [replace(slot.prompt, text=slot.best["text"]) for slot in done]
-        hits = self._judge(final) if final else []
-        for slot, prompt, success in zip(done, final, hits, strict=True):
-            slot.found, slot.text = slot.best["ids"], slot.best["text"]
-            trace = self._trace(slot, bool(success)) | {
-                "similarity": round(slot.best["similarity"], 4),
-                "check": slot.best["check"],
-            }
-            del trace["token_success"]  # ids are not drawn apart from their string
-            yield Adversarial(prompt, cost=slot.cost + Cost(images=1), trace=trace)
+        last = [slot for slot in slots if slot.round == len(self.times)]
+        for slot in last:
+            slot.found, slot.text, slot.done = slot.best["ids"], slot.best["text"], True
+            slot.cost += Cost(images=1)
+        if last:
+            hits = judged(self.target, [Adversarial(slot.trial) for slot in last])
+            for slot, hit in zip(last, hits, strict=True):
+                slot.success = hit
+
+    def trace(self, slot: Slot) -> dict[str, Any]:
+        """Return what the record shows of a search; images of the ids themselves are not made."""
+        best = {"similarity": round(slot.best["similarity"], 4), "check": slot.best["check"]}
+        trace = super().trace(slot) | best
+        del trace["token_success"]
+        return trace
 
 
 def _emoji_features(images: Sequence[Any]) -> Tensor:
-    """Return unit features of the emoji world's subject judge."""
+    """Return unit-length features of the emoji world's subject judge."""
     from bench.emoji import JUDGES
     from bench.emoji.judges import features, load_judge
 
@@ -218,7 +206,7 @@ def _emoji_features(images: Sequence[Any]) -> Tensor:
 
 
 def _clip_features(ctx: Context) -> Similarity:
-    """Return CLIP ViT-H/14's unit image features."""
+    """Return the function that maps images to CLIP ViT-H/14's unit-length features."""
     from transformers import CLIPVisionModelWithProjection
 
     from bench.models import load_vision

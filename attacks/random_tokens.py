@@ -1,14 +1,14 @@
-"""Random tokens: a floor for every attack that searches for tokens."""
+"""Random tokens: a baseline for every attack that searches for tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from attacks._texts import check_room
+from attacks._texts import check_room, special
 from attacks._trials import first_success
 from bench import (
     Adversarial,
@@ -26,14 +26,14 @@ from bench import (
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """Random tokens in front of the prompt, a new draw for each image, until one succeeds.
+    """Random tokens before the prompt, new ones for each image, until an image succeeds.
 
-    The floor of Diffusion-MU-Attack. Tokens come from the public tokenizer; the victim is only asked for
-    images, so it is a black-box attack. Special tokens are never drawn.
+    A baseline of Diffusion-MU-Attack. It uses the public tokenizer and the victim's images only, so it is a
+    black-box attack. Special tokens are never drawn.
 
     Args:
-        tokens: Random tokens.
-        draws: Images at most, after the prompt's own.
+        tokens: Number of random tokens.
+        draws: Largest number of images after the prompt's own.
     """
 
     card: ClassVar = Card(
@@ -49,7 +49,7 @@ class RandomTokens:
     def check_plan(
         self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
     ) -> None:
-        """Refuse more tokens than the text encoder has room for."""
+        """Refuse more tokens than the text encoder can read."""
         check_room("tokens", self.tokens, context)
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
@@ -58,25 +58,13 @@ class RandomTokens:
 
         tokenizer = target.original.pipe.tokenizer
         check_room("tokens", self.tokens, tokenizer.model_max_length)
-        special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-        words = [i for i in range(len(tokenizer)) if i not in special]
+        left_out = special(tokenizer)
+        words = [i for i in range(len(tokenizer)) if i not in left_out]
 
-        def variant(prompt: Prompt, draw: int) -> Prompt:
+        def variant(prompt: Prompt, draw: int) -> Adversarial:
             rng = torch.Generator().manual_seed(ctx.seed("random", prompt.id, draw))
             picked = torch.randint(len(words), (self.tokens,), generator=rng).tolist()
-            return replace(
-                prompt, text=f"{tokenizer.decode([words[i] for i in picked]).strip()} {prompt.text}"
-            )
+            extra = tokenizer.decode([words[i] for i in picked]).strip()
+            return Adversarial(replace(prompt, text=f"{extra} {prompt.text}"))
 
-        return lambda prompts: until_success(target, prompts, variant, self.draws, ctx)
-
-
-def until_success(
-    target: Target,
-    prompts: Sequence[Prompt],
-    variant: Callable[[Prompt, int], Prompt],
-    draws: int,
-    ctx: Context,
-) -> Iterator[Adversarial]:
-    """Try each prompt, then its variants 1, 2, ... ``draws``, all prompts at once, until one succeeds."""
-    return first_success(target, prompts, lambda p, i: Adversarial(variant(p, i)), draws, ctx)
+        return lambda prompts: first_success(target, prompts, variant, self.draws, ctx)

@@ -1,4 +1,4 @@
-"""Relearn: how few steps on how few pictures bring an erased concept back."""
+"""Relearn: fine-tune the erased model on a few pictures of the concept."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from attacks._trials import charge_first, first_success, precise
+from attacks._trials import precise, with_model
 from bench import (
-    Adversarial,
     Attacker,
     Card,
     Context,
@@ -33,22 +32,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Relearn:
-    """A few steps of fine-tuning on a handful of pictures of the concept. Ours.
+    """A few steps of fine-tuning on a few pictures of the concept; this project's own attack.
 
-    The original model draws the pictures, from the concept's words in plain sentences and from seeds of
-    its own, never from the test prompts; nothing else is asked of it. The victim's denoiser is trained
-    on them in float32, with the noise's mean squared error and AdamW, once for all prompts. Prompts that
-    succeed as they are stay so; the others are drawn again by the tuned model. No paper prescribes the
-    numbers: few steps and a low rate are meant to show how near the surface the concept is. On the emoji
-    world ``lr`` is the smallest of 1e-5, 1e-4 and 3e-4 that undoes ESD on church-calibration.
+    The original model draws the pictures from plain sentences with the concept's words, never from the
+    test prompts, and with other seeds; the attack uses it for nothing else. The victim's denoiser is
+    trained on the pictures in float32, with the mean squared error of the noise and AdamW, once for all
+    prompts. Prompts that succeed as they are count as found; the others are tried again with the tuned
+    model. The numbers are from no paper: few steps and a low rate show how near the concept still is. In
+    the emoji world ``lr`` is the smallest of 1e-5, 1e-4 and 3e-4 that undoes ESD on church-calibration.
 
-    The set-up (pictures and tuning) is in the cost of the first prompt that is done.
+    The cost of pictures and training is in the cost of the first prompt that is found.
 
     Args:
-        images: Pictures of the concept, all of them in each step.
+        images: Number of pictures; each step uses all of them.
         steps: Optimiser steps.
         lr: Learning rate of AdamW.
-        params: Weights that may change.
+        params: Weights that are trained.
     """
 
     card: ClassVar = Card("Few-step relearning", "", version=2)
@@ -60,7 +59,7 @@ class Relearn:
     params: ParameterGroup = "full"
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
-        """Draw the pictures, tune a copy of the victim; return the attack."""
+        """Draw the pictures and train a copy of the victim; return the attack."""
         start = time.perf_counter()
         texts = sentences(target.concept)
         prompts = [
@@ -83,13 +82,7 @@ class Relearn:
         )
         tens = [losses[i : i + 10] for i in range(0, len(losses), 10)]
         trace = {"losses": [round(fmean(ten), 5) for ten in tens]}
-
-        def variant(prompt: Prompt, _: int) -> Adversarial:
-            return Adversarial(prompt, model=model, trace=trace)
-
-        return lambda prompts: charge_first(
-            first_success(target, prompts, variant, 1, ctx, batch=ctx.batch_size), setup
-        )
+        return with_model(target, model, trace, setup, ctx)
 
     def tune(
         self, model: Model, latents: Tensor, texts: Sequence[str], ctx: Context

@@ -1,4 +1,4 @@
-"""Seed search: the same prompt with other noise, the floor of all attacks."""
+"""Seed search: the same prompt with other noise, a baseline for all attacks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from attacks.random_tokens import until_success
-from bench import Attacker, Card, Context, Prompt, Target, Threat
+from attacks._trials import first_success
+from bench import Adversarial, Attacker, Card, Context, Prompt, Target, Threat
 
 
 @dataclass(frozen=True)
 class SeedSearch:
-    """The prompt as it is, with a new seed for each image, until one succeeds.
+    """The prompt as it is, with a new seed for each image, until an image succeeds.
 
-    The floor of Diffusion-MU-Attack, which draws every seed even after a success; here it stops.
+    A baseline of Diffusion-MU-Attack, which tries every seed even after a success; this one stops.
 
     Args:
-        draws: Images at most, after the prompt's own seed.
+        draws: Largest number of images after the prompt's own.
     """
 
     card: ClassVar = Card(
@@ -33,8 +33,8 @@ class SeedSearch:
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
 
-        def variant(prompt: Prompt, draw: int) -> Prompt:
+        def variant(prompt: Prompt, draw: int) -> Adversarial:
             seed = ctx.seed("seed-search", prompt.id, draw) % 2**31
-            return replace(prompt, seed=seed)
+            return Adversarial(replace(prompt, seed=seed))
 
-        return lambda prompts: until_success(target, prompts, variant, self.draws, ctx)
+        return lambda prompts: first_success(target, prompts, variant, self.draws, ctx)

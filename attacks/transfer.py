@@ -1,4 +1,4 @@
-"""Transfer: adversarial prompts that were found on one model, given to another."""
+"""Transfer: adversarial prompts that were found on one model, tried on another."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from bench import (
     read_table,
 )
 
-_TEXTS = (  # ours first, then what published lists call it
+_TEXTS = (  # our column name first, then those of published lists
     "adversarial", "adv_prompt", "adversarial_prompt", "sensitive prompt", "prompt", "text",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Replays each prompt's adversarial text and seed from a record or a CSV file.
+    """Takes each prompt's adversarial text and seed from a record or a CSV file.
 
-    A record is a JSON file of ``bench run``. A CSV file has the columns ``id`` and ``adversarial``, and
-    may have ``seed`` and ``guidance``; the names in published lists (``case_number``, ``adv_prompt``,
-    ``evaluation_seed``, ...) are known as well. Ids are those of the task's prompts.
+    A record is a JSON file of ``bench run``. A CSV file has the columns ``id`` and ``adversarial``, and may
+    have ``seed`` and ``guidance``; the column names of published lists (``case_number``, ``adv_prompt``,
+    ``evaluation_seed``, ...) are understood, too. Ids are those of the task's prompts.
 
-    The trace of each prompt says where it was found (``origin``: method and attack of a record, the name of
-    a CSV file) and whether it succeeded there.
+    The trace of each prompt says where its text was found (``origin``: method and attack of a record, or
+    the name of a CSV file) and whether it succeeded there.
 
     Args:
         source: The record or CSV file.
@@ -63,7 +63,7 @@ class Transfer:
         self._found(prompts)
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
-        """Return the replay."""
+        """Return the function that replaces texts and seeds."""
         origin = self._path.stem
         if self._path.suffix == ".json":
             cell = _record(self._path)["cell"]
@@ -86,7 +86,7 @@ class Transfer:
         return self.source
 
     def _found(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
-        """Return the source's rows by id, which must have all prompts, with the same text."""
+        """Return the source's rows by id; each prompt must have a row with the same original text."""
         path = self._path
         found = _read_record(path) if path.suffix == ".json" else _read_csv(path)
         if missing := [p.id for p in prompts if p.id not in found]:
@@ -97,7 +97,7 @@ class Transfer:
         for prompt in prompts:
             if (own := found[prompt.id].get("own", prompt.text)) != prompt.text:
                 raise SpecError(
-                    f"{path} has another prompt {prompt.id}: {own!r}, expected {prompt.text!r}"
+                    f"{path}: expected prompt {prompt.id} to be {prompt.text!r}, got {own!r}"
                 )
         return found
 
@@ -107,7 +107,7 @@ def _record(path: Path) -> Mapping[str, Any]:
         record: Mapping[str, Any] = json.loads(path.read_bytes())
         record["cell"]["concept"]["name"], record["rows"]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise SpecError(f"{path} is no record of `bench run`") from exc
+        raise SpecError(f"{path} is not a record of `bench run`") from exc
     return record
 
 
@@ -116,11 +116,11 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     for row in _record(path)["rows"]:
         if row.get("beyond"):
             raise SpecError(
-                f"{path} holds more than prompts ({row['beyond']}): "
-                "only prompts and seeds are given to another model"
+                f"{path} has more than prompts ({row['beyond']}): only prompts and seeds can be "
+                "tried on another model"
             )
         if row.get("adversarial") is None:
-            raise SpecError(f"{path} holds no adversarial prompts: it had no attack")
+            raise SpecError(f"{path} has no adversarial prompts: it is a record without attack")
         seed = row.get("adversarial_seed")
         found[row["id"]] = {
             "text": row["adversarial"],
@@ -136,8 +136,8 @@ def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
     table = read_table(path, path.read_bytes(), texts=_TEXTS)
     if "id" not in table.columns:
         raise SpecError(
-            f"{path} lacks a column id or case_number, which says whose prompts they are; a list "
-            "without it is drawn as it is with --prompts FILE and --attack none"
+            f"{path} has no column id or case_number with the ids of the task's prompts; to try a list "
+            "without ids as it is, use --prompts FILE --attack none"
         )
     own = table.named("adversarial_seed")
     found: dict[str, dict[str, Any]] = {}

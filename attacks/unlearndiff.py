@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk: tokens that make an erased model denoise the concept, as probabilities."""
+"""UnlearnDiffAtk: tokens with which an erased model denoises the concept, as probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks._token_search import Slot, TokenAttack, TokenSearch
+from attacks._slot import Slot
+from attacks._token_attack import TokenAttack
+from attacks._token_search import TokenSearch
 from bench import Attacker, Card, Context, Prompt, Target, Threat
 
 
@@ -18,17 +20,18 @@ from bench import Attacker, Card, Context, Prompt, Target, Threat
 class UnlearnDiff(TokenAttack):
     """UnlearnDiffAtk (Zhang et al., To Generate or Not?), batched over prompts.
 
-    The variable is a probability over the vocabulary for each free token: one token a row is drawn a
-    step, its gradient is passed straight through and clamped, and rows are put back on the simplex; the
-    likeliest tokens are read. :mod:`attacks._token_search` has the loop.
+    For each free token, the variable is a row of probabilities over the vocabulary. Each step draws one
+    token per row, passes the token's gradient straight through to the row, clamps it, and projects rows
+    back on the simplex. The likeliest token of each row is the result. :mod:`attacks._token_search` has
+    the search.
 
-    Defaults are the official code's, but for ``timesteps``, which are the pruning paper's. On the emoji
-    world the projection is exact, and the target image comes from the model's own sampler and the prompt's
-    own guidance. Draws come in the official order of a CPU.
+    Defaults are the official code's, except ``timesteps``, which are the pruning paper's. In the emoji
+    world the projection is exact, and the target image is made with the model's own sampler and the
+    prompt's own guidance. Random draws have the order of the official code on a CPU.
 
     Args:
-        projection: How rows are put back on the simplex: "bisect" is the official code's search, too coarse
-            for large vocabularies (rows do not sum to one), "exact" the nearest point.
+        projection: How rows are projected on the simplex: "exact" is the nearest point; "bisect" is the
+            official code's search, which is too coarse for large vocabularies (rows do not sum to one).
     """
 
     card: ClassVar = Card(
@@ -46,11 +49,11 @@ class UnlearnDiff(TokenAttack):
         return SimplexSearch(self, target, ctx).run
 
 
-_HALVINGS = 40  # for rows that span up to ten million; a row of probabilities takes 17
+_HALVINGS = 40  # enough for values up to ten million; probabilities need 17
 
 
 class SimplexSearch(TokenSearch[UnlearnDiff]):
-    """Free tokens as rows of probabilities, ``(tokens, vocabulary)``."""
+    """The search whose variable is rows of probabilities, ``(tokens, vocabulary)``."""
 
     def start(self, prompt: Prompt, tokens: int) -> Tensor:
         """Return uniform rows."""
@@ -58,7 +61,7 @@ class SimplexSearch(TokenSearch[UnlearnDiff]):
         return torch.full((tokens, vocabulary), 1 / vocabulary)
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
-        """Draw a token for every row; the gradient is the one-hot row's."""
+        """Draw a token for each row; the gradient is that of the one-hot rows."""
         rows = torch.stack([s.variable for s in slots]).cpu()
         drawn = [
             torch.multinomial(p, 1, generator=s.rng)[:, 0] for s, p in zip(slots, rows, strict=True)
@@ -68,7 +71,7 @@ class SimplexSearch(TokenSearch[UnlearnDiff]):
         return one_hot, one_hot @ self.table
 
     def move(self, slots: Sequence[Slot], grad: Tensor) -> None:
-        """Step on the clamped gradient, and back on the simplex."""
+        """Take a step with the clamped gradient; project on the simplex."""
         super().move(slots, grad.clamp(-1, 1))
         onto = project if self.attack.projection == "exact" else bisect
         rows = onto(torch.cat([s.variable for s in slots]))
@@ -91,15 +94,15 @@ def project(rows: Tensor) -> Tensor:
 
 
 def _descending(rows: Tensor) -> Tensor:
-    if rows.device.type == "cpu":  # numpy's sort is vectorised: a tenth of the time
+    if rows.device.type == "cpu":  # numpy's sort takes a tenth of the time
         return torch.from_numpy(np.sort(rows.numpy())).flip(-1)
     return rows.sort(-1, descending=True).values
 
 
 def bisect(rows: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Return the official code's projection of each row: a bisection too coarse for large vocabularies.
+    """Return the official code's projection of each row, a bisection that is too coarse for many tokens.
 
-    All rows at once, and always as many halvings as any row may need, so that a GPU never waits.
+    All rows have the same fixed number of halvings, so that a GPU never waits for a result.
     """
 
     def excess(shift: Tensor) -> Tensor:

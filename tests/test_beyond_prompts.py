@@ -385,7 +385,7 @@ def test_zeros_are_found_where_they_were_planted_and_chance_is_left_alone() -> N
 
 
 def test_revival_changes_the_zeros_of_a_copy_only(tiny, ctx) -> None:
-    with pytest.raises(IncompatibleError, match="nothing to revive: expected exact zeros"):
+    with pytest.raises(IncompatibleError, match="attacks pruning methods: expected exact zeros"):
         MaskRevival().prepare(target(tiny), ctx)
     weights = tiny.parameters("full")
     name = next(n for n in weights if n.endswith("ff.net.2.weight"))
@@ -548,7 +548,7 @@ def test_cells_that_do_not_fit_are_skipped(tmp_path) -> None:
     runner = Runner(Settings(artifacts=Artifacts(tmp_path)))
     for name, method, reason in (
         ("cce", "negative-prompt", "in the sampler"),
-        ("mask-revival", "negative-prompt", "nothing to revive"),
+        ("mask-revival", "negative-prompt", "attacks pruning methods"),
     ):
         result = runner.run(cell(name, Ref(method)))
         assert (result.status, reason in result.reason) == ("skipped", True)

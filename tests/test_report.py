@@ -323,10 +323,8 @@ def test_two_records_of_one_cell_are_an_error_in_words(tmp_path: Path) -> None:
 
 
 def test_transfers_of_two_seeds_have_their_own_lines() -> None:
-    attack = Ref("transfer", {"source": "a.json"}, files={"source": "1"})
+    attack = Ref("transfer", {"source": "a.json", "digest": "1", "origin": "esd/random"})
     moved = twin(result("transfer", [True] * 4, method="uce"), attack=attack)
-    rows = tuple(replace(row, trace={"origin": "esd/random"}) for row in moved.rows)
-    moved = replace(moved, rows=rows)
     own = result("random", [True] * 2 + [False] * 2)
     table = transfer_table([moved, own, twin(moved, seed=1)])
     assert table.names == ("task", "found on / by", "seed")

@@ -8,8 +8,9 @@ import torch
 from fakes import finished
 
 from attacks._adam import Adam, adam_step
+from attacks._insertion import arrange
 from attacks._texts import decode
-from attacks._token_search import PRESETS, arrange
+from attacks._token_attack import PRESETS
 from attacks.p4d import P4D, P4DSearch
 from attacks.p4d_official import OfficialSearch
 from attacks.random_tokens import RandomTokens
@@ -379,20 +380,21 @@ def test_token_success_is_judged_apart_from_the_string(tiny, ctx) -> None:
 
     tiny.generate = generate
     search.target = replace(search.target, criterion=lambda samples: [made[-1] is not None])
-    assert not list(search.evaluate([slot]))
-    assert (slot.token_success, slot.text) == (True, PROMPTS[0].text)
+    search.evaluate([slot])
+    assert (slot.done, slot.token_success, slot.text) == (False, True, PROMPTS[0].text)
     ids = [tiny.pipe.tokenizer.bos_token_id, *[tiny.pipe.tokenizer.eos_token_id] * 2, *slot.ids]
     ids += [tiny.pipe.tokenizer.eos_token_id] * (32 - len(ids))
     own = tiny.pipe.text_encoder(torch.tensor([ids]))[0]
     assert torch.allclose(made[1], own, atol=1e-5)
     # Ids that have succeeded once are not drawn again; a string's success is not that of other ids.
     slot.round, slot.token_success = 0, True
-    assert not list(search.evaluate([slot]))
-    assert (len(made), made[-1]) == (3, None)
+    search.evaluate([slot])
+    assert (slot.done, len(made), made[-1]) == (False, 3, None)
     search.target = replace(search.target, criterion=lambda samples: [made[-1] is None])
     slot.round, slot.token_success = 0, False
-    (done,) = search.evaluate([slot])
-    assert (done.trace["success"], done.trace["token_success"]) == (True, False)
+    search.evaluate([slot])
+    trace = search.result(slot).trace
+    assert (slot.done, trace["success"], trace["token_success"]) == (True, True, False)
 
 
 # -------------------------------------------------------------------------- P4D and the floors

@@ -94,15 +94,15 @@ def test_sources_that_do_not_fit_are_one_line(found, tmp_path: Path, cli) -> Non
         (path, "tench", "expected a record of 'tench' in the emoji world, got 'church'"),
         (short, "church", "has no row for 2 of 3 prompts"),
         (bare, "church", "bare.csv:1: expected a column adversarial or adv_prompt or"),
-        (list_, "church", "lacks a column id or case_number"),
+        (list_, "church", "has no column id or case_number"),
         (
             broken,
             "church",
             "broken.csv:2: expected a whole number from 0 to 9223372036854775807 as",
         ),
-        (other, "church", "has another prompt church-001: 'something else', expected"),
-        (beyond, "church", "holds more than prompts (embedding)"),
-        (none, "church", "holds no adversarial prompts"),
+        (other, "church", "expected prompt church-001 to be"),
+        (beyond, "church", "has more than prompts (embedding)"),
+        (none, "church", "has no adversarial prompts"),
     ):
         said = cli(
             "run", "--model", "tiny-random", "--method", "none", "--attack",

@@ -1,4 +1,4 @@
-"""What other distributions announce with entry points: named without being imported."""
+"""What other distributions announce with entry points; listing names imports nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bench.errors import PluginLoadError, raised
 
 
 def announced(group: str) -> dict[str, str]:
-    """Return what is announced in a group: ``DISTRIBUTION/NAME``, and its place ``module:ATTRIBUTE``.
+    """Return the places ``module:ATTRIBUTE`` of a group by name, ``DISTRIBUTION/NAME``.
 
     Raises:
-        PluginLoadError: Two things have one name.
+        PluginLoadError: Two have the same name.
     """
     table: dict[str, str] = {}
     for ep in entry_points(group=group):
@@ -29,12 +29,13 @@ def announced(group: str) -> dict[str, str]:
 
 
 def imported(what: str, place: str, *, foreign: bool = True) -> Any:
-    """Return what stands at a place, ``module:ATTRIBUTE``.
+    """Return the object at a place, ``module:ATTRIBUTE``.
 
     Args:
-        what: Named in errors: "method 'lab/mine'".
-        place: Where.
-        foreign: Of another distribution: the global state that its import changes is put back.
+        what: Its name in errors, such as "method 'lab/mine'".
+        place: The place.
+        foreign: Whether it is from another distribution; the global state is then restored after the
+            import.
 
     Raises:
         PluginLoadError: It cannot be imported.

@@ -206,7 +206,6 @@ class Context:
         workdir: Folder for this stage's own files.
         batch_size: Largest batch that fits into memory. It must not change results.
         progress: Call it as ``progress(stage, done, total)``.
-        basedir: Folder that all stages of the same base model share; evaluators share one among all.
         asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
         keep: Keeps tensors until the cache is deleted: ``keep(name, make)``.
     """
@@ -216,7 +215,6 @@ class Context:
     workdir: Path
     batch_size: int = 64
     progress: Callable[[str, int, int], None] = _silent
-    basedir: Path | None = None
     asset: Callable[[str], Path] = _no_assets
     keep: Keep = _make
 

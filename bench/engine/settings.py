@@ -94,7 +94,6 @@ class Settings:
             own,
             self.batch_size,
             self.progress,
-            common,
             finder(self.assets),
             keep,
         )

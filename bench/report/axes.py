@@ -19,7 +19,7 @@ Place = TypeVar("Place", bound=Hashable)
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
-"""The fields of a cell that belong to the attack, to the erased model, and to the task."""
+"""The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
 _TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
 _UNSAID = {
     "guidance": "own",
@@ -41,6 +41,10 @@ _LAST = (
     "task digest",
     "record",
 )  # shown only where lines would otherwise look alike
+_OLDER_FILES = {  # in records that are older than fields of the type Path
+    "transfer": ("source", "digest"),
+    "external": ("unet", "text_encoder", "unet_digest", "text_encoder_digest"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """The first record, for what all of them have in common."""
+        """Any of the records, for what they have in common."""
         return self.records[0]
 
 
@@ -84,14 +88,14 @@ def differing(groups: Sequence[Group], named: Callable[[Record], tuple[str, ...]
 
     Args:
         groups: The lines.
-        named: Returns the names of a record's line.
+        named: What a line is called without them.
     """
     known = dict.fromkeys(name for g in groups for name in g.facets)
     shown: list[str] = []
     for name in sorted(known, key=lambda n: _LAST.index(n) if n in _LAST else -1):
         scopes: dict[Any, set[str]] = defaultdict(set)
         for g in groups:
-            if name in g.facets:  # older records lack some
+            if name in g.facets:  # an older record does not say everything
                 scopes[_scope(name, g, named(g.first), shown)].add(g.facets[name])
         if any(len(values) > 1 for values in scopes.values()):
             shown.append(name)
@@ -142,7 +146,7 @@ def placed(places: Iterable[tuple[Place, Record]]) -> dict[Place, Record]:
 
 
 def only(records: Iterable[Record]) -> Record | None:
-    """Return the only record, or ``None`` if there is none.
+    """Return the record where there should be one at most.
 
     Raises:
         StoreError: There are two.
@@ -151,7 +155,7 @@ def only(records: Iterable[Record]) -> Record | None:
 
 
 def model_key(r: Record) -> tuple[str, str, str]:
-    """Return a key that is the same for records of one erased model that draw in the same type."""
+    """Records with one key show one erased model, drawn alike."""
     return r.cell.world, r.cell.erase_key, r.cell.dtype
 
 
@@ -165,7 +169,7 @@ def _number(text: str) -> float:
 
 
 def _identity(r: Record, columns: frozenset[str]) -> str:
-    """Return the digest of a record's line: of its cell without what columns of figures stand for."""
+    """Return the address of a record's line: all of its cell but the columns' share."""
     cell = r.cell
     values = asdict(cell) | {"method": cell.method.identity, "attack": cell.attack.identity}
     left_out = {"assets", *columns}  # an attack's assets are no part of the line
@@ -236,7 +240,7 @@ def _called(ref: Ref) -> str:
 
 
 def _differences(ref: Ref, variants: Sequence[Ref]) -> list[str]:
-    """Return the parameters in which a plug-in differs from others; files only if no other differs."""
+    """Return the parameters in which a plug-in differs from others; files only where nothing else does."""
     values = [_values(v) for v in variants]
     parts = _unequal(_values(ref), values)
     if len({digest(v) for v in values}) < len(variants):
@@ -250,19 +254,25 @@ def _unequal(mine: Mapping[str, Any], theirs: Iterable[Mapping[str, Any]]) -> li
 
 
 def _code(ref: Ref) -> dict[str, str]:
-    """Return the version of a plug-in, and the digest of its code if it was edited."""
+    """Return which code a plug-in is."""
     return {"version": str(ref.version or 1), "code": ref.source[:8]}
 
 
 def _values(ref: Ref) -> dict[str, str]:
     """Return the parameters that are no files."""
-    told = {*ref.files, *({"label"} if ref.name == IMAGES else ())}
-    return {name: _short(value) for name, value in ref.params.items() if name not in told}
+    files = {*_file_fields(ref), *({"label"} if ref.name == IMAGES else ())}
+    return {name: _short(value) for name, value in ref.params.items() if name not in files}
 
 
 def _files(ref: Ref) -> dict[str, str]:
-    """Return name and digest of a plug-in's files."""
+    """Return what names a plug-in's files."""
     return {
-        key: f"{PurePath(str(ref.params.get(key, ''))).name} {content[:8]}".strip()
-        for key, content in ref.files.items()
+        key: f"{PurePath(str(ref.params.get(key, ''))).name} {ref.files.get(key, '')[:8]}".strip()
+        for key in _file_fields(ref)
     }
+
+
+def _file_fields(ref: Ref) -> list[str]:
+    """Return the parameters that name a file or its digest."""
+    older = _OLDER_FILES.get(ref.name, ())
+    return list(dict.fromkeys([*ref.files, *(name for name in older if name in ref.params)]))

@@ -1,4 +1,4 @@
-"""Describes plug-ins, with the values that they will use, tasks and models."""
+"""What there is, in words: plug-ins with the values that they will use, tasks and models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
-    """Yield names and what each stands for; of a plug-in that cannot be loaded, the cause."""
+    """Yield names, and what each is; a plug-in that cannot be loaded is listed with the cause."""
     if what == "models":
         yield from ((name, info.about) for name, info in catalog.MODELS.items())
     elif what == "tasks":
@@ -49,7 +49,7 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
         what: Its kind.
         name: Its name.
         model: The model with which a plug-in would be used.
-        world: The world of that model, if it fits both.
+        world: The world of that model, where it fits both.
     """
     info = catalog.model_info(model, world)
     if what == "models":
@@ -155,7 +155,7 @@ def _plain(value: Any) -> str:
 def _hints(cls: type[Any]) -> dict[str, Any]:
     try:
         return get_type_hints(cls, include_extras=True)
-    except Exception:  # the annotations of a foreign class may be names that do not exist
+    except Exception:  # the annotations of a foreign class may name anything, or nothing
         return {}
 
 

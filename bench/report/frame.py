@@ -1,4 +1,4 @@
-"""A table as data: figures and what they are computed from. :mod:`bench.report.render` lays it out."""
+"""A table as data: figures with what they rest on. :mod:`bench.report.render` lays it out."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from bench.store.metrics import Measurement
 Flag = Literal["differs", "unscored", "not all attacked"]
 MARKS: dict[Flag, str] = {"differs": "*", "unscored": "?", "not all attacked": "~"}
 UNSCORED_SHARE = 0.05
-"""The largest share of unscored images of a figure without a mark."""
+"""The largest share of unscored images that a figure may rest on without a mark."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One entry of a table: a number and what it is computed from, or a word in place of a number.
+    """One entry of a table: a number and what it rests on, or a word where there is no number.
 
     Args:
         value: The number.
-        n: Images or prompts that it is computed from.
+        n: Images or prompts that it rests on.
         low: Lower end of its 95 % interval.
         high: Upper end.
         unscored: Images that could not be scored.
-        attacked: Prompts that were attacked, if there was an attack.
+        attacked: Prompts that were attacked, if that is not all of them.
         detections: A second count, shown in brackets.
         p: The exact McNemar p-value against no attack.
         word: What stands in place of a number: "failed", "skipped".
@@ -66,7 +66,7 @@ class Table:
         columns: Columns of figures.
         lines: What is in it.
         legend: How to read it.
-        notes: What a reader must know about single figures.
+        notes: What a reader must know of single figures.
         compact: Whether a layout for people leaves out the intervals.
     """
 

@@ -1,4 +1,4 @@
-"""Tables of what judges said besides yes and no: success by threshold, and hits by label."""
+"""What judges said beyond yes and no: success by threshold, and hits by label."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _labels(records: Sequence[Record]) -> set[str]:
 
 
 def _map(row: Row, name: str) -> Mapping[str, Any] | None:
-    """Return what the judge said of the last image by label, or ``None``."""
+    """Return what was said of the last image by label, if it was."""
     said = row.detail.get(name)
     return said if isinstance(said, Mapping) else None
 

@@ -21,7 +21,7 @@ _TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 def save_grid(path: Path, record: Record, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
     """Draw the first prompts of a cell; a red frame marks an image that shows the concept.
 
-    Images of nsfw concepts in the photo world are blurred.
+    Images of nsfw concepts on the photo world are blurred.
     """
     cell = record.cell
     names = ("original", "erased", "attacked")[: 3 if cell.attacked else 2]

@@ -21,10 +21,10 @@ _CSV = ("column", "value", "low", "high", "n", "unscored", "attacked", "detectio
 
 
 def terminal(table: Table, width: int = 80) -> list[str]:
-    """Return the lines of a table for a terminal, no wider than ``width`` if that is possible.
+    """Return the lines of a table for a terminal, none wider than ``width`` where that can be.
 
-    Where columns do not fit beside each other, the first name becomes a heading above its lines; if they
-    still do not fit, they are split into blocks below each other, each with the names. Nothing is cut.
+    Columns that do not fit beside each other: first the first name becomes a heading above its lines, then
+    the columns are split into blocks below each other, each with the names. Nothing is cut.
     """
     block = _Block(
         [text.plain(name) for name in table.names],
@@ -142,7 +142,7 @@ class _Block:
         return blocks if _widest(blocks) <= width else self._tall(width)
 
     def _tall(self, width: int) -> list[str]:
-        """Return the names of each line as a heading, and its figures below it."""
+        """Return each line's names as a heading of their own, its figures below."""
         headings = [
             ", ".join(f"{name} {cell}" for name, cell in zip(self.names, row, strict=True))
             for row in self.rows
@@ -153,7 +153,7 @@ class _Block:
         return [part for line in lines for part in places.get(line, [line])]
 
     def _blocks(self, width: int, layout: _Layout) -> list[str]:
-        """Return blocks below each other, each with as many columns as fit."""
+        """Return as many columns beside each other as fit, the rest below, likewise."""
         lines: list[str] = []
         start = 0
         while start < len(self.columns):

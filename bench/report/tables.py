@@ -51,13 +51,13 @@ def laid_out(
     Args:
         title: As in :class:`Table`.
         names: Columns of the names.
-        named: Returns the names of a record's line, one for each of these columns.
+        named: What the lines of a record are called, a word for each of these columns.
         groups: The records of each line.
         columns: Columns of figures.
-        figures: Returns a group's figures, one for each of these columns.
+        figures: A group's figures, one for each of these columns.
         legend: As in :class:`Table`.
-        records: What the notes are about.
-        hidden: A facet that the table shows in another way.
+        records: Those that the notes are about.
+        hidden: A facet that the table shows otherwise.
     """
     facets = [facet for facet in differing(groups, named) if facet != hidden]
     lines = [
@@ -69,10 +69,10 @@ def laid_out(
 
 
 def cer_tables(records: Iterable[Record]) -> list[Table]:
-    """Lay out concept erasing rates: a table for attacks on the prompt, and one for other attacks.
+    """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
 
-    Judges with different measures ("asr", "asr-clip") have separate tables. So have retain and benign tasks
-    of models without a target task.
+    Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
+    retain and benign tasks of models that no target task is there for.
     """
     targets, others = _roles(records)
     known = {r.cell.task: metric for r in targets if (metric := judged(r))}
@@ -162,7 +162,7 @@ def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
 
 
 def of_tasks(records: Iterable[Record], tasks: Collection[str]) -> list[Record]:
-    """Return the records of some tasks and, for target tasks, of retain and benign tasks beside them."""
+    """Return the records of some tasks, and of what stands beside those of target tasks."""
     known = list(records)
     concepts = {r.cell.concept for r in known if r.cell.task in tasks and _is_target(r)}
     return [
@@ -175,7 +175,7 @@ def of_tasks(records: Iterable[Record], tasks: Collection[str]) -> list[Record]:
 def transfer_table(records: Iterable[Record]) -> Table:
     """Lay out transfer: a line for each origin (method and attack), a column for each victim.
 
-    The figure of the origin's own victim is that of the attack itself, if there is a record of it.
+    The origin's own victim shows the attack itself, where its record is there.
     """
     attacked = [r for r in records if r.status == "ok" and r.cell.attacked and r.rows]
     moved = [r for r in attacked if r.cell.attack.name == "transfer"]
@@ -223,7 +223,7 @@ def cost_table(records: Iterable[Record]) -> Table:
 
 
 def by_cell(records: Sequence[Record]) -> Names:
-    """Return the function that names a record's line by task, method and attack."""
+    """Return what a record is called by task, method and attack."""
     method_of, attack_of = labels(records, "method"), labels(records, "attack")
     return lambda r: (r.cell.task, method_of(r), attack_of(r))
 
@@ -250,7 +250,7 @@ class Beside:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of figures: task, measure, and N if it is a measure of a whole set."""
+        """What the figures are: task, measure, and N where it is a measure of a whole set."""
         return tuple(
             f"{task} {metric}".strip() + (f" (N={n})" if n else "")
             for task, metric, n in self._places
@@ -269,7 +269,7 @@ class Beside:
                 yield measured(named[place[1]])
 
     def sizes(self) -> str:
-        """Return in words the sizes of tasks whose columns lack them."""
+        """Return the sizes of the tasks whose columns do not say them."""
         mine = [r for r in self.records if any(not n for *_, n in self._places_of(r))]
         return _sizes(mine, of_task=True)
 
@@ -293,12 +293,12 @@ def _is_target(r: Record) -> bool:
         return False
     try:
         return role(r.cell.task, r.cell.world) == "target"
-    except UnknownNameError:  # a task of the user's own
+    except UnknownNameError:  # a task of somebody's own
         return True
 
 
 def _cer(record: Record | None, plain: Record | None) -> Figure | None:
-    """Return a cell's concept erasing rate, compared with the rate without an attack."""
+    """Return a cell's concept erasing rate, compared with that without an attack."""
     if record is None:
         return None
     if record.status != "ok":
@@ -314,7 +314,7 @@ def _cer(record: Record | None, plain: Record | None) -> Figure | None:
 
 
 def _paired(first: Record, second: Record) -> float | None:
-    """Return McNemar's p-value of two records of the same prompts, over the prompts judged in both."""
+    """Return McNemar's p-value of two records of the same prompts, over those judged in both."""
     known = {(row.id, row.text, row.seed): row.success for row in first.rows}
     same = {(row.id, row.text, row.seed): row.success for row in second.rows}
     if known.keys() != same.keys():
@@ -338,11 +338,12 @@ def _own(g: Group, attacked: Sequence[Record]) -> list[Record]:
 
 
 def _origin(r: Record) -> str:
-    return str(next((row.trace["origin"] for row in r.rows if "origin" in row.trace), "?"))
+    traces = [row.trace for row in r.rows if "origin" in row.trace]
+    return str(traces[0]["origin"] if traces else r.cell.attack.params.get("origin") or "?")
 
 
 def _task_labels(records: Sequence[Record]) -> Callable[[Record], str]:
-    """Return the function that names a retain or benign task: with what differs among tasks of its name."""
+    """Return what a retain or benign task is called: with what differs between two of its name."""
     called: dict[int, str] = {}
     for task in {r.cell.task for r in records}:
         groups = grouped((r for r in records if r.cell.task == task), across=MODEL | ATTACK)

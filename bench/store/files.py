@@ -30,7 +30,7 @@ def write(path: Path, *parts: bytes) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Write a file to a folder and delete it.
+    """Write something and take it away again.
 
     Raises:
         StoreError: Nothing can be written to the folder.

@@ -17,11 +17,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A number with how many images it is computed from, and how many could not be scored.
+    """A number that says how many images it rests on, and how many could not be scored.
 
     Args:
         value: The number; ``None`` if there is nothing to compute it from.
-        n: Images that it is computed from.
+        n: Images that it rests on.
         unscored: Images that could not be scored.
         low: Lower end of its 95 % interval; a measure of a whole set has none.
         high: Upper end.
@@ -38,7 +38,7 @@ class Measurement:
     failed: str = ""
 
     def called(self, metric: str) -> str:
-        """Return the measure's name: the metric, or the evaluator's own (FID of another extractor)."""
+        """Return what a measure may be called: by its evaluator's word, such as for another extractor."""
         return str(self.detail.get("metric", metric))
 
 
@@ -55,7 +55,7 @@ def rate(outcomes: Sequence[bool | None]) -> Measurement:
 
 
 def mean(scores: Sequence[Score]) -> Measurement:
-    """Return the mean score with Student's t interval, if there are two or more.
+    """Return the mean score, with Student's t interval from two samples on.
 
     A score that is not finite counts as unscored.
     """

@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The record of one cell. Reading one from a file checks that its numbers are finite."""
+    """The record of one cell. One that is read from a file has finite numbers only."""
 
     __pydantic_config__: ClassVar = ConfigDict(allow_inf_nan=False)
     cell: Cell
@@ -69,7 +69,7 @@ class Record:
     erasure: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    excluded: int = 0  # prompts of the set that are never run: bench.tasks.exclusion
+    excluded: int = 0  # prompts of the set that never run: bench.tasks.exclusion
     space: str = "prompt"  # what the attack changes: bench.core.types.Threat
     protocol: dict[str, str] = field(default_factory=dict)  # how it was drawn and judged, in words
     schema_version: Annotated[int, Field(strict=True, ge=0)] = SCHEMA

@@ -23,7 +23,7 @@ class NewerError(StoreError):
 
 
 class _ForeignError(StoreError):
-    """A JSON file that is not a record."""
+    """A JSON file that is no record, nor ever was."""
 
 
 class Store:
@@ -39,7 +39,7 @@ class Store:
         self._said: set[Path] = set()
 
     def path(self, cell: Cell) -> Path:
-        """Return the file of a cell's record; people can read its name."""
+        """Return where the cell's record lives, readable by a person."""
         name = f"{cell.method.name}--{cell.attack.name}--{cell.id}.json"
         parts = (cell.task, (cell.concept.name or "none").replace(" ", "-"), name)
         return self.root.joinpath(cell.world, *(part.replace("/", "+") for part in parts))
@@ -48,7 +48,7 @@ class Store:
         return (record := self.get(cell)) is not None and record.status != "failed"
 
     def get(self, cell: Cell) -> Record | None:
-        """Return a cell's record, or ``None`` if there is none or it cannot be read, with a warning.
+        """Return a cell's record, or ``None`` if there is none that can be read; a line says why.
 
         Raises:
             StoreError: It is of a newer schema.
