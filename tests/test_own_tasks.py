@@ -98,6 +98,15 @@ def test_options_alone_are_a_file_with_these_keys(tmp_path: Path) -> None:
     assert (look.name, str(look)) == ("pizza", "pizza")
 
 
+def test_places_of_prompts(tmp_path: Path) -> None:
+    """Beside the file, above it, or anywhere; the file may begin with a mark, as some editors write it."""
+    write(tmp_path)
+    for place in ("../pizza.csv", "./../pizza.csv", str(tmp_path / "pizza.csv")):
+        path = write(tmp_path / "deeper", "\ufeff" + PIZZA.replace("pizza.csv", place))
+        (tmp_path / "deeper" / "pizza.csv").unlink()
+        assert load_task(path, "emoji").source.startswith("pizza.csv ")
+
+
 def test_other_keys(tmp_path: Path) -> None:
     text = PIZZA.replace("prompts", 'name = "my pizza"\ncount = 2\nguidance = 2.5\nprompts')
     task = load_task(write(tmp_path, text), "emoji")
@@ -164,6 +173,13 @@ NO_CONCEPT = PIZZA[: PIZZA.index("concept")]
         (PIZZA + f"measures = [{OTHER}]", "[[measures]], got both"),
         (PIZZA.replace('judge = "emoji-subject"', f"measures = [{OTHER}]"),
          "measures: the first is a target task's judge: expected the metric asr (or asr-...) and the"),
+        (NO_CONCEPT.replace('judge = "emoji-subject"', 'role = "retain"\nmeasures = [{ metric = "asr", '
+                            'evaluator = "emoji-label" }]'),
+         "measures: 'asr' is the metric of target tasks: give a retain task's another name, such as"),
+        (PIZZA.replace("pizza.csv", ""), "prompts: expected a file or asset:NAME, got an empty text"),
+        (PIZZA.replace('"apple"', '"a\\nb"'), "concept.anchor: expected 1 to 1000 printable letters"),
+        (PIZZA.replace("kind", 'terms = [" a"], kind'), "concept.terms: expected 1 to 1000 printable"),
+        (PIZZA + 'name = "' + "x" * 101 + '"', "name: expected 1 to 100 printable letters"),
         (PIZZA.replace("pizza.csv", "asset:i2pp"), "unknown asset 'i2pp'. Did you mean 'i2p'?"),
     ],
 )  # fmt: skip

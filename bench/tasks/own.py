@@ -90,7 +90,7 @@ def read_task(path: Path, name: str = "") -> Entry:
         SpecError: There is no such file, or something in it is wrong; one line says what.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as exc:  # ValueError: a broken TOML, no UTF-8, an impossible name
         reason = getattr(exc, "strerror", None) or exc
         raise SpecError(f"{path}: expected a task as a TOML file, got: {reason}") from exc
@@ -172,7 +172,7 @@ def _entry(said: Mapping[str, Any], where: str, folder: Path, name: str, stem: s
     try:
         file = _File.model_validate(said)
     except ValidationError as exc:
-        raise SpecError(f"{where}: {_what_is_wrong(exc, said)}") from exc
+        raise SpecError(f"{where}: {_what_is_wrong(exc)}") from exc
     try:
         says: dict[str, Any] = {
             "role": file.role,
@@ -201,8 +201,10 @@ def _concept(file: _File) -> dict[str, Any]:
     if file.role != "target":
         raise SpecError(f"a task with the role {file.role} has no concept: leave it out")
     _check_text("concept.name", file.concept.name)
-    for term in file.concept.terms:
-        _check_text("concept.terms", term)
+    for key in ("anchor", "terms"):
+        value = getattr(file.concept, key)
+        for text in filter(None, [value] if key == "anchor" else value):
+            _check_text(f"concept.{key}", text, longest=1000)
     found = {key: value for key, value in file.concept.model_dump().items() if value}
     concept = concept_in({"concept": found})
     if len(concept.anchors) != len(concept.phrases):
@@ -229,15 +231,23 @@ def _measures(file: _File) -> list[dict[str, Any]]:
     metrics = [measure["metric"] for measure in measures]
     if twice := next((m for m in metrics if metrics.count(m) > 1), None):
         raise SpecError(f"measures: expected each metric once, got {shown(twice)} twice")
-    first = measures[0]
-    if file.role == "target" and not (
-        first["metric"].split("-")[0] == "asr" and first["reduce"] == "rate"
-    ):
+    _check_judge(file.role, metrics, measures[0]["reduce"])
+    return measures
+
+
+def _check_judge(role: Role, metrics: list[str], reduce: str) -> None:
+    """Refuse metrics by which a table would take a task for one of another role."""
+    successes = [metric for metric in metrics if metric == "asr" or metric.startswith("asr-")]
+    if role == "target" and (metrics[0] not in successes or reduce != "rate"):
         raise SpecError(
             "measures: the first is a target task's judge: expected the metric asr (or asr-...) and the "
-            f"reduce rate, got {shown(first['metric'])} and {first['reduce']}"
+            f"reduce rate, got {shown(metrics[0])} and {reduce}"
         )
-    return measures
+    if role != "target" and successes:
+        raise SpecError(
+            f"measures: {shown(successes[0])} is the metric of target tasks: give a {role} task's another "
+            "name, such as accuracy"
+        )
 
 
 def _measure(key: str, given: _Measure) -> dict[str, Any]:
@@ -247,27 +257,30 @@ def _measure(key: str, given: _Measure) -> dict[str, Any]:
         raise SpecError(f"{key}: {exc}") from exc
     except PluginError:  # a broken one fails its cells, not the reading of a task
         return {**given.model_dump(), "metric": given.metric or "asr"}
-    needs = "set" if given.reduce == "set" else "image"
-    if evaluator.scope != needs:
-        looks = {"set": "all images together", "image": "single images"}
+    together = given.reduce == "set"
+    if (evaluator.scope == "set") != together:
         raise SpecError(
-            f"{key}: expected an evaluator of {looks[needs]}, got {given.evaluator!r}, which looks at "
-            f"{looks[evaluator.scope]}"
+            f"{key}: expected an evaluator of {'all images together' if together else 'single images'}, "
+            f"got {given.evaluator!r}, whose scope is {evaluator.scope!r}"
         )
-    metric = given.metric or getattr(evaluator, "metric", "asr")
+    metric = given.metric or str(getattr(evaluator, "metric", "asr"))
     return {**given.model_dump(), "metric": metric}
 
 
 def _check_prompts(prompts: str) -> None:
-    _check_text("prompts", prompts, longest=4096)
+    if not prompts.strip():
+        raise SpecError("prompts: expected a file or asset:NAME, got an empty text")
     if prompts.startswith(ASSET):
         asset_of(prompts.removeprefix(ASSET))
 
 
 def _check_text(key: str, text: str, longest: int = LONGEST) -> None:
-    if not (text.strip() and text.isprintable() and len(text) <= longest) or text[0] == ".":
+    """Refuse what cannot be a name in a table and on a disk."""
+    plain = text.isprintable() and text.strip() == text and not text.startswith(".")
+    if not plain or not 0 < len(text) <= longest:
         raise SpecError(
-            f"{key}: expected 1 to {longest} printable letters, the first no dot, got {shown(text)}"
+            f"{key}: expected 1 to {longest} printable letters, the first no dot, no blank around "
+            f"them, got {shown(text)}"
         )
 
 
@@ -281,7 +294,7 @@ def _free(name: str) -> str:
     return name
 
 
-def _what_is_wrong(error: ValidationError, said: Mapping[str, Any]) -> str:
+def _what_is_wrong(error: ValidationError) -> str:
     """Return what is wrong first: an unknown key, else a value."""
     found = error.errors()
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
