@@ -34,6 +34,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import KINDS, Kind, Ref, create, names, resolved
 from bench.plugins.registry import load as load_class
+from bench.sources.folders import PARTS
 from bench.store.artifacts import Artifacts
 from bench.tasks.tasks import load_task
 
@@ -73,7 +74,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def at_rest(model: DiffusersModel) -> bool:
-    parts = [getattr(model.pipe, part) for part in delta.PARTS]
+    parts = [getattr(model.pipe, part) for part in PARTS]
     return not any(part.training for part in parts) and not any(
         p.requires_grad or p.grad is not None for part in parts for p in part.parameters()
     )

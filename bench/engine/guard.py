@@ -28,6 +28,7 @@ from bench.errors import (
 )
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
+from bench.sources.folders import PARTS
 
 _BLOCKS = 1021  # sums of so many blocks tell tensors apart whose values only changed places
 
@@ -120,7 +121,7 @@ def _digest(tensor: Tensor) -> bytes:
 
 def _at_rest(model: DiffusersModel) -> None:
     """Switch gradients and training mode off, and drop gradients, as the harness hands models over."""
-    for part in delta.PARTS:
+    for part in PARTS:
         module = getattr(model.pipe, part)
         module.eval().requires_grad_(False)
         module.zero_grad(set_to_none=True)

@@ -20,11 +20,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from bench.errors import ContractError, StoreError
+from bench.models.checkpoints import bare
 from bench.models.diffusers import DiffusersModel
+from bench.sources.folders import PARTS
 
 Delta = dict[str, Tensor]
 UNCHANGED = "unchanged"  # the digest of no change
-PARTS = ("unet", "text_encoder", "vae")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HARMLESS = {"training", "gradient_checkpointing"}  # attributes of a module that change no image
 _SIMPLE = (bool, int, float, str, Tensor)
@@ -40,7 +41,7 @@ def weights(model: DiffusersModel) -> Delta:
     Names do not depend on the version of transformers: the prefix ``text_model.`` of version 4 is removed.
     """
     return {
-        f"{part}.{name.removeprefix('text_model.')}": tensor
+        f"{part}.{bare(name)}": tensor
         for part in PARTS
         for name, tensor in getattr(model.pipe, part).state_dict().items()
     }

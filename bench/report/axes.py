@@ -15,7 +15,7 @@ from bench.plan.cell import IMAGES
 from bench.plugins.registry import Ref
 from bench.store.record import Record
 
-Place = TypeVar("Place", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 ATTACK = frozenset({"attack"})
 MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
@@ -127,13 +127,13 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
     return label
 
 
-def placed(places: Iterable[tuple[Place, Record]]) -> dict[Place, Record]:
+def placed(places: Iterable[tuple[Key, Record]]) -> dict[Key, Record]:
     """Return the record of each place in a table.
 
     Raises:
         StoreError: There are two in one place.
     """
-    found: dict[Place, Record] = {}
+    found: dict[Key, Record] = {}
     for place, record in places:
         if (first := found.setdefault(place, record)) is not record:
             cell = first.cell

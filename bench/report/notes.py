@@ -68,10 +68,11 @@ def _unscored(records: Sequence[Record], who: Who) -> Iterator[str]:
 
 
 def _not_attacked(records: Sequence[Record], who: Who) -> Iterator[str]:
-    few = []
-    for r in records:
-        if "not all attacked" in size(r).flags:
-            few.append(f"{who(r)}: {attacked(r)} of {len(r.rows)} attacked")
+    few = [
+        f"{who(r)}: {attacked(r)} of {len(r.rows)} attacked"
+        for r in records
+        if "not all attacked" in size(r).flags
+    ]
     if few:
         yield "~ prompts too long to attack were not attacked and count in N: " + "; ".join(few)
 
