@@ -88,7 +88,7 @@ class DiffusersModel:
     @property
     def passes_per_image(self) -> int:
         """Denoiser passes that one image takes."""
-        scheduler = self.schedule.sampler(self.sampling.sampler)
+        scheduler = self._scheduler(self.sampling.sampler)
         scheduler.set_timesteps(self.sampling.steps)
         return len(scheduler.timesteps) * (len(self.guidance.texts) + 1)
 
@@ -218,9 +218,7 @@ class DiffusersModel:
         Yields:
             ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
         """
-        scheduler = self.schedule.sampler(
-            "ddim" if sampler_noise else sampler or self.sampling.sampler
-        )
+        scheduler = self._scheduler("ddim" if sampler_noise else sampler or self.sampling.sampler)
         scheduler.set_timesteps(steps or self.sampling.steps, device=self.device)
         predicted = self._guided(scheduler, cond, guidance)
         step = NoisySteps(scheduler, sampler_noise) if sampler_noise else scheduler.step
@@ -230,6 +228,9 @@ class DiffusersModel:
                 yield t, x
                 x = step(predicted(x, t), t, x, return_dict=False)[0]
         yield torch.tensor(-1), x
+
+    def _scheduler(self, sampler: str) -> Any:
+        return self.schedule.sampler(sampler)
 
     def _guided(
         self, scheduler: Any, cond: Tensor, guidance: Tensor | float
