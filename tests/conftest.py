@@ -21,6 +21,7 @@ from bench.models import load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plugins.registry import Ref, create
 from bench.sources.assets import finder
+from bench.sources.catalog import MODELS
 
 # The models are tiny: a second thread costs more than it gives, and tests run two at a time.
 torch.set_num_threads(1)
@@ -42,6 +43,14 @@ def _tiny() -> DiffusersModel:
 def tiny(_tiny: DiffusersModel) -> DiffusersModel:
     """A model of 0.2 M random weights; each test has its own copy."""
     return _tiny.copy()
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the tiny model so that it draws in four steps."""
+    info = MODELS["tiny-random"]
+    sampling = replace(info.sampling, steps=4)
+    monkeypatch.setitem(MODELS, "tiny-random", replace(info, sampling=sampling))
 
 
 @pytest.fixture

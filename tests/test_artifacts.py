@@ -34,6 +34,8 @@ from bench.store.artifacts import Artifacts
 from bench.store.record import Record
 from bench.store.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FAST = Ref("esd", {"steps": 1, "batch": 1, "sampling_steps": 4, "reuse": 1})
 LO = Ref("does")
 
@@ -305,6 +307,7 @@ def rows(results: Path) -> list[dict]:
     return [found["measurements"], *found["rows"]]
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path: Path, monkeypatch) -> None:
     """What is kept stays kept, and what is found is what one run that is left alone finds."""
 

@@ -35,15 +35,8 @@ CHURCH = Concept("church", "object", "house")
 PROMPTS = [Prompt(f"p{i}", f"a photo of a church {w}", 7 + i, 3.0) for i, w in enumerate("abc")]
 
 
-STEPS = 4  # of the sampler, so that images are quick
-PASSES = 2 * STEPS  # of the denoiser for an image
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch) -> None:
-    info = MODELS["tiny-random"]
-    sampling = replace(info.sampling, steps=STEPS)
-    monkeypatch.setitem(MODELS, "tiny-random", replace(info, sampling=sampling))
+pytestmark = pytest.mark.usefixtures("few_steps")
+PASSES = 2 * 4  # of the denoiser for an image
 
 
 @pytest.fixture

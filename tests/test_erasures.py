@@ -18,6 +18,8 @@ from bench.models import delta, load_model
 from bench.sources.catalog import revision
 from bench.tasks.concepts import find_concept, find_concepts
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 ERASE = ("erase", "--model", "tiny-random", "--concept", "church")
 
 

@@ -37,6 +37,8 @@ from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FAMILIES = {"method": methods, "attack": attacks, "judge": evaluators}
 
 

@@ -7,7 +7,6 @@ a folder that ``files`` has filled, the exit code, and a word that the line must
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -19,6 +18,8 @@ from safetensors.torch import save_file
 
 from bench.sources.catalog import EMOJI_WEIGHTS
 from bench.store.store import Store
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 RUN = "run --method none --attack none --task church --limit 1 --model tiny-random"
 HEAD = "case_number,prompt,evaluation_seed\n"
@@ -453,23 +454,6 @@ def test_a_method_that_breaks_its_contract_fails_its_cell_alone(
     assert by_name[name].status == "failed"
     assert name in by_name[name].reason
     assert not by_name[name].measurements
-
-
-def test_the_current_folder_is_not_searched_for_code(files: Path) -> None:
-    """A worker that imported ``filelock.py`` of the folder it was started in would run it."""
-    import subprocess
-
-    (files / "filelock.py").write_text("open('ran', 'w').close()\n")
-    done = subprocess.run(
-        [Path(sys.executable).with_name("bench"), *RUN.split(), "--workers", "2"],
-        cwd=files,
-        env=os.environ | {"BENCH_CACHE": str(files / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not (files / "ran").exists()
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])

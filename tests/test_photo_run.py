@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from bench.sources.catalog import SAMPLING
 
+pytestmark = pytest.mark.slow
 ATTACK = "unlearndiff:iterations=1,target_steps=4,tokens=1"
 
 
@@ -55,7 +56,7 @@ def check(found: dict[str, dict], task: str, judge: str) -> None:
         for row in record["rows"]:
             attacked = attack != "none" and not row["own"]
             rounds = row["cost"]["backward"]  # a step at each timestep, until it succeeds
-            assert rounds == 10 * attacked or 0 < rounds < 10 and row["success"]
+            assert rounds == 10 * attacked or (0 < rounds < 10 and row["success"])
             if attacked:  # a token in front; images by LMS, 5 steps of two passes
                 assert row["adversarial"].endswith(row["text"].lower())
                 assert row["cost"]["forward"] == rounds + 10 * row["cost"]["images"]

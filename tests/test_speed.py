@@ -1,15 +1,18 @@
 """The speed benchmark compares like with like."""
 
+import pytest
 import torch
 from fakes import float64_text
 
 from bench.engine import Settings
-from bench.engine.speed import OneByOne, _one_by_one, measure, scaled
+from bench.engine.speed import OneByOne, Run, _one_by_one, measure, measure_apart, scaled
 from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @float64_text
@@ -26,15 +29,35 @@ def test_both_ways_find_the_same(tmp_path, monkeypatch) -> None:
     assert (ours.prompts, ours.timesteps) == (2, 10)
 
 
-def test_the_command_compares_processes_and_the_official_way(cli) -> None:
+@pytest.mark.slow
+def test_processes_share_the_prompts(tmp_path) -> None:
+    attack = Ref("random", {"tokens": 1, "draws": 1})
+    (cell,) = plan(Spec("tiny-random", (Ref("none"),), (attack,), ("church",), limit=3))
+    settings = Settings(artifacts=Artifacts(tmp_path))
+    alone = measure(cell, "batched", settings)
+    together = measure_apart(cell, "batched", settings, workers=2)
+    assert together.texts == alone.texts
+    assert (together.prompts, together.wall > together.attack > 0) == (3, True)
+
+
+def test_the_command_compares_processes_and_the_official_way(cli, monkeypatch) -> None:
+    asked = []
+
+    def timed(cell, way, settings, *, judge, workers, dtype):
+        asked.append((way, workers))
+        wall = 40.0 if way == "official" else 10.0 / workers
+        return Run(way, cell.prompts, 10, wall / 2, wall, 100, ("a", "b"[: 2 - workers]))
+
+    monkeypatch.setattr("bench.engine.speed.measure_apart", timed)
     said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "2",
-               "--attack", "unlearndiff:iterations=1,tokens=1", "--workers", "2")  # fmt: skip
+               "--workers", "2")  # fmt: skip
     assert said.code == 0, said.err
-    ways = [line.strip().split("  ")[0] for line in said.out.splitlines()]
-    batched = ["batched", "batched x 2"]
-    order = [*batched, "official", *batched[::-1]]  # before and after: machines drift
-    assert [way for way in ways if way in order] == order
-    assert " ".join(said.out.split()).count("2 of 2 adversarial texts equal") == 2
+    before = [("batched", 1), ("batched", 2)]
+    assert asked == [*before, ("official", 1), *before[::-1]]  # before and after: machines drift
+    words = " ".join(said.out.split())
+    assert "batched: 4.0 times as fast as official" in words
+    assert "batched x 2: 8.0 times as fast as official" in words
+    assert "2 of 2 adversarial texts equal" in words and "1 of 2 adversarial texts equal" in words
 
 
 def test_a_type_for_the_batched_way_alone(tmp_path, monkeypatch) -> None:

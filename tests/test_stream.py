@@ -23,6 +23,8 @@ from bench.store.artifacts import Artifacts
 from bench.store.store import Store
 from bench.tasks.tasks import Measure, Task
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture
 def coco(monkeypatch: pytest.MonkeyPatch) -> Task:

@@ -18,6 +18,8 @@ from bench.report.tables import cer_table, cost_table, transfer_table
 from bench.store.artifacts import Artifacts
 from bench.store.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FAST = Ref("esd", {"steps": 2})
 RANDOM = Ref("random", {"draws": 2, "tokens": 1})
 

@@ -51,6 +51,7 @@ def crew():
         yield workers
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> None:
     """An attack that searches for each prompt alone: another batch may round another way."""
     cell, seen = cell_of("mma", length=4, steps=2, batch=8, top_k=8), []
@@ -68,6 +69,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> Non
     assert crew.finished == 0
 
 
+@pytest.mark.slow
 def test_killed_in_mid_attack(tmp_path: Path, crew: Workers, caplog) -> None:
     (other,) = crew._others
     os.kill(other.process.pid, signal.SIGSTOP)  # so that it finishes nothing
@@ -91,6 +93,7 @@ def test_killed_in_mid_attack(tmp_path: Path, crew: Workers, caplog) -> None:
     assert crew.finished == 0
 
 
+@pytest.mark.slow
 def test_an_error_stops_the_others(crew: Workers) -> None:
     (other,) = crew._others
     threads = torch.get_num_threads()
@@ -100,6 +103,7 @@ def test_an_error_stops_the_others(crew: Workers) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent(crew: Workers) -> None:
     (other,) = crew._others
     other.process.stdin.close()  # as a kernel does for a killed process
@@ -119,6 +123,7 @@ def test_what_is_found_once_is_not_shared(tmp_path: Path, monkeypatch) -> None:
     assert asked == [1, 7]
 
 
+@pytest.mark.slow
 def test_no_code_of_the_current_folder_runs_in_a_worker(tmp_path: Path, monkeypatch) -> None:
     for name in ("filelock", "safetensors", "json", "bench"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
