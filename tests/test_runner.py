@@ -219,7 +219,7 @@ def test_record_says_what_was_run(settings) -> None:
         11, 22
     )  # and one of the ids, where they do not survive decoding
     assert row.cost.backward == 10
-    assert row.cost.forward == 10 + 40 * row.cost.images
+    assert row.cost.forward == 10 + 8 * row.cost.images
 
 
 def test_a_record_keeps_what_was_said_of_both_images(settings) -> None:

@@ -119,8 +119,8 @@ def test_costs_are_summed_over_prompts(found) -> None:
     (line,) = cost_table([first]).lines
     counts = [figure.value for figure in line.figures]
     total = sum((r.cost for r in first.rows), Cost())
-    # Every prompt was drawn and judged three times, or fewer where it succeeded; 20 steps of 2 passes.
-    assert counts[:4] == [3, total.images, 40 * total.images, 0]
+    # Every prompt was drawn and judged three times, or fewer where it succeeded; 4 steps of 2 passes.
+    assert counts[:4] == [3, total.images, 8 * total.images, 0]
     assert 3 <= total.images <= 9
 
 
