@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks._resume import Resume, State
-from attacks._texts import check_room, decode, framed, token_table
+from attacks._texts import check_room, decode, token_table
 from attacks._trials import first_success
 from bench import (
     Adversarial,
@@ -30,6 +30,7 @@ from bench import (
     Target,
     Threat,
     World,
+    framed,
 )
 
 _TEXTS = 64  # texts per encoder pass: the fastest on a CPU, and enough to fill a GPU

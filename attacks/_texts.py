@@ -1,4 +1,4 @@
-"""Token ids as text, as the text encoder reads them, and how many it can read."""
+"""Token ids as text, their embeddings, and how many of them the text encoder can read."""
 
 from __future__ import annotations
 
@@ -40,23 +40,6 @@ def check_room(field: str, tokens: int, context: int | None) -> None:
 def special(tokenizer: Any) -> set[int]:
     """Return the ids of the start and end tokens."""
     return {tokenizer.bos_token_id, tokenizer.eos_token_id}
-
-
-def framed(
-    tokenizer: Any, ids: Sequence[int], *, padding: int | None = None, length: int | None = None
-) -> list[int]:
-    """Return ids as the text encoder reads them: start, ids, end, padding.
-
-    Args:
-        tokenizer: The tokenizer.
-        ids: A text's token ids.
-        padding: The id after the end token; by default the tokenizer's, which is the end token again
-            except for Stable Diffusion 2.
-        length: Number of ids to return; by default as many as the text encoder reads.
-    """
-    length = length or tokenizer.model_max_length
-    pad = tokenizer.pad_token_id if padding is None else padding
-    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[pad] * length][:length]
 
 
 def token_table(model: Model) -> Tensor:

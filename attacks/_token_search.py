@@ -32,10 +32,10 @@ from attacks._adam import Adam, adam_step
 from attacks._insertion import FREE, arrange, embedded
 from attacks._resume import Resume
 from attacks._slot import Slot
-from attacks._texts import decode, framed, token_table
+from attacks._texts import decode, token_table
 from attacks._token_attack import FreeTokens
 from attacks._trials import judged
-from bench import Adversarial, Context, Cost, Model, PluginError, Prompt, Target
+from bench import Adversarial, Context, Cost, Model, PluginError, Prompt, Target, framed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from attacks._resume import Resume, State
-from attacks._texts import framed, token_table
+from attacks._texts import token_table
 from attacks._trials import charge_first, first_success, precise
 from bench import (
     Adversarial,
@@ -30,6 +30,7 @@ from bench import (
     Target,
     Threat,
     by_kind,
+    framed,
 )
 
 if TYPE_CHECKING:

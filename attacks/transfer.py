@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench import (
+    ADVERSARIAL,
     Adversarial,
     Attacker,
     Card,
@@ -21,10 +22,6 @@ from bench import (
     World,
     read_table,
 )
-
-_TEXTS = (  # our column name first, then those of published lists
-    "adversarial", "adv_prompt", "adversarial_prompt", "sensitive prompt", "prompt", "text",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
-    table = read_table(path, path.read_bytes(), texts=_TEXTS)
+    table = read_table(path, path.read_bytes(), texts=(*ADVERSARIAL, "prompt", "text"))
     if "id" not in table.columns:
         raise SpecError(
             f"{path} has no column id or case_number with the ids of the task's prompts; to try a list "

@@ -4,7 +4,7 @@ Importing it loads neither torch nor diffusers.
 """
 
 from bench.core.digest import digest
-from bench.core.phrases import check_length, sentences
+from bench.core.phrases import check_length, framed, sentences
 from bench.core.protocols import (
     Adversarial,
     Attack,
@@ -37,9 +37,10 @@ from bench.core.types import (
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.sources.assets import Asset, content_digest
 from bench.tasks.exclusion import may_mention_minors
-from bench.tasks.promptsets import read_table
+from bench.tasks.promptsets import ADVERSARIAL, read_table
 
 __all__ = [
+    "ADVERSARIAL",
     "Adversarial",
     "Asset",
     "AssetError",
@@ -74,6 +75,7 @@ __all__ = [
     "content_digest",
     "digest",
     "fit",
+    "framed",
     "may_mention_minors",
     "read_table",
     "sentences",

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, PluginError, Prompt, check_length, fit, trainable
+from bench import (
+    Card,
+    Concept,
+    Context,
+    Model,
+    PluginError,
+    Prompt,
+    check_length,
+    fit,
+    framed,
+    trainable,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +158,7 @@ def invert(
     table = model.pipe.text_encoder.get_input_embeddings().weight.detach()
     words = table[torch.randint(len(table), (tokens,), generator=rng)].clone().requires_grad_(True)
     before = model.token_ids([start])[0]
-    ids, first = padded(model, [*before, *[0] * tokens]), 1 + len(before)
+    ids, first = framed(model.pipe.tokenizer, [*before, *[0] * tokens]), 1 + len(before)
     front, back = table[ids[:first]], table[ids[first + tokens :]]
 
     def loss() -> Tensor:
@@ -223,17 +234,10 @@ def concept_positions(model: Model, text: str, term: str, pooler: Pooler) -> Ten
     found = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
     if not found:
         raise PluginError(f"the tokens of {term!r} are not in {text!r}")
-    where = pooled(model, padded(model, ids), 1 + len(ids), pooler)
+    where = pooled(model, framed(model.pipe.tokenizer, ids), 1 + len(ids), pooler)
     for start in found:
         where[1 + start : 1 + start + len(wanted)] = True
     return where
-
-
-def padded(model: Model, ids: Sequence[int]) -> list[int]:
-    """Return token ids with start, end and padding, like the tokenizer."""
-    tokenizer = model.pipe.tokenizer
-    whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-    return whole + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(whole))
 
 
 def pooled(model: Model, ids: Sequence[int], end: int, pooler: Pooler) -> Tensor:

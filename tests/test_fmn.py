@@ -6,14 +6,13 @@ import pytest
 import torch
 from fakes import finished
 
-from bench import Concept, PluginError, Prompt
+from bench import Concept, PluginError, Prompt, framed
 from bench.plugins.registry import Ref, resolved
 from methods.fmn import (
     attention_maps,
     attention_norm,
     concept_positions,
     invert,
-    padded,
     pooled,
 )
 
@@ -116,7 +115,7 @@ def test_the_official_pooler_sees_every_end_token(pad: int, seen: int) -> None:
         bos_token_id=49406, eos_token_id=49407, pad_token_id=pad, model_max_length=77
     )
     model = SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokenizer), device="cpu")
-    ids = padded(model, [320, 1125, 539, 0, 0, 0, 0])
+    ids = framed(tokenizer, [320, 1125, 539, 0, 0, 0, 0])
     assert (len(ids), ids[0], ids[8], ids[9]) == (77, 49406, 49407, pad)
     where = pooled(model, ids, 8, "official")
     where[4:8] = True

@@ -1,8 +1,9 @@
-"""Sentences that name a concept, and a check that texts fit into a text encoder."""
+"""Sentences that name a concept, and texts as a text encoder reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from bench.core.protocols import Model
 from bench.core.types import Concept
@@ -33,3 +34,20 @@ def check_length(model: Model, texts: Iterable[str]) -> None:
             raise IncompatibleError(
                 f"{text!r} has {len(ids)} tokens: expected at most {room}, or the text encoder cuts it"
             )
+
+
+def framed(
+    tokenizer: Any, ids: Sequence[int], *, padding: int | None = None, length: int | None = None
+) -> list[int]:
+    """Return ids as the text encoder reads them: start, ids, end, padding.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: A text's token ids.
+        padding: The id after the end token; by default the tokenizer's, which is the end token again
+            except for Stable Diffusion 2.
+        length: Number of ids to return; by default as many as the text encoder reads.
+    """
+    length = length or tokenizer.model_max_length
+    pad = tokenizer.pad_token_id if padding is None else padding
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[pad] * length][:length]

@@ -163,7 +163,19 @@ class Model(QueryModel, Protocol):
         sampler: str | None = None,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``(t, latents)`` before each denoiser call and ``(-1, final latents)`` at the end."""
+        """Sample with the model's guidance, without gradients.
+
+        Args:
+            latents: Initial noise, ``(batch, c, h, w)``.
+            cond: Text conditioning, ``(batch, tokens, width)``.
+            guidance: Guidance scale, one or ``(batch,)``.
+            steps: Denoising steps; by default the model's own.
+            sampler: "ddim", "lms", "pndm" or "dpm"; by default the model's own.
+            skip: Number of first steps to leave out; only for "ddim".
+
+        Yields:
+            ``(t, latents)`` before each denoiser call, then ``(-1, final latents)``.
+        """
         ...
 
     def initial_noise(self, seeds: Sequence[int]) -> Tensor:
