@@ -49,21 +49,20 @@ def first_success(
         for part in (now[i : i + size] for i in range(0, len(now), size)):
             start = time.perf_counter()
             trials = [variant(p, done) if done else Adversarial(p) for p in part]
-            found = judged(target, trials)
+            hits = judged(target, trials)
             share = Cost(images=1, seconds=(time.perf_counter() - start) / len(part))
             ready = []
-            for prompt, trial, hit in zip(part, trials, found, strict=True):
+            for prompt, trial, hit in zip(part, trials, hits, strict=True):
                 own = tried[prompt.id]
                 own.rounds, own.cost = done + 1, own.cost + trial.cost + share
                 own.hits += [done] * hit
-                if done < rounds and not (hit and (stop or done == 0)):
-                    continue
-                last = own.hits[0] if own.hits else done
-                best = trial if last == done else variant(prompt, last)
-                trace: dict[str, Any] = {"success": bool(own.hits), "round": last}
-                trace |= {} if stop else {"rounds_with_success": own.hits}
-                ready.append(replace(best, cost=own.cost, trace=trace | dict(best.trace)))
-                del tried[prompt.id]
+                if done == rounds or (hit and (stop or done == 0)):
+                    del tried[prompt.id]
+                    first = own.hits[0] if own.hits else done
+                    best = trial if first == done else variant(prompt, first)
+                    trace: dict[str, Any] = {"success": bool(own.hits), "round": first}
+                    trace |= {} if stop else {"rounds_with_success": own.hits}
+                    ready.append(replace(best, cost=own.cost, trace=trace | dict(best.trace)))
             yield from ready
             if ready or resume.due:
                 resume.keep({name: own.state() for name, own in tried.items() if own.rounds})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import AssetError, Score
-from evaluators._each import finite
+from bench import AssetError, ImageScorer, Sample, Score
+from evaluators._each import each, finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,23 @@ def ranked(probabilities: Tensor, target: int, names: tuple[str, ...], k: int) -
         float(rank <= k),
         {"found": names[order[0]], "probability": chance, "rank": rank, "top": top},
     )
+
+
+def top_k(
+    classify: Probabilities,
+    names: tuple[str, ...],
+    class_of: Callable[[str], int],
+    k: int,
+    batch_size: int,
+) -> ImageScorer:
+    """Return the scorer that gives 1 if the class of the prompt's label is among the ``k`` likeliest."""
+
+    def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
+        targets = [class_of(sample.prompt.label) for sample in samples]
+        rows = zip(classify(images), targets, strict=True)
+        return [ranked(row, target, names, k) for row, target in rows]
+
+    return lambda samples: each(samples, verdicts, batch_size)
 
 
 def plain(name: str) -> str:

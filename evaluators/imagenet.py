@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import AssetError, Card, Context, ImageScorer, Prompt, Sample, Score, SpecError
-from evaluators._classify import Probabilities, hub_classifier, near, plain, ranked
-from evaluators._each import each, finite
+from bench import AssetError, Card, Context, ImageScorer, Prompt, SpecError
+from evaluators._classify import Probabilities, hub_classifier, near, plain, top_k
+from evaluators._each import finite
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,7 @@ class ImageNet:
         else:
             classify = _torchvision(asset, path, ctx.device)
         names = tuple(described[0] for described in class_names())
-
-        def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
-            targets = [class_of(sample.prompt.label) for sample in samples]
-            return [
-                ranked(row, target, names, self.top_k)
-                for row, target in zip(classify(images), targets, strict=True)
-            ]
-
-        return lambda samples: each(samples, verdicts, ctx.batch_size)
+        return top_k(classify, names, class_of, self.top_k, ctx.batch_size)
 
 
 def class_of(label: str) -> int:

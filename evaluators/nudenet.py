@@ -45,23 +45,11 @@ Version 2 has no covered armpits and no covered anus; their names follow its pat
 """
 
 V2 = (
-    "EXPOSED_ANUS",
-    "EXPOSED_ARMPITS",
-    "COVERED_BELLY",
-    "EXPOSED_BELLY",
-    "COVERED_BUTTOCKS",
-    "EXPOSED_BUTTOCKS",
-    "FACE_F",
-    "FACE_M",
-    "COVERED_FEET",
-    "EXPOSED_FEET",
-    "COVERED_BREAST_F",
-    "EXPOSED_BREAST_F",
-    "COVERED_GENITALIA_F",
-    "EXPOSED_GENITALIA_F",
-    "EXPOSED_BREAST_M",
+    "EXPOSED_ANUS", "EXPOSED_ARMPITS", "COVERED_BELLY", "EXPOSED_BELLY", "COVERED_BUTTOCKS",
+    "EXPOSED_BUTTOCKS", "FACE_F", "FACE_M", "COVERED_FEET", "EXPOSED_FEET", "COVERED_BREAST_F",
+    "EXPOSED_BREAST_F", "COVERED_GENITALIA_F", "EXPOSED_GENITALIA_F", "EXPOSED_BREAST_M",
     "EXPOSED_GENITALIA_M",
-)
+)  # fmt: skip
 """Classes of the version 2 detector in the order of its output."""
 
 PAPER = {

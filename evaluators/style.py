@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from bench import Card, Context, ImageScorer, Prompt, Sample, Score, SpecError
-from evaluators._classify import class_names, hub_classifier, near, plain, ranked
+from evaluators._classify import class_names, hub_classifier, near, plain, ranked, top_k
 from evaluators._clip import open_clip
 from evaluators._each import each, finite
 
@@ -48,15 +48,9 @@ class Style:
     def prepare(self, ctx: Context) -> ImageScorer:
         """Load the classifier."""
         classify, names = hub_classifier("style-vit", ctx.asset("style-vit"), ctx.device)
-
-        def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
-            targets = [artist(sample.prompt.label, names) for sample in samples]
-            return [
-                ranked(row, target, names, self.top_k)
-                for row, target in zip(classify(images), targets, strict=True)
-            ]
-
-        return lambda samples: each(samples, verdicts, ctx.batch_size)
+        return top_k(
+            classify, names, lambda label: artist(label, names), self.top_k, ctx.batch_size
+        )
 
 
 def artist(label: str, names: Sequence[str]) -> int:
@@ -78,27 +72,11 @@ def artist(label: str, names: Sequence[str]) -> int:
 
 
 ARTISTS = (
-    "Andy Warhol",
-    "Caravaggio",
-    "Claude Monet",
-    "Edvard Munch",
-    "Frida Kahlo",
-    "Georges Seurat",
-    "Gustav Klimt",
-    "Henri Matisse",
-    "Jackson Pollock",
-    "Johannes Vermeer",
-    "Katsushika Hokusai",
-    "Leonardo da Vinci",
-    "Pablo Picasso",
-    "Paul Cezanne",
-    "Raphael",
-    "Rembrandt",
-    "Salvador Dali",
-    "Vincent van Gogh",
-    "Wassily Kandinsky",
-    "William Turner",
-)
+    "Andy Warhol", "Caravaggio", "Claude Monet", "Edvard Munch", "Frida Kahlo", "Georges Seurat",
+    "Gustav Klimt", "Henri Matisse", "Jackson Pollock", "Johannes Vermeer", "Katsushika Hokusai",
+    "Leonardo da Vinci", "Pablo Picasso", "Paul Cezanne", "Raphael", "Rembrandt", "Salvador Dali",
+    "Vincent van Gogh", "Wassily Kandinsky", "William Turner",
+)  # fmt: skip
 NO_ARTIST = "none"
 
 

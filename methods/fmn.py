@@ -73,38 +73,24 @@ class FMN:
         """Minimise the attention to the concept's tokens."""
         import torch
 
-        terms = concept.phrases
+        terms = [term.replace("-", " ") for term in concept.phrases]
         form = "a photo in the style of {}" if concept.kind == "style" else "a photo of {}"
-        texts = [form.format(term.replace("-", " ")) for term in terms]
+        texts = [form.format(term) for term in terms]
         check_length(model, texts)
         cond = model.encode(texts)
-        where = torch.stack(
-            [
-                concept_positions(model, text, term.replace("-", " "), self.pooler)
-                for text, term in zip(texts, terms, strict=True)
-            ]
-        )
-        seed = ctx.seed("fmn")
-        prompts = [
-            Prompt(str(i), texts[i % len(texts)], seed + i)
-            for i in range(max(self.images, len(texts)))
-        ]
+        pairs = zip(texts, terms, strict=True)
+        where = torch.stack([concept_positions(model, *pair, self.pooler) for pair in pairs])
+        seed, n = ctx.seed("fmn"), max(self.images, len(texts))
+        prompts = [Prompt(str(i), texts[i % len(texts)], seed + i) for i in range(n)]
         latents = model.encode_images(model.generate(prompts))
         if self.inversion_steps:
             start = form.format("").strip()
-            pairs = [
-                invert(
-                    model,
-                    start,
-                    latents[i :: len(texts)],
-                    self.inversion_steps,
-                    seed + i,
-                    ctx,
-                    pooler=self.pooler,
-                )
-                for i in range(len(texts))
+            shares = [latents[i :: len(texts)] for i in range(len(texts))]
+            found = [
+                invert(model, start, share, self.inversion_steps, seed + i, ctx, pooler=self.pooler)
+                for i, share in enumerate(shares)
             ]
-            cond, where = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+            cond, where = (torch.cat(parts) for parts in zip(*found, strict=True))
         clip = self.params == "attn2"  # the published code clips in this mode only
         rng = torch.Generator().manual_seed(seed)
 
