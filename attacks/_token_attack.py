@@ -28,11 +28,11 @@ class FreeTokens(metaclass=ABCMeta):
 
     Args:
         tokens: Number of free tokens.
-        lr: Learning rate of Adam.
-        weight_decay: Weight decay of Adam (a term of the gradient) or AdamW.
+        lr: Learning rate of Adam, or of AdamW for ``p4d-official``.
+        weight_decay: Weight decay: a term of Adam's gradient, or decoupled for ``p4d-official``.
         loss: Distance between the predicted noise and the wanted noise.
-        long_prompts: What happens to a prompt that is too long: "skip" it, as published (it counts as not
-            attacked), or "cut" its end.
+        long_prompts: What happens to a prompt that is too long: "skip" it, as UnlearnDiffAtk does (it
+            counts as not attacked), or "cut" its end.
     """
 
     tokens: Annotated[int, Field(ge=1)] = by_kind(nsfw=5, style=3, object=3)
