@@ -1,7 +1,9 @@
-"""Harness for benchmarking robust concept erasure. Plug-ins import what they need from here.
+"""Harness for benchmarking robust concept erasure: :func:`run`, :func:`evaluate`, and what plug-ins import.
 
-Importing it loads neither torch nor diffusers.
+Importing it loads neither torch nor diffusers nor pydantic.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from bench.core.digest import digest
 from bench.core.phrases import check_length, framed, sentences
@@ -39,6 +41,11 @@ from bench.sources.assets import Asset, content_digest
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.promptsets import ADVERSARIAL, read_table
 
+if TYPE_CHECKING:
+    from bench.engine.api import Results, evaluate, run
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+
 __all__ = [
     "ADVERSARIAL",
     "Adversarial",
@@ -62,10 +69,13 @@ __all__ = [
     "PluginError",
     "Prompt",
     "QueryModel",
+    "Ref",
+    "Results",
     "Sample",
     "SamplerNoise",
     "Score",
     "SetScorer",
+    "Spec",
     "SpecError",
     "Target",
     "Threat",
@@ -74,10 +84,29 @@ __all__ = [
     "check_length",
     "content_digest",
     "digest",
+    "evaluate",
     "fit",
     "framed",
     "may_mention_minors",
     "read_table",
+    "run",
     "sentences",
     "trainable",
 ]
+
+_LATER = {
+    "Ref": "bench.plugins.registry",
+    "Results": "bench.engine.api",
+    "Spec": "bench.plan.spec",
+    "evaluate": "bench.engine.api",
+    "run": "bench.engine.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs more than plug-ins do when it is asked for."""
+    from importlib import import_module
+
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

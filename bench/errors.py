@@ -8,13 +8,13 @@
     + PluginLoadError                  a plug-in cannot be imported, or two share a name
     + ShadowedPackageError             another package hides one of ours
     + ContractError                    a plug-in returned something its protocol forbids
+    + RefusedError            exit 2   a plug-in says that the request is wrong
   x IncompatibleError         exit 1   method and model do not fit (the cell is skipped)
   x AssetError                exit 4   weights or data are missing, damaged or cannot be fetched
   x StoreError                exit 5   a record or artifact cannot be read or written
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -62,6 +62,12 @@ class ContractError(PluginError):
     """A plug-in returned something its protocol forbids."""
 
 
+class RefusedError(PluginError):
+    """A plug-in says that the request is wrong: of a matrix one cell fails, a command on its own stops."""
+
+    exit_code = 2
+
+
 class IncompatibleError(BenchError):
     """The method does not support this base model; the cell is skipped, not failed."""
 
@@ -90,16 +96,3 @@ def raised(exc: BaseException) -> str:
     except Exception:  # an exception's own text is a plug-in's code, too
         said = "(its text cannot be read)"
     return f"{type(exc).__name__}: {(said.splitlines() or [''])[0][:300]}".removesuffix(": ")
-
-
-@contextmanager
-def contract(who: str) -> Iterator[None]:
-    """Turn whatever a plug-in raises into a PluginError that names it."""
-    try:
-        yield
-    except BenchError:
-        raise
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as exc:
-        raise PluginError(f"{who} raised {raised(exc)}") from exc

@@ -9,7 +9,7 @@ from fakes import finished
 from PIL import Image
 
 from bench import Concept, Guidance, IncompatibleError, Prompt, SpecError
-from bench.engine import Settings
+from bench.engine.settings import Settings
 from bench.models.diffusers import DiffusersModel
 from bench.plugins.registry import Ref, resolved
 from bench.store.artifacts import Artifacts

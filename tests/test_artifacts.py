@@ -23,11 +23,11 @@ from rich.console import Console
 import attacks
 import methods
 from bench import Adversarial, Prompt
-from bench.engine import Runner, Settings
 from bench.engine.local import run_cells
 from bench.engine.replay import Replay
-from bench.plan.cell import Cell
-from bench.plan.plan import plan
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
+from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
@@ -48,7 +48,7 @@ def lo(monkeypatch) -> None:
     monkeypatch.setattr(fakes.Does, "what", staticmethod(lambda *_: None), raising=False)
 
 
-def cell_of(method: Ref = FAST, attack: Ref = LO, limit: int = 2, **more: object) -> Cell:
+def cell_of(method: Ref = FAST, attack: Ref = LO, limit: int = 2, **more: object) -> Job:
     return next(
         iter(plan(Spec("tiny-random", (method,), (attack,), ("church",), limit=limit, **more)))
     )
@@ -170,15 +170,16 @@ def test_what_a_plugin_keeps_is_held_to_its_digest(settings, caplog) -> None:
 # ---------------------------------------------------------------------------------- records
 def test_a_record_of_another_cell_does_not_count(tmp_path, settings, caplog) -> None:
     store = Store(tmp_path / "results")
-    one, other = cell_of(), cell_of(limit=1)
-    store.put(Runner(settings).run(one))
+    mine, job = cell_of(), cell_of(limit=1)
+    one, other = mine.cell, job.cell
+    store.put(Runner(settings).run(mine))
     store.path(other).write_bytes(store.path(one).read_bytes())
     assert (one in store, other in store) == (True, False)
     assert other not in store
     assert caplog.text.count("holds the record of another cell") == 1
     store.path(other).write_text("{")
     assert other not in store
-    (again,) = run_cells([other], store, settings, Console(quiet=True))
+    (again,) = run_cells([job], store, settings, Console(quiet=True))
     assert (again[0].cell, again[1], other in store) == (other, False, True)
 
 
@@ -205,7 +206,7 @@ def test_fresh_computes_again_and_resumes(cli, tmp_path: Path, monkeypatch, capl
             for prompt in prompts:
                 if len(done) == 1:
                     done.append("stop")
-                    raise KeyboardInterrupt
+                    signal.raise_signal(signal.SIGINT)
                 done.append(prompt.id)
                 yield Adversarial(replace(prompt, text=f"lo {prompt.text}"))
 
@@ -294,7 +295,7 @@ def work(root: Path, results: Path, prompts: Path) -> None:
     spec = Spec(
         "tiny-random", (Ref("none"),), (Ref("does"),), ("church",), limit=4, prompts=prompts
     )
-    settings = Settings(batch_size=1, artifacts=Artifacts(root), prompts=prompts)
+    settings = Settings(batch_size=1, artifacts=Artifacts(root))
     for _ in run_cells(list(plan(spec)), Store(results), settings, Console(quiet=True)):
         pass
 

@@ -356,7 +356,7 @@ def test_a_methods_asset_is_part_of_what_it_made(monkeypatch, tmp_path: Path) ->
         (given["safety-checker"] / "model.safetensors").write_text(content)
         methods, attacks = (Ref("safety-checker"),), (Ref("none"),)
         (one,) = plan(Spec("sd14", methods, attacks, ("church",), assets=given))
-        return one
+        return one.cell
 
     first, moved, other = cell("a", "one"), cell("b", "one"), cell("c", "two")
     assert list(first.method.files) == ["safety-checker"]

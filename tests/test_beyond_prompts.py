@@ -19,8 +19,9 @@ from attacks.mask_revival import MaskRevival, complete, suspicious
 from attacks.noise_probe import NoiseProbe
 from attacks.relearn import Relearn
 from bench import Concept, IncompatibleError, Prompt, SamplerNoise, Target
-from bench.engine import Runner, Settings
 from bench.engine.replay import Replay
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.models.schedule import NoisySteps
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
@@ -498,15 +499,15 @@ def test_a_run_makes_its_images_again_from_what_was_kept(tmp_path, monkeypatch, 
     second = Runner(settings)
     assert second.run(one).rows == first.rows
 
-    erased = second.erase(one)
+    erased = second.erase(one.cell)
     cache = settings.artifacts
-    folder = cache.root / "attacks" / one.attack_key
+    folder = cache.root / "attacks" / one.cell.attack_key
     prompts = [Prompt(r.id, r.text, r.seed, r.guidance, "church") for r in first.rows]
     assert not any(r.own for r in first.rows)  # else the attack would have had nothing to do
     plain = erased.model.generate(prompts)
 
     def replayed() -> list:
-        found = Replay(cache, one.attack_key, erased.model).load(prompts)
+        found = Replay(cache, one.cell.attack_key, erased.model).load(prompts)
         samples = second._images.replay(erased, [found[p.id] for p in prompts])
         return [s.image for s in samples]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lists import I2P, csv_of, hub_rows, i2p_row, nudity_csv
 
-import bench.cli
+import bench.cli.commands
 from bench import SpecError
 from bench.report.tables import cer_table
 from bench.store.store import Store
@@ -134,7 +134,7 @@ def test_what_is_excluded_is_in_the_digest(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_no_option_turns_it_off() -> None:
-    names = set(inspect.signature(bench.cli.run).parameters) - {
+    names = set(inspect.signature(bench.cli.commands.run).parameters) - {
         "keep_unsafe_images"
     }  # drawn already
     assert not [n for n in names if "exclu" in n or "safe" in n or "filter" in n]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from bench import AssetError, Context, Prompt, Sample
-from bench.engine import Settings
+from bench.engine.settings import Settings
 from bench.plugins.registry import Ref, create
 from bench.store.artifacts import Artifacts
 from evaluators.fid import kernel_distance

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.engine import Runner, Settings
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.plan.cell import Cell
-from bench.plan.plan import plan
+from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
 from bench.plugins import fingerprint
 from bench.plugins.registry import Ref, load
@@ -42,6 +43,10 @@ class Mine:
 
 
 def cell_of(method: str = "none", attack: str = "none") -> Cell:
+    return job_of(method, attack).cell
+
+
+def job_of(method: str, attack: str = "none") -> Job:
     spec = Spec("tiny-random", (Ref(method),), (Ref(attack),), ("church",), limit=1)
     return next(iter(plan(spec)))
 
@@ -69,8 +74,9 @@ def test_an_edited_plugin_of_another_distribution(tmp_path: Path, monkeypatch) -
     for code in (PLUGIN, PLUGIN.replace("0.01", "0.20"), PLUGIN):
         (tmp_path / "my_plugin.py").write_text(code)
         forget("my_plugin")
-        cells.append(cell_of("lab/mine"))
-        result = Runner(settings).run(cells[-1])
+        job = job_of("lab/mine")
+        cells.append(job.cell)
+        result = Runner(settings).run(job)
         assert result.status == "ok", result.reason
         digests.append(result.erasure["digest"])
     first, second, again = cells

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from bench.core.types import UNSCORED, Prompt
-from bench.engine import Runner, Settings, judge_images, plan_folder
-from bench.engine.folder import find_images, match, open_image, world_of
+from bench.engine.folder import find_images, judge_images, match, open_image, plan_folder, world_of
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.models import load_model
 from bench.plan.plan import plan
@@ -285,7 +286,7 @@ def test_the_world_is_that_of_the_task_or_of_the_size(tmp_path) -> None:
     broken = tmp_path / "b.png"
     broken.write_bytes(b"no image")
     assert [world_of([broken, p]) for p in (small, large)] == ["emoji", "photo"]
-    _, only, _ = plan_folder(*_one(tmp_path / "one", "benign-001"), "benign")
+    only = plan_folder(*_one(tmp_path / "one", "benign-001"), "benign")[0].task
     assert only.world == "emoji"  # there is no benign task on photographs
 
 
@@ -296,17 +297,18 @@ def _one(folder: Path, name: str) -> tuple[Path]:
 
 # ---------------------------------------------------------------------------- identity
 def test_the_identity_is_the_images_wherever_they_lie(drawn, tmp_path) -> None:
-    cell, _, _ = plan_folder(drawn, "church")
+    cell = plan_folder(drawn, "church")[0].cell
     moved = tmp_path / "moved"
     moved.mkdir()
     for i, path in enumerate(find_images(drawn)):
         shutil.copy(path, moved / f"{i}.png")  # by order now
-    again, _, matched = plan_folder(moved, "church")
+    again, matched = plan_folder(moved, "church")
+    again = again.cell
     assert (matched.rule, again.id) == ("order", cell.id)
-    assert plan_folder(drawn, "church", label="rival")[0].id != cell.id
-    assert plan_folder(drawn, "church", judge="emoji-subject:top_k=3")[0].id != cell.id
+    assert plan_folder(drawn, "church", label="rival")[0].cell.id != cell.id
+    assert plan_folder(drawn, "church", judge="emoji-subject:top_k=3")[0].cell.id != cell.id
     picture(drawn / "church-001.png", seed=9)
-    assert plan_folder(drawn, "church")[0].id != cell.id
+    assert plan_folder(drawn, "church")[0].cell.id != cell.id
 
 
 # ---------------------------------------------------------------------------- the command

@@ -24,14 +24,14 @@ import attacks
 import evaluators
 import methods
 from bench import Adversarial, Cost, Guidance, Prompt, Sample, SamplerNoise, Score
-from bench.engine import Runner, Settings
 from bench.engine.guard import _digest, guard
 from bench.engine.judge import Judges
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.errors import PluginError
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
-from bench.plan.cell import Cell
-from bench.plan.plan import plan
+from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("few_steps")
 FAMILIES = {"method": methods, "attack": attacks, "judge": evaluators}
 
 
-def cell_of(**plugins: str) -> Cell:
+def job_of(**plugins: str) -> Job:
     method, attack = (Ref(plugins.get(k, "none")) for k in ("method", "attack"))
     spec = Spec("tiny-random", (method,), (attack,), ("church",), limit=2)
     return next(iter(plan(replace(spec, judge=plugins.get("judge", "")))))
@@ -60,9 +60,8 @@ def run(settings: Settings, monkeypatch) -> Callable[..., Record]:
     def call(family: str, what: Callable[..., Any], cls: type = fakes.Does) -> Record:
         monkeypatch.setitem(FAMILIES[family].PLUGINS, "fake", f"fakes:{cls.__name__}")
         monkeypatch.setattr(fakes.Does, "what", staticmethod(what), raising=False)
-        judge = "fake" if family == "judge" else ""
-        call.runner = Runner(replace(settings, judge=judge))
-        return call.runner.run(cell_of(**{family: "fake"}))
+        call.runner = Runner(settings)
+        return call.runner.run(job_of(**{family: "fake"}))
 
     return call
 
@@ -185,7 +184,7 @@ def test_what_a_plugin_does_wrong_is_said_and_its_cell_fails(run, name: str) -> 
 
 
 def call_again(run: Any) -> Record:
-    return run.runner.run(cell_of())
+    return run.runner.run(job_of())
 
 
 def test_no_memory_fails_the_cell_and_the_matrix_goes_on(settings, monkeypatch) -> None:
@@ -196,9 +195,9 @@ def test_no_memory_fails_the_cell_and_the_matrix_goes_on(settings, monkeypatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr("bench.models.delta.apply", full)
-        result = runner.run(cell_of())
+        result = runner.run(job_of())
     assert (result.status, result.reason[:35]) == ("failed", "out of memory: CUDA out of memory; ")
-    assert runner.run(cell_of()).status == "ok"
+    assert runner.run(job_of()).status == "ok"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -274,10 +273,10 @@ def test_an_attack_that_changes_a_model_poisons_nothing(
     run, settings, monkeypatch, change, of
 ) -> None:
     clean = Runner(replace(settings, artifacts=Artifacts(settings.artifacts.root / "x")))
-    expected = clean.run(cell_of())
+    expected = clean.run(job_of())
     attacked: list[object] = []
     monkeypatch.setitem(attacks.PLUGINS, "fake", "fakes:Does")
-    key = cell_of(attack="fake").attack_key
+    key = job_of(attack="fake").cell.attack_key
 
     def poison(target: Any, prompts: Any) -> Any:
         def attack() -> Any:
@@ -308,10 +307,10 @@ def test_a_method_gets_a_copy_of_everything(run, settings) -> None:
         for change in (zero, blur, words):
             change(model)
 
-    before = Runner(settings).model(cell_of())
+    before = Runner(settings).model(job_of().cell)
     result = run("method", spoil)
     assert "the tokenizer is not the base's" in result.reason
-    after = run.runner.model(cell_of())
+    after = run.runner.model(job_of().cell)
     assert all(torch.equal(t, weights(before)[n]) for n, t in weights(after).items())
     assert len(after.pipe.tokenizer) == len(before.pipe.tokenizer)
 

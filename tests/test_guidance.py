@@ -100,7 +100,8 @@ def test_safety_checker_blacks_out_what_its_weights_call_unsafe(tiny, ctx, tmp_p
 
 
 def test_a_run_builds_a_sampler_time_method_again(tmp_path) -> None:
-    from bench.engine import Runner, Settings
+    from bench.engine.runner import Runner
+    from bench.engine.settings import Settings
     from bench.plan.plan import plan
     from bench.plan.spec import Spec
     from bench.plugins.registry import Ref
@@ -114,7 +115,7 @@ def test_a_run_builds_a_sampler_time_method_again(tmp_path) -> None:
     again = [Runner(replace(settings, keep_images=False)).run(cell) for cell in cells]
     assert [r.rows for r in first] == [r.rows for r in again]
     assert [r.erasure["sampler_time"] for r in first] == [False, True, True]
-    samples = {c.method.name: Runner(settings).samples(c, 3) for c in cells}
+    samples = {c.cell.method.name: Runner(settings).samples(c, 3) for c in cells}
     assert samples["none"][0][1].image.tobytes() == samples["none"][0][0].image.tobytes()
     for name in ("negative-prompt", "sld"):
         assert samples[name][0][1].image.tobytes() != samples[name][0][0].image.tobytes()

@@ -152,8 +152,8 @@ REQUESTS = {
     **{
         f"unet: {name}": (f"{RUN.replace('--method none', f'--unet {name}')}", code, name)
         for name, code in {
-            "missing.pt": 2, "text.safetensors": 2, "text.ckpt": 2, "empty.safetensors": 2,
-            "stranger.safetensors": 2, "nothing.pt": 2, "pickled.ckpt": 2, "folder": 2, "loop": 2,
+            "missing.pt": 2, "text.safetensors": 3, "text.ckpt": 3, "empty.safetensors": 3,
+            "stranger.safetensors": 3, "nothing.pt": 3, "pickled.ckpt": 3, "folder": 3, "loop": 2,
         }.items()
     },
     # assets
@@ -317,6 +317,7 @@ BROKEN = {
     "no class": ("methods", "json:dumps"),
     "a syntax error": ("methods", "bad_syntax:X"),
     "an exit": ("methods", "exits_at_import:X"),
+    "an interrupt": ("methods", "interrupts_at_import:X"),
     "no card": ("methods", "no_card:X"),
     "an exception that is none": ("methods", "bare:X"),
     "an exception without text": ("methods", "mute:X"),
@@ -335,6 +336,7 @@ def test_a_broken_plug_in_is_named_and_stops_nobody_else(
 ) -> None:
     (files / "bad_syntax.py").write_text("class X(:\n")
     (files / "exits_at_import.py").write_text("import sys\nsys.exit(7)\n")
+    (files / "interrupts_at_import.py").write_text("raise KeyboardInterrupt\n")
     (files / "no_card.py").write_text(
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass X:\n"
         "    def erase(self, model, concept, ctx):\n        return model\n"
@@ -352,11 +354,20 @@ def test_a_broken_plug_in_is_named_and_stops_nobody_else(
     assert name in listed.out
     option = {"methods": "--method", "attacks": "--attack", "evaluators": "--judge"}[family]
     said = cli(*RUN.split(), option, name)
-    assert said.code == (2 if what == "a value to be given" else 3), said.err
-    assert name in said.err
     assert "Traceback" not in said.err
-    assert len(said.err.strip().splitlines()) == 1
     sys.modules.pop("no_card", None)
+    if what == "a value to be given":  # by the user
+        assert said.code == 2, said.err
+        assert len(said.err.strip().splitlines()) == 1
+        assert name in said.err
+        return
+    assert said.code == 3, said.err
+    failed = [r for r in Store(files / "results/local") if r.status == "failed"]
+    assert failed
+    assert all(name in r.reason for r in failed)
+    others = [r for r in Store(files / "results/local") if r.status == "ok"]
+    assert len(others) == (0 if family == "evaluators" else 1)  # the matrix went on
+    assert name in cli("plan", *RUN.split()[1:], option, name).out
 
 
 FIELDS = {
@@ -410,6 +421,10 @@ def test_what_a_plug_in_sets_when_it_is_imported_is_put_back(
 MISBEHAVING = {
     "raises": "raise ZeroDivisionError('by design')",
     "exits": "raise SystemExit(0)",
+    "says that the user stopped": "raise KeyboardInterrupt",
+    "ends a loop that is not its own": "raise GeneratorExit",
+    "says that the request is wrong": "from bench import SpecError; raise SpecError('by design')",
+    "closes what is printed to": "import sys; sys.stdout.close(); sys.stderr.close(); raise OSError",
     "returns nothing": "return None",
     "keeps a tensor in its notes": "import torch; model.notes['x'] = torch.zeros(2); return model",
     "keeps itself in its notes": "model.notes['x'] = model; return model",

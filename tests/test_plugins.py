@@ -244,7 +244,7 @@ class Hunt:
 
 def handed_over(attack: Any, victim: DiffusersModel, original: DiffusersModel) -> Target:
     """Return what the harness gives this attack."""
-    cell = next(iter(plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("church",)))))
+    cell = next(iter(plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("church",))))).cell
     return _target(attack, victim, original, cell, judged())
 
 

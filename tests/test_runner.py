@@ -23,7 +23,9 @@ import evaluators
 import methods
 from bench import Adversarial, Prompt, SamplerNoise
 from bench.core.digest import digest
-from bench.engine import Runner, Settings, provenance
+from bench.engine import provenance
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import plan
@@ -56,18 +58,18 @@ def plug(monkeypatch, family, name: str, cls: type) -> Ref:
 
 def judge_with(monkeypatch, name: str) -> None:
     """Replace the church task's judge."""
-    from bench.engine.runner import load_task as load
+    from bench.plan.plan import load_task as load
 
     def patched(task, world, **rest):
         loaded = load(task, world, **rest)
         return replace(loaded, measures=(replace(loaded.measures[0], evaluator=Ref(name)),))
 
-    monkeypatch.setattr("bench.engine.runner.load_task", patched)
+    monkeypatch.setattr("bench.plan.plan.load_task", patched)
 
 
 def test_ids_depend_on_what_changes_a_value() -> None:
-    (a,) = cells()
-    assert a.id == cells()[0].id
+    a = cells()[0].cell
+    assert a.id == cells()[0].cell.id
     for other in (
         {"seed": 1},
         {"limit": 3},
@@ -75,10 +77,10 @@ def test_ids_depend_on_what_changes_a_value() -> None:
         {"method": FAST},
         {"attack": QUICK},
     ):
-        assert cells(**other)[0].id != a.id
-    (b,) = cells(limit=3)
+        assert cells(**other)[0].cell.id != a.id
+    b = cells(limit=3)[0].cell
     assert (a.erase_key, a.attack_key) == (b.erase_key, b.attack_key)
-    (c,) = cells(dtype="bf16")
+    c = cells(dtype="bf16")[0].cell
     assert (a.erase_key == c.erase_key, a.attack_key == c.attack_key) == (True, False)
     erased_in_bf16 = {
         **asdict(c), "method": c.method.identity, "attack": c.attack.identity,
@@ -90,10 +92,10 @@ def test_ids_depend_on_what_changes_a_value() -> None:
 
 def test_ids_depend_on_the_judge(monkeypatch) -> None:
     """Its weights and its version: they also tell an attack when to stop."""
-    (a,) = cells(attack=QUICK)
+    a = cells(attack=QUICK)[0].cell
     judge = load("evaluators", load_task("church", "emoji").measures[0].evaluator.name)
     monkeypatch.setattr(judge, "card", replace(judge.card, version=2))
-    (newer,) = cells(attack=QUICK)
+    newer = cells(attack=QUICK)[0].cell
     weights = replace(a, assets={"resnet50-ms": "some digest"})
     other = replace(a, assets={"resnet50-ms": "another"})
     for keys in zip(*((c.id, c.attack_key) for c in (a, newer, weights, other)), strict=True):
@@ -104,10 +106,10 @@ def test_ids_depend_on_the_judge(monkeypatch) -> None:
 def test_retain_tasks_share_the_erased_model(settings) -> None:
     spec = Spec("tiny-random", (FAST,), (Ref("none"), QUICK), ("church", "retain"), limit=2)
     planned = list(plan(spec))
-    assert [(c.task, c.attack.name) for c in planned] == [
+    assert [(c.cell.task, c.cell.attack.name) for c in planned] == [
         ("church", "none"), ("church", "unlearndiff"), ("retain", "none"),
     ]  # fmt: skip
-    assert len({c.erase_key for c in planned}) == 1
+    assert len({c.cell.erase_key for c in planned}) == 1
     runner = Runner(settings)
     results = [runner.run(c) for c in planned]
     assert [r.status for r in results] == ["ok"] * 3
@@ -145,7 +147,7 @@ def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(
     assert [(r.id, r.own) for r in short.rows] == [
         (r.id, pytest.approx(r.own, abs=1e-4)) for r in plenty.rows
     ]
-    erased = runner.erase(cell)
+    erased = runner.erase(cell.cell)
     erased.model.batch_size = 4
     found = [
         Adversarial(Prompt(str(i), "x", i), sampler_noise=SamplerNoise(1.0, seed=i))
@@ -366,9 +368,9 @@ def test_an_image_that_must_not_be_judged_is_neither_judged_nor_kept(settings, m
     assert (row.id, row.detail) == ("church-001", {"error": "the latents are not finite"})
     assert "church-001" not in seen
     assert len(list(settings.artifacts.root.glob("images/*/*.png"))) == 2
-    erased = runner.erase(cell)
+    erased = runner.erase(cell.cell)
     samples = runner._images.make(erased, load_task("church", "emoji").prompts[:3], "again")
-    _, extract = runner._stream._extract(cell, Measure("x", Ref("colour"), "set"))
+    _, extract = runner._stream._extract(cell.cell, Measure("x", Ref("colour"), "set"))
     missing = extract(samples).isnan().all(1).tolist()
     assert [s.prompt.id for s, m in zip(samples, missing, strict=True) if m] == ["church-001"]
     (bad,) = [s for s in samples if s.prompt.id == "church-001"]
@@ -376,7 +378,7 @@ def test_an_image_that_must_not_be_judged_is_neither_judged_nor_kept(settings, m
 
 
 def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatch) -> None:
-    from bench.engine.runner import load_task as load
+    from bench.plan.plan import load_task as load
 
     plug(monkeypatch, evaluators, "miscounts", fakes.Miscounts)
 
@@ -385,7 +387,7 @@ def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatc
         more = Measure("extra", Ref("miscounts"), "mean")
         return replace(loaded, measures=(*loaded.measures, more))
 
-    monkeypatch.setattr("bench.engine.runner.load_task", patched)
+    monkeypatch.setattr("bench.plan.plan.load_task", patched)
     result = Runner(settings).run(cells(limit=2)[0])
     assert (result.status, result.measurements["asr"].n) == ("ok", 2)
     assert "evaluator miscounts" in result.measurements["extra"].failed
@@ -405,8 +407,8 @@ def test_erasing_is_fp32_whatever_is_drawn_in(settings) -> None:
     assert [r.protocol["train"] for r in results] == ["fp32"] * 2
     assert [r.protocol["draw"][-6:] for r in results] == [", fp32", ", bf16"]
     assert results[0].rows != results[1].rows
-    full, half = runner.erase(exact).model, runner.erase(coarse).model
-    before, after = runner.model(exact), runner.model(coarse)
+    full, half = runner.erase(exact.cell).model, runner.erase(coarse.cell).model
+    before, after = runner.model(exact.cell), runner.model(coarse.cell)
     for wide, narrow in ((full, half), (before, after)):
         tensors = weights(narrow)
         assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in weights(wide).items())
@@ -418,7 +420,7 @@ def test_a_record_says_what_its_numbers_rest_on(settings) -> None:
     found = Runner(settings).run(cell).protocol
     assert found.pop("prompts").startswith("church.csv ")
     assert found.pop("judge").startswith("emoji-")
-    model = Runner(settings).model(cell)
+    model = Runner(settings).model(cell.cell)
     drawn = f"{model.sampling.sampler}, {model.sampling.steps} steps, 32 px, fp32"
     assert found == {"draw": drawn, "train": "fp32", "prediction": "epsilon"}
 
@@ -476,11 +478,11 @@ def test_kill_nine_loses_nothing_finished(tmp_path: Path) -> None:
 def test_store_round_trip(tmp_path: Path, settings) -> None:
     store = Store(tmp_path / "results")
     (cell,) = cells(attack=QUICK)
-    assert cell not in store
+    assert cell.cell not in store
     result = Runner(settings).run(cell)
     store.put(result)
-    assert cell in store
-    assert store.get(cell) == result
+    assert cell.cell in store
+    assert store.get(cell.cell) == result
     assert list(store) == [result]
     store.put(replace(result, status="failed"))
-    assert cell not in store
+    assert cell.cell not in store

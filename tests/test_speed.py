@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import float64_text
 
-from bench.engine import Settings
+from bench.engine.settings import Settings
 from bench.engine.speed import OneByOne, Run, _one_by_one, measure, measure_apart, scaled
 from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.plan.plan import plan
@@ -46,7 +46,7 @@ def test_the_command_compares_processes_and_the_official_way(cli, monkeypatch) -
     def timed(cell, way, settings, *, judge, workers, dtype):
         asked.append((way, workers))
         wall = 40.0 if way == "official" else 10.0 / workers
-        return Run(way, cell.prompts, 10, wall / 2, wall, 100, ("a", "b"[: 2 - workers]))
+        return Run(way, cell.cell.prompts, 10, wall / 2, wall, 100, ("a", "b"[: 2 - workers]))
 
     monkeypatch.setattr("bench.engine.speed.measure_apart", timed)
     said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "2",
@@ -108,5 +108,5 @@ def test_scaling_sizes() -> None:
     spec = Spec("tiny-random", (Ref("none"),), (Ref("p4d"),), ("church",))
     (cell,) = plan(spec)
     sizes = scaled(cell)
-    assert [c.prompts for c in sizes] == [8, 16, 32, 8]
-    assert sizes[3].attack.params["timesteps"] == "official"
+    assert [job.cell.prompts for job in sizes] == [8, 16, 32, 8]
+    assert sizes[3].cell.attack.params["timesteps"] == "official"

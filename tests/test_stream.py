@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from bench import AssetError, Prompt, Sample
-from bench.engine import Runner, Settings
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
@@ -35,11 +36,11 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     )
     prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(10))
     task = Task("coco", "emoji", "benign", None, prompts, measures, "digest")
-    for module in ("bench.engine.runner", "bench.plan.plan"):
-        monkeypatch.setattr(f"{module}.load_task", lambda name, world, **more: task)
+    monkeypatch.setattr("bench.plan.plan.load_task", lambda name, world, **more: task)
     wanted = [name for m in measures for name in create("evaluators", m.evaluator).assets()]
     monkeypatch.setattr("bench.plan.plan.needs", lambda name, world, **more: wanted)
     monkeypatch.setattr("bench.plan.plan.concept_of", lambda name, world: None)
+    monkeypatch.setattr("bench.plan.plan._unread", lambda name, world: task)
     return task
 
 
@@ -79,7 +80,7 @@ def test_streaming_keeps_features_and_no_images(tmp_path, coco, given, made) -> 
     result = runner.run(cell)
     assert (result.status, result.rows, runner._images.memory) == ("ok", (), {})
     assert made == [p.id for p in coco.prompts]
-    assert set(cell.assets) == {"inception", "coco-val2014", "clip-vit-b32"}
+    assert set(cell.cell.assets) == {"inception", "coco-val2014", "clip-vit-b32"}
     fid = result.measurements["fid"]
     assert (fid.n, fid.unscored, fid.low, fid.detail["n"]) == (10, 0, None, 10)
     assert {"mode", "crop", "format", "extractor", "reference_files"} <= set(fid.detail)
@@ -88,7 +89,7 @@ def test_streaming_keeps_features_and_no_images(tmp_path, coco, given, made) -> 
     assert not list((tmp_path / "a").rglob("*.png"))
     store = Store(tmp_path / "results")
     store.put(result)
-    assert store.get(cell) == result
+    assert store.get(cell.cell) == result
     # Another size of shards, images kept on the user's word: the same numbers.
     runner, cell = start(tmp_path / "b", given, shard=6, keep_images=True)
     other = runner.run(cell)
@@ -134,8 +135,8 @@ def test_unreadable_images_are_counted(tmp_path, coco, given, monkeypatch) -> No
 
 def test_blacked_out_images_are_counted_while_streaming(tmp_path, coco, given) -> None:
     runner, cell = start(tmp_path / "a", given, shard=2)
-    cell = replace(cell, prompts=5)
-    model = runner.erase(cell).model
+    cell = replace(cell, cell=replace(cell.cell, prompts=5))
+    model = runner.erase(cell.cell).model
     model.screen = lambda images: [Image.new("RGB", images[0].size), *images[1:]]
     black = runner.run(cell).measurements["blacked-out"]
     assert (black.value, black.n) == (3 / 5, 5)
@@ -157,13 +158,13 @@ def test_a_failing_measure_costs_no_other(tmp_path, coco, given) -> None:
         assert reason in m.failed
     store = Store(tmp_path / "results")
     store.put(result)
-    assert store.get(cell) == result
+    assert store.get(cell.cell) == result
 
 
 def test_features_keep_their_type(tmp_path, coco, given) -> None:
     """Labels are numbers that float32 cannot hold."""
     runner, cell = start(tmp_path / "a", given)
-    _, extract = runner._stream._extract(cell, Measure("bias", Ref("clip-gender-balance"), "set"))
+    _, extract = runner._stream._extract(cell.cell, Measure("bias", Ref("clip-gender-balance"), "set"))
     picture = Image.new("RGB", (32, 32), "red")
     made = [Sample(Prompt(str(i), "x", i, label=f"job {i}"), picture) for i in range(20)]
     codes = extract(made)[:, 1].tolist()

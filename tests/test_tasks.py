@@ -135,7 +135,7 @@ def test_an_erasure_without_a_task_checks_its_seed() -> None:
 
 def test_the_largest_seed_runs() -> None:
     (cell,) = plan(Spec(**SPEC | {"seed": MOST}))
-    assert cell.seed == MOST
+    assert cell.cell.seed == MOST
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def test_thinned_losses_keep_the_ends() -> None:
 
 
 def test_both_run_as_cells(tmp_path) -> None:
-    from bench.engine import Runner, Settings
+    from bench.engine.runner import Runner
+    from bench.engine.settings import Settings
     from bench.plan.plan import plan
     from bench.plan.spec import Spec
     from bench.plugins.registry import Ref

@@ -625,7 +625,8 @@ def test_floors_stop_at_success_and_see_images_only(tiny, ctx, attack) -> None:
 
 
 def test_a_run_keeps_the_seed_that_was_found(tmp_path) -> None:
-    from bench.engine import Runner, Settings
+    from bench.engine.runner import Runner
+    from bench.engine.settings import Settings
     from bench.plan.plan import plan
     from bench.plan.spec import Spec
     from bench.plugins.registry import Ref

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import Cost
-from bench.engine import Runner, Settings
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
@@ -39,7 +40,9 @@ def found(tmp_path: Path):
 def test_a_record_is_replayed_on_another_model(found) -> None:
     runner, store, first, path = found
     (cell,) = cells(FAST, Ref("transfer", {"source": str(path)}))
-    assert cell.attack.files.keys() == {"source"}  # named by what is in it, not by where it lies
+    assert cell.cell.attack.files.keys() == {
+        "source"
+    }  # named by what is in it, not by where it lies
     moved = runner.run(cell)
     assert moved.status == "ok", moved.reason
     for a, b in zip(first.rows, moved.rows, strict=True):
@@ -48,7 +51,7 @@ def test_a_record_is_replayed_on_another_model(found) -> None:
         assert b.trace == {"source_success": a.trace["success"], "origin": "none/random"}
         assert b.cost.images == 0
     images = [s[2].image.tobytes() for s in runner.samples(cell, 3)]
-    theirs = [s[2].image.tobytes() for s in runner.samples(first.cell, 3)]
+    theirs = [s[2].image.tobytes() for s in runner.samples(cells(Ref("none"), RANDOM)[0], 3)]
     assert all(x != y for x, y in zip(images, theirs, strict=True))  # another model draws
 
     store.put(moved)

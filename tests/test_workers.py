@@ -13,17 +13,17 @@ from threading import Thread
 import pytest
 import torch
 
-from bench.engine import Runner, Settings
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.engine.workers import Workers
-from bench.plan.cell import Cell
-from bench.plan.plan import plan
+from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record
 
 
-def cell_of(attack: str = "unlearndiff", **params: object) -> Cell:
+def cell_of(attack: str = "unlearndiff", **params: object) -> Job:
     ref = Ref(attack, params or {"iterations": 1, "tokens": 1})
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (ref,), ("church",), limit=3))
     return cell
@@ -63,7 +63,9 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, crew: Workers) -> Non
     counts = [done for stage, done, _ in seen if stage == "attack"]
     assert counts == sorted(counts)
     assert counts[-1] <= 3
-    with crew.share({}, ["one"]) as mine:  # nothing is left to give, and nobody to wait for
+    with crew.share(
+        lambda part: {}, ["one"]
+    ) as mine:  # nothing is left to give, and nobody to wait for
         assert mine == {"one"}
     crew.wait(lambda: pytest.fail("waits"))
     assert crew.finished == 0
@@ -86,7 +88,9 @@ def test_killed_in_mid_attack(tmp_path: Path, crew: Workers, caplog) -> None:
     assert line == (
         f"a worker (process {other.process.pid}) ended with -9; this process does what it left undone"
     )
-    with crew.share({"cell": {"no": "cell"}}, ["a", "b"]) as mine:  # the next one cannot read this
+    with crew.share(
+        lambda part: {"job": {"no": "job"}}, ["a", "b"]
+    ) as mine:  # the next one cannot read this
         assert mine == {"a"}
         assert crew._others[0] is not other
     crew.wait(lambda: None)
@@ -97,7 +101,7 @@ def test_killed_in_mid_attack(tmp_path: Path, crew: Workers, caplog) -> None:
 def test_an_error_stops_the_others(crew: Workers) -> None:
     (other,) = crew._others
     threads = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), crew.share({"settings": {}, "cell": {}}, ["a", "b"]):
+    with pytest.raises(ZeroDivisionError), crew.share(lambda part: {}, ["a", "b"]):
         raise ZeroDivisionError
     assert other.process.poll() is not None
     assert torch.get_num_threads() == threads
@@ -140,7 +144,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch, caplog) -> None:
         "bench.engine.workers.python", lambda _: [sys.executable, "-c", "import nothing"]
     )
     with Workers(2) as crew:
-        with crew.share({}, ["a", "b"]) as mine:
+        with crew.share(lambda part: {}, ["a", "b"]) as mine:
             assert mine == {"a"}
         crew.wait(lambda: None)
     assert "ended with 1: ModuleNotFoundError: No module named 'nothing'" in caplog.text

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
+from bench.core.foreign import let_user_stop
 from bench.errors import PluginLoadError, raised
 
 
@@ -44,9 +45,8 @@ def imported(what: str, place: str, *, foreign: bool = True) -> Any:
     put_back = _global_state() if foreign else None
     try:
         return getattr(importlib.import_module(module), name)
-    except KeyboardInterrupt:
-        raise
     except BaseException as exc:  # a broken module may raise anything
+        let_user_stop(exc)
         raise PluginLoadError(f"cannot load {what} from {place}: {raised(exc)}") from exc
     finally:
         if put_back:

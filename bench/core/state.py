@@ -75,8 +75,9 @@ _STREAMS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 def global_state() -> Callable[[], None]:
-    """Return what puts the process's global state back as it is now."""
+    """Return what puts the process's global state back as it is now; until then no stream can be closed."""
     settings = [get() for get, _ in _SETTINGS]
+    sys.stdout, sys.stderr = _Shield(sys.stdout), _Shield(sys.stderr)
     streams = [get() for get, _ in _STREAMS]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -100,3 +101,16 @@ def global_state() -> Callable[[], None]:
                     signal.signal(number, handler)
 
     return put_back
+
+
+class _Shield:
+    """A standard stream that a plug-in cannot close."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def close(self) -> None:
+        """Leave it open."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, astuple, replace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from bench.engine.workers import Workers
 from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
+from bench.plan.plan import Job
 from bench.plugins.registry import create
 
 
@@ -40,7 +41,7 @@ class CellAttack:
     """One cell's attack.
 
     Args:
-        cell: Which.
+        job: Which.
         victim: The erased model.
         original: The model before erasure.
         criterion: Tells whether the concept is back.
@@ -50,14 +51,15 @@ class CellAttack:
 
     def __init__(
         self,
-        cell: Cell,
+        job: Job,
         victim: DiffusersModel,
         original: DiffusersModel,
         criterion: Criterion,
         settings: Settings,
         workers: Workers,
     ) -> None:
-        self.cell, self.victim, self.workers = cell, victim, workers
+        cell = job.cell
+        self.job, self.cell, self.victim, self.workers = job, cell, victim, workers
         self.name = f"attack {cell.attack.name}"
         with guard(self.name):
             self.attack: Attack = create("attacks", cell.attack)
@@ -78,21 +80,29 @@ class CellAttack:
             finished = before + len(mine.intersection(done)) + workers.finished
             self.settings.progress(stage, finished, len(prompts))
 
-        def finish(ids: Collection[str]) -> None:
-            for found in self.find([p for name, p in todo.items() if name in ids]):
-                done[found.prompt.id] = found
-                progress()
+        def finish(found: Adversarial) -> None:
+            done[found.prompt.id] = found
+            progress()
+
+        def part(ids: Collection[str]) -> list[Prompt]:
+            return [prompt for name, prompt in todo.items() if name in ids]
+
+        def job(ids: Collection[str]) -> dict[str, Any]:
+            task = replace(self.job.task, prompts=tuple(part(ids)))
+            return {
+                "settings": self.settings.to_json(),
+                "job": asdict(replace(self.job, task=task)),
+            }
 
         if todo:
-            job = {"settings": self.settings.to_json(), "cell": asdict(self.cell)}
             with workers.share(job, list(todo)) as mine:
                 progress()
-                finish(mine)
+                self.find(part(mine), finish)
             workers.wait(progress)
             done |= self.replay.load([p for name, p in todo.items() if name not in mine])
             if left := todo.keys() - done.keys() - mine:
                 progress("attack, what a worker left undone")
-                finish(left)
+                self.find(part(left), finish)
         if missing := [p.id for p in prompts if p.id not in done]:
             raise ContractError(
                 f"attack {self.cell.attack.name} returned nothing for {len(missing)} prompts: "
@@ -100,8 +110,8 @@ class CellAttack:
             )
         return [done[prompt.id] for prompt in prompts]
 
-    def find(self, prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
-        """Attack prompts in this process; keep and yield each as it is found.
+    def find(self, prompts: Sequence[Prompt], finish: Callable[[Adversarial], None]) -> None:
+        """Attack prompts in this process; keep each as it is found, and call ``finish`` with it.
 
         Raises:
             ContractError: What the attack returns is not what was asked for, or it changed a model that
@@ -115,7 +125,7 @@ class CellAttack:
                 for found in find(prompts):
                     adversarial = self._valid(found, left)
                     self.replay.put(adversarial)
-                    yield adversarial
+                    finish(adversarial)
         except ContractError:
             self.replay.drop(p for p in prompts if p.id not in left)
             shutil.rmtree(self.settings.artifacts.work(self.cell.attack_key), ignore_errors=True)

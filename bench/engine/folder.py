@@ -21,7 +21,7 @@ from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
 from bench.errors import AssetError, PluginError, SpecError
 from bench.plan.cell import Cell
-from bench.plan.plan import images_cell, missing
+from bench.plan.plan import Job, images_cell, missing
 from bench.sources.catalog import SAMPLING
 from bench.store.record import Record, Row
 from bench.tasks.tasks import ProtocolName, Task, load_task, needs, task_names
@@ -75,8 +75,8 @@ def plan_folder(
     protocol: ProtocolName = "default",
     label: str = "",
     in_order: bool = False,
-) -> tuple[Cell, Task, Matched]:
-    """Return the cell of a folder's images as a task's, the task, and which image is whose.
+) -> tuple[Job, Matched]:
+    """Return the job of a folder's images as a task's, and which image is whose.
 
     Args:
         folder: Where the images lie.
@@ -113,7 +113,7 @@ def plan_folder(
     if judge and task.role != "target":
         raise SpecError(f"--judge: expected a target task to use it for, got {name!r}")
     matched = match(files, task, in_order=in_order)
-    return images_cell(task, matched.revision, given, label=label), task, matched
+    return Job(images_cell(task, matched.revision, given, label=label), task), matched
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -173,15 +173,15 @@ def match(files: Sequence[Path], task: Task, *, in_order: bool = False) -> Match
     return Matched(found, rule, without, len(files) - len(found))
 
 
-def judge_images(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Record:
+def judge_images(job: Job, matched: Matched, settings: Settings) -> Record:
     """Return the record of images that are there already, judged as a run judges its own.
 
     An image that is missing or cannot be read is unscored, with the reason in its row.
     """
     try:
-        return _judged(cell, task, matched, settings)
+        return _judged(job.cell, job.task, matched, settings)
     except PluginError as exc:
-        return Record(cell, "failed", reason=f"{type(exc).__name__}: {exc}")
+        return Record(job.cell, "failed", reason=f"{type(exc).__name__}: {exc}")
 
 
 def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Record:

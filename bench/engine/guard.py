@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.foreign import let_user_stop
 from bench.core.state import global_state
 from bench.errors import (
     BenchError,
     ContractError,
     IncompatibleError,
     PluginError,
+    RefusedError,
     SpecError,
     StoreError,
     raised,
@@ -37,8 +39,9 @@ _BLOCKS = 1021  # sums of so many blocks tell tensors apart whose values only ch
 def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
     """Run a plug-in's code.
 
-    Whatever it raises becomes a :class:`PluginError` that names it. An interrupt, a full disk and a request
-    that makes no sense are no plug-in's fault, and stop the run. The process's global state is put back.
+    Whatever it raises becomes a :class:`PluginError` that names it. The user's interrupt and a full disk
+    are no plug-in's fault, and stop the run. No generator may yield inside the block: its early end would
+    count as the plug-in's. The process's global state is put back.
     Models that it must leave alone are compared with what they were.
 
     Args:
@@ -47,24 +50,24 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
 
     Raises:
         ContractError: One of the models changed. Whoever holds it must throw it away.
-        PluginError: The plug-in raised something.
+        PluginError: The plug-in raised something; a :class:`RefusedError` if it was a SpecError.
         IncompatibleError: The plug-in says that it does not fit.
-        SpecError: The plug-in says that the user's request is wrong.
     """
     before = {name: _state(model) for name, model in kept.items()}
     put_back = global_state()
     failure: BenchError | None = None
     try:
         yield
-    except (IncompatibleError, SpecError, StoreError) as exc:
+    except (IncompatibleError, StoreError) as exc:
         failure = exc
     except PluginError as exc:
         failure = exc if who in str(exc) else type(exc)(f"{who}: {exc}")
+    except SpecError as exc:
+        failure = RefusedError(f"{who}: {exc}")
     except BenchError as exc:
         failure = PluginError(f"{who}: {exc}")
-    except (KeyboardInterrupt, GeneratorExit):  # the user's, and the end of a loop over the plug-in
-        raise
-    except BaseException as exc:  # whatever it is, it is the plug-in's
+    except BaseException as exc:  # whatever else it is, it is the plug-in's
+        let_user_stop(exc)
         failure = PluginError(f"{who} raised {raised(exc)}")
         failure.__cause__ = exc
     finally:

@@ -19,23 +19,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.engine import Erased, Matched, Runner, Settings, judge_images
-from bench.engine import Progress as StageCallback
-from bench.engine.erase import erasure_files
+from bench.engine.erase import Erased, erasure_files
+from bench.engine.folder import Matched, judge_images
+from bench.engine.runner import Runner
+from bench.engine.settings import Progress as StageCallback
+from bench.engine.settings import Settings
 from bench.engine.workers import Workers
 from bench.errors import PluginError
 from bench.plan.cell import Cell
+from bench.plan.plan import Job
 from bench.report.text import plain
 from bench.store.record import Record
 from bench.store.store import Store
-from bench.tasks.tasks import Task
 
 log = logging.getLogger("bench")
 EVERY = 30.0  # seconds between lines, where there is no terminal
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    jobs: Sequence[Job],
     store: Store,
     settings: Settings,
     console: Console,
@@ -47,31 +49,33 @@ def run_cells(
     computed by the first and read by the second. ``workers`` attack one cell together.
     """
     settings.artifacts.check_writable()
-    with _bars(console, len(cells)) as (begin, stage):
+    with _bars(console, len(jobs)) as (begin, stage):
         runner = Runner(replace(settings, progress=stage), workers)
-        for cell in cells:
+        for job in jobs:
+            cell = job.cell
             names = f"{cell.task} · {cell.method.name} · {cell.attack.name}"
             begin(names)
             with settings.artifacts.lock(cell.id, names):
                 found = store.get(cell)
                 known = found is not None and found.status != "failed"
                 if not known or found is None:
-                    found = runner.run(cell)
+                    found = runner.run(job)
                     store.put(found)
-                    _picture(runner, store, found)
+                    _picture(runner, store, job, found)
             yield found, known
 
 
 def judge_cell(
-    cell: Cell, task: Task, matched: Matched, store: Store, settings: Settings, console: Console
+    job: Job, matched: Matched, store: Store, settings: Settings, console: Console
 ) -> tuple[Record, bool]:
     """Return the record of images that were made elsewhere, and whether it was there already."""
     settings.artifacts.check_writable()
+    cell = job.cell
     with _bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
         found = store.get(cell)
         if found and found.status != "failed":
             return found, True
-        found = judge_images(cell, task, matched, replace(settings, progress=stage))
+        found = judge_images(job, matched, replace(settings, progress=stage))
         store.put(found)
     return found, False
 
@@ -85,15 +89,15 @@ def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased
         return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
 
 
-def _picture(runner: Runner, store: Store, result: Record) -> None:
+def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:
     """Save original | erased | attacked beside the record of a target cell."""
     from bench.report.pictures import save_grid
 
-    if runner.settings.keep_images is False or result.status != "ok" or not result.rows:
+    if runner.settings.keep_images is False or record.status != "ok" or not record.rows:
         return
-    path = store.path(result.cell).with_suffix(".png")
+    path = store.path(record.cell).with_suffix(".png")
     try:
-        save_grid(path, result, runner.samples(result.cell, 12))
+        save_grid(path, record, runner.samples(job, 12))
     except PluginError as exc:
         log.warning("no picture %s: %s", path, exc)
 

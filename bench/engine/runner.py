@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -19,13 +19,14 @@ from bench.engine.replay import Replay
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
 from bench.engine.workers import Workers
-from bench.errors import ContractError, IncompatibleError, PluginError, SpecError
+from bench.errors import ContractError, IncompatibleError, PluginError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
+from bench.plan.plan import Job
 from bench.plugins.registry import create
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
-from bench.tasks.tasks import Task, load_task
+from bench.tasks.tasks import Task
 
 
 class Runner:
@@ -44,13 +45,15 @@ class Runner:
         self._judges = Judges(settings)
         self._stream = Stream(settings, self._judges)
 
-    def run(self, cell: Cell) -> Record:
+    def run(self, job: Job) -> Record:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
-        space = "prompt"
+        cell, space = job.cell, "prompt"
+        if job.problem:
+            return Record(cell, "failed", reason=job.problem)
         try:
             with guard(f"attack {cell.attack.name}"):
                 space = create("attacks", cell.attack).threat.space
-            return replace(self._run(cell), space=space)
+            return replace(self._run(job), space=space)
         except IncompatibleError as exc:
             return Record(cell, "skipped", reason=str(exc), space=space)
         except PluginError as exc:
@@ -63,9 +66,9 @@ class Runner:
             reason = f"out of memory: {str(exc).partition('. ')[0]}; give --dtype bf16 or a larger device"
             return Record(cell, "failed", reason=reason, space=space)
 
-    def _run(self, cell: Cell) -> Record:
+    def _run(self, job: Job) -> Record:
         seconds: dict[str, float] = {}
-        task = self._task(cell)
+        cell, task = job.cell, job.task
         prompts = task.prompts[: cell.prompts]
         with timed(seconds, "erase"):
             erased = self._victim(cell, task)
@@ -73,7 +76,7 @@ class Runner:
             measured = self._stream.measure(cell, task, prompts, self._source(erased), seconds)
             rows: tuple[Row, ...] = ()
         else:
-            measured, rows = self._judge(cell, task, prompts, erased, seconds)
+            measured, rows = self._judge(job, prompts, erased, seconds)
         return Record(
             cell,
             "ok",
@@ -88,16 +91,16 @@ class Runner:
 
     def _judge(
         self,
-        cell: Cell,
-        task: Task,
+        job: Job,
         prompts: Sequence[Prompt],
         erased: Erased,
         seconds: dict[str, float],
     ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
         """Attack if asked to, make the images, and judge each."""
+        cell, task = job.cell, job.task
         if task.role == "target" and cell.attacked:
             with timed(seconds, "attack"):
-                found = self._attack(cell, task, erased).run(prompts)
+                found = self._attack(job, erased).run(prompts)
         else:
             found = [Adversarial(prompt) for prompt in prompts]
 
@@ -114,12 +117,9 @@ class Runner:
             measured["blacked-out"] = rate(black)
         return measured, rows
 
-    def attack(self, cell: Cell, ids: Collection[str]) -> Iterator[str]:
-        """Attack some of a cell's prompts; yield the id of each when it is finished and kept."""
-        task = self._task(cell)
-        prompts = [prompt for prompt in task.prompts if prompt.id in ids]
-        for found in self._attack(cell, task, self._victim(cell, task)).find(prompts):
-            yield found.prompt.id
+    def attack(self, job: Job, found: Callable[[Adversarial], None]) -> None:
+        """Attack all prompts of a job's task; call ``found`` with each when it is finished and kept."""
+        self._attack(job, self._victim(job.cell, job.task)).find(job.task.prompts, found)
 
     def model(self, cell: Cell) -> DiffusersModel:
         """Return a cell's base model in the type that is drawn in, loaded once."""
@@ -129,9 +129,9 @@ class Runner:
         """Return the erased model of a cell: from memory, from its delta, or made now."""
         return self._eraser.erase(cell)
 
-    def samples(self, cell: Cell, n: int) -> list[tuple[Sample, Sample, Sample]]:
+    def samples(self, job: Job, n: int) -> list[tuple[Sample, Sample, Sample]]:
         """Return original, erased and attacked sample of the first ``n`` prompts, for a picture."""
-        task = self._task(cell)
+        cell, task = job.cell, job.task
         prompts = task.prompts[: min(n, cell.prompts)]
         erased = self._victim(cell, task)
         original = replace(self._eraser.unerased(cell), unsafe=erased.unsafe)
@@ -150,33 +150,12 @@ class Runner:
             screened=erased.model.screen is not None,
         )
 
-    def _attack(self, cell: Cell, task: Task, erased: Erased) -> CellAttack:
-        original = self._eraser.original(cell)
-        criterion = self._judges.criterion(task.judge)
-        return CellAttack(cell, erased.model, original, criterion, self.settings, self._workers)
+    def _attack(self, job: Job, erased: Erased) -> CellAttack:
+        original = self._eraser.original(job.cell)
+        criterion = self._judges.criterion(job.task.judge)
+        return CellAttack(job, erased.model, original, criterion, self.settings, self._workers)
 
     def _victim(self, cell: Cell, task: Task) -> Erased:
         erased = self._eraser.victim(cell, task.concept)
         self._images.keep_only(erased.key)
         return erased
-
-    def _task(self, cell: Cell) -> Task:
-        """Load a cell's task; its prompts must be those that were planned."""
-        s = self.settings
-        task = load_task(
-            cell.task,
-            cell.world,
-            given=s.assets,
-            prompts=s.prompts,
-            judge=s.judge,
-            guidance=s.guidance,
-            protocol=s.protocol,
-            seed=cell.seed,
-        )
-        if task.digest != cell.task_digest:
-            raise SpecError(
-                f"task {cell.task!r} has changed since it was planned: expected digest "
-                f"{cell.task_digest}, got {task.digest}; give the same --prompts, --judge, "
-                "--guidance, --protocol and --asset"
-            )
-        return task

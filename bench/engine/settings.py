@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.core.types import Context
+from bench.errors import SpecError
 from bench.sources.assets import finder
 from bench.store.artifacts import Artifacts
-from bench.tasks.tasks import ProtocolName
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,10 +42,6 @@ class Settings:
     keep_unsafe: bool = False
     artifacts: Artifacts = field(default_factory=Artifacts)
     assets: Mapping[str, Path] = field(default_factory=dict)
-    prompts: Path | None = None  # as in the Spec
-    judge: str = ""  # as in the Spec
-    guidance: float | None = None  # as in the Spec
-    protocol: ProtocolName = "default"  # as in the Spec
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
 
@@ -56,10 +53,6 @@ class Settings:
             "cache": str(self.artifacts.root),
             "since": self.artifacts.since,
             "assets": {name: str(path) for name, path in self.assets.items()},
-            "prompts": str(self.prompts or ""),
-            "judge": self.judge,
-            "guidance": self.guidance,
-            "protocol": self.protocol,
         }
 
     @classmethod
@@ -70,10 +63,6 @@ class Settings:
             raw["batch_size"],
             artifacts=Artifacts(Path(raw["cache"]), raw["since"]),
             assets={name: Path(path) for name, path in raw["assets"].items()},
-            prompts=Path(raw["prompts"]) if raw["prompts"] else None,
-            judge=raw["judge"],
-            guidance=raw["guidance"],
-            protocol=raw["protocol"],
         )
 
     def context(self, key: str, shared: str) -> Context:
@@ -102,6 +91,19 @@ class Settings:
 def tensors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as a file takes them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be used.
+
+    Raises:
+        SpecError: It is not there, or holds no data.
+    """
+    try:
+        torch.zeros(1, device=device).tolist()  # "meta" holds no data
+    except (RuntimeError, AssertionError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise SpecError(f"--device {device} cannot be used: {reason}; try --device cpu") from exc
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,16 +25,21 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from bench.core.protocols import Attack, Model, Target
 from bench.core.types import Context, Prompt, Sample, SamplerNoise
-from bench.engine import Runner, Settings
+from bench.engine.local import erase_cell
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings, check_device
 from bench.engine.workers import python
 from bench.models.diffusers import DiffusersModel
-from bench.plan.cell import Cell
+from bench.plan.plan import Job, plan
+from bench.plan.spec import Spec
 from bench.plugins.registry import create
-from bench.tasks.tasks import load_task
+from bench.report.frame import Figure, Line, Table
+from bench.sources.catalog import check_dtype
 
 Way = Literal["batched", "official"]
 
@@ -97,7 +102,7 @@ class OneByOne(DiffusersModel):
 
 
 def measure(
-    cell: Cell,
+    job: Job,
     way: Way,
     settings: Settings,
     *,
@@ -108,14 +113,14 @@ def measure(
     """Run a cell's attack once and time it, in this process.
 
     Args:
-        cell: What is attacked, and how.
+        job: What is attacked, and how.
         way: Batched or official.
         settings: Device, batch and cache.
         judge: False lets no prompt succeed, so that every prompt costs the same.
         part: Which prompts, by place; all of the cell's by default.
         dtype: Type of both models' weights after the erasure, in the batched way; officially "fp32".
     """
-    task = load_task(cell.task, cell.world)
+    cell, task = job.cell, job.task
     prompts = [task.prompts[i] for i in part or range(cell.prompts)]
     runner = Runner(settings)
     cell = replace(cell, dtype=dtype if way == "batched" else "fp32")
@@ -153,7 +158,7 @@ def measure(
 
 
 def measure_apart(
-    cell: Cell,
+    job: Job,
     way: Way,
     settings: Settings,
     *,
@@ -162,19 +167,19 @@ def measure_apart(
     dtype: str = "fp32",
 ) -> Run:
     """Run :func:`measure` in fresh processes: ``workers`` at once, or officially one a prompt in turn."""
-    every = range(cell.prompts)
+    every = range(job.cell.prompts)
     if way == "official":
-        runs = [_process(cell, way, settings, judge, dtype, [i]) for i in every]
+        runs = [_process(job, way, settings, judge, dtype, [i]) for i in every]
         seconds, wall = sum(r.attack for r in runs), sum(r.wall for r in runs)
         peak, parts = max(r.peak_mb for r in runs), [[i] for i in every]
     else:
-        parts = [list(every[i::workers]) for i in range(min(workers, cell.prompts))]
+        parts = [list(every[i::workers]) for i in range(min(workers, job.cell.prompts))]
         threads = max(1, torch.get_num_threads() // workers)
         settings = replace(settings, batch_size=max(1, settings.batch_size // workers))
         start = time.perf_counter()
         with ThreadPoolExecutor(workers) as pool:
-            job = partial(_process, cell, way, settings, judge, dtype, threads=threads)
-            runs = list(pool.map(job, parts))
+            one = partial(_process, job, way, settings, judge, dtype, threads=threads)
+            runs = list(pool.map(one, parts))
         seconds, wall = max(r.attack for r in runs), time.perf_counter() - start
         peak = sum(r.peak_mb for r in runs)
     texts = {
@@ -183,11 +188,11 @@ def measure_apart(
         for i, t in zip(part, r.texts, strict=True)
     }
     found = tuple(texts[i] for i in every)
-    return Run(way, cell.prompts, runs[0].timesteps, seconds, wall, peak, found)
+    return Run(way, job.cell.prompts, runs[0].timesteps, seconds, wall, peak, found)
 
 
 def _process(
-    cell: Cell,
+    job: Job,
     way: Way,
     settings: Settings,
     judge: bool,
@@ -195,8 +200,8 @@ def _process(
     part: Sequence[int],
     threads: int = 0,
 ) -> Run:
-    job = {
-        "cell": asdict(cell),
+    order = {
+        "job": asdict(job),
         "way": way,
         "judge": judge,
         "dtype": dtype,
@@ -207,7 +212,7 @@ def _process(
     start = time.perf_counter()
     done = subprocess.run(
         python("bench.engine.speed"),
-        input=json.dumps(job),
+        input=json.dumps(order),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -217,12 +222,91 @@ def _process(
     return Run(**{**raw, "wall": wall, "texts": tuple(raw["texts"])})
 
 
-def scaled(cell: Cell) -> list[Cell]:
-    """Return the cell with 8, 16 and 32 prompts, and with 8 prompts at 50 timesteps."""
-    count = len(load_task(cell.task, cell.world).prompts)
+def compare(
+    spec: Spec,
+    settings: Settings,
+    console: Console,
+    *,
+    workers: int = 1,
+    dtype: str = "fp32",
+    scaling: bool = False,
+) -> Table:
+    """Time one cell's attack in both ways, each in processes of its own, and lay out what they took.
+
+    Args:
+        spec: One method, attack and task.
+        settings: Device, batch and cache.
+        console: Where progress is shown.
+        workers: Time also so many processes that attack together.
+        dtype: Type of the batched way; the official one is fp32.
+        scaling: Batched only: 8, 16 and 32 prompts, and 50 timesteps.
+    """
+    (job,) = plan(spec)
+    check_dtype(dtype)
+    check_device(settings.device)
+    erase_cell(job.cell, settings, console)  # before the clock runs
+    crews: list[tuple[Job, Way, int]] = [(job, "batched", n) for n in dict.fromkeys((1, workers))]
+    order = [*crews, (job, "official", 1), *crews[::-1]]  # machines drift: once before, once after
+    if scaling:
+        order = [(each, "batched", workers) for each in scaled(job)]
+    runs = [
+        measure_apart(each, way, settings, judge=not scaling, workers=n, dtype=dtype)
+        for each, way, n in order
+    ]
+    ways = [f"{way} x {n}" if n > 1 else way for _, way, n in order]
+    lines = tuple(_line(way, r) for way, r in zip(ways, runs, strict=True))
+    cell = job.cell
+    notes = [
+        f"{cell.attack.name} on {cell.method.name}, {cell.task}, {settings.device}, "
+        f"{torch.get_num_threads()} threads",
+        "s: the attack alone, and its share per prompt and timestep; wall: with start and loading",
+    ]
+    if scaling:
+        notes.append("no prompt may succeed, so that each costs the same")
+    else:
+        notes += _ratios(ways[: len(crews)], runs)
+        notes.append("batched before and after official, ratios of the mean")
+    if workers > 1:
+        notes.append(f"x {workers}: in {workers} processes")
+    if dtype != "fp32":
+        notes.append(f"batched in {dtype}, official in fp32")
+    columns = ("prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
+    return Table("Speed of an attack", ("way",), columns, lines, "; ".join(notes))
+
+
+def _line(way: str, r: Run) -> Line:
+    figures = (
+        Figure(r.prompts),
+        Figure(r.timesteps),
+        Figure(r.attack, digits=1),
+        Figure(r.attack / r.prompts / r.timesteps, digits=3),
+        Figure(r.wall, digits=1),
+        Figure(r.per_hour, digits=0),
+        Figure(r.peak_mb),
+    )
+    return Line((way,), figures)
+
+
+def _ratios(ways: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
+    """Say how much faster each batched way is; it ran before the official one, and after it."""
+    official = runs[len(ways)]
+    for way, *ours in zip(ways, runs[: len(ways)], runs[::-1], strict=False):
+        wall, alone = (sum(getattr(r, key) for r in ours) / 2 for key in ("wall", "attack"))
+        same = sum(a == b for a, b in zip(ours[0].texts, official.texts, strict=True))
+        yield (
+            f"{way}: {official.wall / wall:.1f} times as fast as official, without start and "
+            f"loading {official.attack / alone:.1f} times, {same} of {official.prompts} adversarial "
+            "texts equal"
+        )
+
+
+def scaled(job: Job) -> list[Job]:
+    """Return the job with 8, 16 and 32 prompts, and with 8 prompts at 50 timesteps."""
+    cell, count = job.cell, len(job.task.prompts)
     sizes = [replace(cell, prompts=min(n, count)) for n in (8, 16, 32)]
     params = {**cell.attack.params, "timesteps": "official"}
-    return [*sizes, replace(sizes[0], attack=replace(cell.attack, params=params))]
+    cells = [*sizes, replace(sizes[0], attack=replace(cell.attack, params=params))]
+    return [replace(job, cell=each) for each in cells]
 
 
 def _one_by_one(model: DiffusersModel) -> OneByOne:
@@ -233,20 +317,19 @@ def _one_by_one(model: DiffusersModel) -> OneByOne:
 
 def _main() -> None:
     from pydantic import TypeAdapter
-    from rich.console import Console
 
-    job = json.load(sys.stdin)
-    torch.set_num_threads(job["threads"])
-    one_of_several = job["way"] == "batched" and job["part"][0] > 0
+    order = json.load(sys.stdin)
+    torch.set_num_threads(order["threads"])
+    one_of_several = order["way"] == "batched" and order["part"][0] > 0
     console = Console(stderr=True, quiet=one_of_several)
     with console.status("") as status:
         settings = replace(
-            Settings.from_json(job["settings"]),
+            Settings.from_json(order["settings"]),
             progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
         )
-        cell = TypeAdapter(Cell).validate_python(job["cell"])
-        options = {name: job[name] for name in ("judge", "part", "dtype")}
-        run = measure(cell, job["way"], settings, **options)
+        job = TypeAdapter(Job).validate_python(order["job"])
+        options = {name: order[name] for name in ("judge", "part", "dtype")}
+        run = measure(job, order["way"], settings, **options)
     sys.stdout.write(json.dumps(asdict(run)) + "\n")
 
 

@@ -11,10 +11,11 @@ from threading import Thread
 import torch
 from pydantic import TypeAdapter
 
-from bench.engine import Runner, Settings
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.engine.workers import DONE
 from bench.errors import BenchError
-from bench.plan.cell import Cell
+from bench.plan.plan import Job
 
 
 def main() -> None:
@@ -33,10 +34,11 @@ def main() -> None:
     while job := json.loads(jobs.get()):
         torch.set_num_threads(job["threads"])
         runner = runner or Runner(Settings.from_json(job["settings"]))
-        cell = TypeAdapter(Cell).validate_python(job["cell"])
         try:
-            for prompt_id in runner.attack(cell, job["pieces"]):
-                answers.write(f"{prompt_id}\n")
+            runner.attack(
+                TypeAdapter(Job).validate_python(job["job"]),
+                lambda found: print(found.prompt.id, file=answers),
+            )
         except BenchError as exc:  # the process that asked finds prompts missing, and tries itself
             sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
             runner = None  # its models may have been changed

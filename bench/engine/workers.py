@@ -65,8 +65,12 @@ class Workers:
         return sum(worker.finished for worker in self._others)
 
     @contextmanager
-    def share(self, job: dict[str, Any], pieces: Sequence[str]) -> Iterator[set[str]]:
+    def share(
+        self, job: Callable[[Sequence[str]], dict[str, Any]], pieces: Sequence[str]
+    ) -> Iterator[set[str]]:
         """Hand out the pieces of a job, and yield those that are left for this process.
+
+        ``job`` says what a worker needs to do some of the pieces.
 
         In the block this process has its share of the threads; an error in it stops the others.
         """
@@ -79,7 +83,7 @@ class Workers:
         try:
             for i, worker in enumerate(self._others, 1):
                 if part := pieces[i :: self.count]:
-                    worker.give({**job, "threads": each, "pieces": part})
+                    worker.give({**job(part), "threads": each})
             yield set(pieces[:: self.count])
         except BaseException:
             self.stop()

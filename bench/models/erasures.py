@@ -5,10 +5,13 @@ A saved erasure is ``delta.safetensors`` and ``card.json``: anybody with the bas
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from bench.errors import SpecError, StoreError
 from bench.models import DiffusersModel, delta, load_model, save_folder
@@ -64,11 +67,33 @@ def export(model: DiffusersModel, folder: Path) -> None:
         StoreError: It cannot be written.
     """
     check_export(folder)
+    _write(model.pipe, folder)
+
+
+def kept(pipe: Any, folder: Path) -> Path:
+    """Return where a pipeline in memory is kept, written there if it is not yet: its weights name it.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    total = hashlib.sha256(repr(sorted(schedule.items())).encode())
+    for part in delta.PARTS:
+        for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
+            total.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    place = folder / total.hexdigest()[:16]
+    if not place.exists():
+        _write(pipe, place)
+    return place
+
+
+def _write(pipe: Any, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as draft:
             whole = Path(draft, "model")
-            save_folder(model.pipe, whole)
+            save_folder(pipe, whole)
             whole.replace(folder)
     except OSError as exc:
         raise StoreError(f"cannot write {folder}: {exc.strerror or exc}") from exc

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from bench.core.foreign import contract
 from bench.core.types import Concept, Prompt, World
-from bench.errors import AssetError, SpecError, contract
+from bench.errors import AssetError, PluginError, ShadowedPackageError, SpecError
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
 from bench.plan.spec import Spec, check_whole
 from bench.plugins.fingerprint import edited
-from bench.plugins.registry import Ref, create, load, resolved
+from bench.plugins.registry import Kind, Ref, create, load, resolved
 from bench.sources import assets
 from bench.sources.catalog import (
     ModelInfo,
@@ -23,57 +25,129 @@ from bench.sources.catalog import (
     model_info,
     revision,
 )
-from bench.tasks.tasks import Task, concept_of, load_task, needs
+from bench.tasks.lookup import concept_of, find
+from bench.tasks.tasks import Task, load_task, needs
 
 
-def plan(spec: Spec) -> Iterator[Cell]:
-    """Yield the cells of a request, those that share an erased model next to each other.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A cell to compute, with the task that was read for it.
+
+    Args:
+        cell: Which.
+        task: Its prompts and measures.
+        problem: Why it cannot be computed, where a plug-in is broken.
+    """
+
+    cell: Cell
+    task: Task
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request comes to.
+
+    Args:
+        jobs: Its cells, those that share an erased model next to each other.
+        notes: Which prompts never run, and what differs from the papers.
+    """
+
+    jobs: tuple[Job, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why some of the jobs cannot be computed."""
+        return list(dict.fromkeys(job.problem for job in self.jobs if job.problem))
+
+
+class _Faults(list[str]):
+    """What is wrong with the plug-ins of a cell; such a cell fails, the others are computed."""
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except ShadowedPackageError:  # all plug-ins of a kind are another's
+            raise
+        except PluginError as exc:
+            self.append(f"{type(exc).__name__}: {exc}")
+
+
+def plan(spec: Spec) -> Plan:
+    """Return the cells of a request.
 
     Raises:
         SpecError: Something in the request is unknown or does not go together.
+        AssetError: Files that it needs are not here; all of them are named.
     """
     info = model_info(spec.model, spec.world)
-    tasks = _tasks(spec, info.world)
-    concepts = {task.concept.name: task.concept for task in tasks if task.concept}
-    others = [task for task in tasks if task.role != "target"]
-    if others and not concepts and any(ref.name != "none" for ref in spec.methods):
-        raise SpecError(
-            f"task {others[0].name!r} erases nothing itself: "
-            "add the --task whose concept is to be erased"
-        )
-    if not any(True for _ in _attacks_for(tasks, spec)):
-        raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
+    _check_assets(spec, info)
+    faults = {name: _Faults() for name in spec.tasks}
+    tasks = []
+    for name in spec.tasks:
+        task = _unread(name, info.world)
+        with faults[name].noted():
+            task = _task(name, spec, info.world)
+        tasks.append(task)
+    _check_together(tasks, spec)
     check_model(spec.model)
-    for task in tasks:
-        check_prompts(task, spec.assets)
+    for name, task in zip(spec.tasks, tasks, strict=True):
+        with faults[name].noted():
+            check_prompts(task, spec.assets)
+    wrong = {task.name: faults[name] for name, task in zip(spec.tasks, tasks, strict=True)}
+    jobs = tuple(_jobs(tasks, wrong, spec, info))
+    return Plan(jobs, (*_exclusions(tasks, spec), *_deviations(tasks, jobs)))
+
+
+def _jobs(
+    tasks: Sequence[Task], wrong: Mapping[str, _Faults], spec: Spec, info: ModelInfo
+) -> Iterator[Job]:
+    """Yield the jobs of tasks; ``wrong`` is what is wrong with a task's judges, by its name."""
     context = context_length(spec.model)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
-    for concept in list(concepts.values()) or [NO_CONCEPT]:
+    for concept in _concepts(tasks) or [NO_CONCEPT]:
         for method in spec.methods:
-            full = _method(method, concept, info, spec.assets)
+            full_method, of_method = method, _Faults()
+            with of_method.noted():
+                full_method = _method(method, concept, info, spec.assets)
             for task, attack in _attacks_for(tasks, spec):
                 if task.role == "target" and task.concept != concept:
                     continue
-                full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
                 count = min(len(task.prompts), spec.limit or len(task.prompts))
-                check_attack(full_attack, concept, info.world, task.prompts[:count], context)
-                yield Cell(
+                full_attack, judged, of_attack = attack, _Judged({}, {}, {}), _Faults()
+                with of_attack.noted():
+                    full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
+                    check_attack(full_attack, concept, info.world, task.prompts[:count], context)
+                    judged = _judged_with(task, full_attack, spec.assets)
+                cell = Cell(
                     *identity,
-                    full,
+                    full_method,
                     concept,
                     task.name,
                     task.digest,
                     count,
                     full_attack,
                     spec.seed,
-                    *_judged_with(task, full_attack, spec.assets),
+                    *judged,
                 )
+                problems = dict.fromkeys([*of_method, *wrong[task.name], *of_attack])
+                yield Job(cell, task, "; ".join(problems))
 
 
-def _judged_with(
-    task: Task, attack: Ref, given: Mapping[str, Path]
-) -> tuple[dict[str, str], dict[str, int], dict[str, str]]:
-    """Return a cell's ``assets``, ``judges`` and ``sources``."""
+class _Judged(NamedTuple):
+    """A cell's fields that say who judges."""
+
+    assets: dict[str, str]
+    judges: dict[str, int]
+    sources: dict[str, str]
+
+
+def _judged_with(task: Task, attack: Ref, given: Mapping[str, Path]) -> _Judged:
     files = {
         name: assets.content_digest(path, listed=assets.ASSETS[name].listed)
         for name, path in needed(task, attack, given)
@@ -81,16 +155,16 @@ def _judged_with(
     refs = [measure.evaluator for measure in task.measures]
     versions = {ref.name: create("evaluators", ref).card.version for ref in refs}
     sources = {ref.name: edited(load("evaluators", ref.name).__module__) for ref in refs}
-    return (
+    return _Judged(
         files,
         {name: version for name, version in versions.items() if version > 1},
         {name: source for name, source in sources.items() if source},
     )
 
 
-def exclusions(spec: Spec) -> Iterator[str]:
+def _exclusions(tasks: Iterable[Task], spec: Spec) -> Iterator[str]:
     """Yield a line for each task of which not every prompt runs."""
-    for task in _tasks(spec, model_info(spec.model, spec.world).world):
+    for task in tasks:
         if task.excluded:
             total = len(task.prompts) + task.excluded
             run = min(len(task.prompts), spec.limit or total)
@@ -99,21 +173,21 @@ def exclusions(spec: Spec) -> Iterator[str]:
             )
 
 
-def deviations(spec: Spec) -> Iterator[str]:
+def _deviations(tasks: Iterable[Task], jobs: Iterable[Job]) -> Iterator[str]:
     """Yield a line for each task and each method that differs from its paper's protocol."""
-    info = model_info(spec.model, spec.world)
-    tasks = _tasks(spec, info.world)
     for task in tasks:
         if task.deviations:
             yield (
                 f"{task.name} differs from {task.paper}: {'; '.join(task.deviations)} "
                 "(--protocol paper takes the paper's)"
             )
-    concepts = {task.concept.name: task.concept for task in tasks if task.concept}
-    for method in spec.methods:
-        for concept in concepts.values():
-            for line in method_deviations(method, concept, info.world):
-                yield f"{method.name} on {concept.name} differs from its paper: {line}"
+    for name, concept, line in dict.fromkeys(
+        (job.cell.method.name, job.cell.concept.name, line)
+        for job in jobs
+        if not job.problem
+        for line in method_deviations(job.cell.method, job.cell.concept, job.cell.world)
+    ):
+        yield f"{name} on {concept} differs from its paper: {line}"
 
 
 def method_deviations(method: Ref, concept: Concept, world: World) -> tuple[str, ...]:
@@ -121,7 +195,8 @@ def method_deviations(method: Ref, concept: Concept, world: World) -> tuple[str,
     plugin = create("methods", method)
     if world != "photo" or not hasattr(plugin, "deviations"):
         return ()
-    return tuple(plugin.deviations(concept))
+    with contract(f"method {method.name}"):
+        return tuple(plugin.deviations(concept))
 
 
 def check_prompts(task: Task, given: Mapping[str, Path]) -> None:
@@ -169,7 +244,8 @@ def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple
 
 
 def _assets_of(plugin: Any) -> tuple[str, ...]:
-    return tuple(plugin.assets()) if hasattr(plugin, "assets") else ()
+    with contract(type(plugin).__name__):
+        return tuple(plugin.assets()) if hasattr(plugin, "assets") else ()
 
 
 def _method(method: Ref, concept: Concept, info: ModelInfo, given: Mapping[str, Path]) -> Ref:
@@ -229,56 +305,70 @@ def images_cell(task: Task, revision: str, given: Mapping[str, Path], *, label: 
     )
 
 
-def _tasks(spec: Spec, world: World) -> list[Task]:
-    """Read the tasks of a request.
+def _task(name: str, spec: Spec, world: World) -> Task:
+    return load_task(
+        name,
+        world,
+        given=spec.assets,
+        prompts=spec.prompts,
+        judge=spec.judge,
+        guidance=spec.guidance,
+        protocol=spec.protocol,
+        seed=spec.seed,
+    )
 
-    Raises:
-        AssetError: Files that they need are not here; all of them are named.
-    """
-    _check_assets(spec, world)
-    tasks = [
-        load_task(
-            name,
-            world,
-            given=spec.assets,
-            prompts=spec.prompts,
-            judge=spec.judge,
-            guidance=spec.guidance,
-            protocol=spec.protocol,
-            seed=spec.seed,
+
+def _unread(name: str, world: World) -> Task:
+    """Return what stands for a task that cannot be read because its judge is broken."""
+    entry = find(name, world)
+    return Task(entry.name, world, entry.role, concept_of(entry, world), (), (), "")
+
+
+def _concepts(tasks: Iterable[Task]) -> list[Concept]:
+    return list({task.concept.name: task.concept for task in tasks if task.concept}.values())
+
+
+def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
+    """Refuse tasks, methods and attacks that do not go together."""
+    others = [task for task in tasks if task.role != "target"]
+    if others and not _concepts(tasks) and any(ref.name != "none" for ref in spec.methods):
+        raise SpecError(
+            f"task {others[0].name!r} erases nothing itself: "
+            "add the --task whose concept is to be erased"
         )
-        for name in spec.tasks
-    ]
-    if spec.judge and not any(task.role == "target" for task in tasks):
+    if not any(True for _ in _attacks_for(tasks, spec)):
+        raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
+    if spec.judge and len(others) == len(tasks):
         raise SpecError(f"--judge: expected a target task to use it for, got {tasks[0].name!r}")
     if spec.protocol == "paper":
-        concepts = {task.concept for task in tasks if task.concept}
-        lacking = {
-            f"{method.name}: {line}"
-            for concept in concepts
-            for method in spec.methods
-            for line in method_deviations(method, concept, world)
-        }
+        lacking = set()
+        for concept in _concepts(tasks):
+            for method in spec.methods:
+                with _Faults().noted():
+                    lines = method_deviations(method, concept, tasks[0].world)
+                    lacking |= {f"{method.name}: {line}" for line in lines}
         if lacking:
             raise SpecError(f"--protocol paper: {'; '.join(sorted(lacking))}")
-    return tasks
 
 
-def _check_assets(spec: Spec, world: World) -> None:
+def _check_assets(spec: Spec, info: ModelInfo) -> None:
     """Name all files that a request needs and that are not here."""
     names: list[str] = []
-    info = model_info(spec.model, spec.world)
     for task in spec.tasks:
-        names += needs(task, world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol)
-        concept = concept_of(task, world)
+        with _Faults().noted():
+            names += needs(
+                task, info.world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol
+            )
+        concept = concept_of(task, info.world)
         if concept is None:
             continue
-        for attack in spec.attacks:
-            ref = resolved("attacks", attack, concept, world, info.defaults)
-            names += _assets_of(create("attacks", ref))
-        for method in spec.methods if world == "photo" else ():
-            ref = resolved("methods", method, concept, world, info.defaults)
-            names += _assets_of(create("methods", ref))
+        plugins: list[tuple[Kind, Ref]] = [("attacks", ref) for ref in spec.attacks]
+        if info.world == "photo":
+            plugins += [("methods", ref) for ref in spec.methods]
+        for kind, ref in plugins:
+            with _Faults().noted():
+                full = resolved(kind, ref, concept, info.world, info.defaults)
+                names += _assets_of(create(kind, full))
     if lines := missing(names, spec.assets):
         raise AssetError("; ".join([*lines, *absent(spec.model)]))
 
@@ -294,7 +384,7 @@ def missing(names: Iterable[str], given: Mapping[str, Path]) -> list[str]:
     return lines
 
 
-def _attacks_for(tasks: list[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
+def _attacks_for(tasks: Sequence[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
     """Yield which attack runs on which task: only target tasks are attacked."""
     for task in tasks:
         for attack in spec.attacks:

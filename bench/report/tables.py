@@ -161,6 +161,16 @@ def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
     return Table("Cells", names, ("prompts", "state"), tuple(lines))
 
 
+def in_a_line(record: Record) -> str:
+    """Say how a cell ended."""
+    cell = record.cell
+    text = f"{record.status:<7} {cell.task}, {cell.method.name}, attack {cell.attack.name}"
+    if record.status != "ok":
+        return f"{text}: {record.reason}"
+    unchanged = record.erasure.get("notes", {}).get("unchanged")
+    return f"{text}: the file changes nothing, its weights are the base's" if unchanged else text
+
+
 def of_tasks(records: Iterable[Record], tasks: Collection[str]) -> list[Record]:
     """Return the records of some tasks, and of what stands beside those of target tasks."""
     known = list(records)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+from rich.console import Console
+from rich.text import Text
+
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA = ("=", "+", "-", "@")
@@ -18,6 +21,11 @@ def plain(text: object) -> str:
     White space becomes a space; any other character that cannot be seen is written as ``\x1b``.
     """
     return "".join(map(_visible, str(text)))
+
+
+def say(line: object, to: Console, style: str = "") -> None:
+    """Print one line; whatever is in it, it stays one line of text."""
+    to.print(Text(plain(line), style), soft_wrap=True)
 
 
 def markdown(text: object) -> str:

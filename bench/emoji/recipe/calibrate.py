@@ -26,8 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.engine import Settings
 from bench.engine.local import run_cells
+from bench.engine.settings import Settings
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
@@ -101,11 +101,11 @@ def main(
                     (f"{task}-calibration", "retain-calibration"),
                     limit=limit,
                 )
-                cells = list(plan(spec))
-                todo = [cell for cell in cells if cell not in store]
+                jobs = list(plan(spec))
+                todo = [job for job in jobs if job.cell not in store]
                 for _ in run_cells(todo, store, Settings(keep_images=False), console):
                     pass
-                records += [record for cell in cells if (record := store.get(cell))]
+                records += [record for job in jobs if (record := store.get(job.cell))]
             table, chosen = _table(name, k, records)
             console.print(table)
             console.print(_toml(name, k, chosen), highlight=False, markup=False)

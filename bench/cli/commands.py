@@ -1,0 +1,417 @@
+"""The commands. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from bench.cli.options import (
+    RESULTS,
+    Assets,
+    BatchSize,
+    Device,
+    Dtype,
+    Fresh,
+    Images,
+    Judge,
+    KeepUnsafe,
+    Model,
+    Prompts,
+    Protocol,
+    Request,
+    Results,
+    Seed,
+    Tasks,
+    Workers,
+    World,
+    given,
+    request,
+)
+from bench.cli.terminal import Format, assets_table, err, out, print_table, say, say_wrapped
+from bench.errors import SpecError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
+    epilog="Exit codes: 0 done; 1 method and model do not fit; 2 the request is wrong; 3 a plug-in "
+    "failed; 4 weights or data are missing; 5 a file or record cannot be read or written; 130 stopped.",
+)
+speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on this machine.")
+app.add_typer(speed, name="speed")
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    methods = "methods"
+    attacks = "attacks"
+    evaluators = "evaluators"
+    tasks = "tasks"
+    models = "models"
+
+
+@app.command()
+@request
+def run(
+    asked: Request,
+    batch_size: BatchSize = 64,
+    device: Device = "cpu",
+    workers: Workers = 1,
+    results: Results = RESULTS,
+    images: Images = None,
+    keep_unsafe_images: KeepUnsafe = False,
+    fresh: Fresh = False,
+) -> None:
+    """Compute what is missing of a result matrix, and print its table.
+
+    A command that was stopped resumes when it is given again.
+
+    Example: bench run --method p-esd --attack unlearndiff --task nudity
+    """
+    from bench.engine import api
+    from bench.report.tables import cer_tables
+
+    found = api.run(
+        asked.spec(), results=results, device=device, batch_size=batch_size, workers=workers,
+        keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, console=err,
+    )  # fmt: skip
+    for table in cer_tables(found):
+        print_table(table)
+    say(f"{found.known} of {len(found)} cells were there already. Records: {results}")
+    if found.failed:
+        raise typer.Exit(3)
+
+
+@app.command("plan")
+@request
+def plan_(asked: Request, results: Results = RESULTS) -> None:
+    """Show the cells of a request and which of them are done. Computes nothing.
+
+    Example: bench plan --method esd --method p-esd --attack unlearndiff --task church
+    """
+    from bench.plan.plan import plan
+    from bench.report.tables import plan_table
+    from bench.store.store import Store
+
+    planned, store = plan(asked.spec()), Store(results)
+    print_table(plan_table([(job.cell, job.cell in store) for job in planned]))
+    for line in (*planned.notes, *planned.problems):
+        say(line)
+
+
+@app.command("judge")
+def judge_(
+    folder: Annotated[Path, typer.Argument(help="Images, one for each prompt of the task.")],
+    task: Annotated[str, typer.Option(help="See `bench list tasks`.")],
+    world: Annotated[
+        str | None,
+        typer.Option(
+            help="emoji or photo. Default: the only one that has this task, or else emoji for images "
+            "of at most 64 pixels.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option(help="What to call these images in tables.", show_default=False)
+    ] = "",
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Pair files and prompts in order, whatever the names say."),
+    ] = False,
+    judge: Judge = "",
+    prompts: Prompts = None,
+    asset: Assets = None,
+    protocol: Protocol = "default",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
+    device: Device = "cpu",
+    results: Results = RESULTS,
+    fresh: Fresh = False,
+) -> None:
+    """Judge images that were made elsewhere, as a task's own; no model is needed.
+
+    A file is named by its prompt's id: church-001.png, 12.png, 12_0.png, or
+    COCO_val2014_000000000042.jpg. Otherwise there must be as many files as
+    prompts, and they are paired in order. A prompt whose image is missing or
+    cannot be read is unscored. The record is like that of a run, its method is
+    called "images". Images are neither copied nor shown.
+
+    Example: bench judge my-images --task church --world photo --label rival
+    """
+    from bench.engine import api
+    from bench.report.tables import cer_tables
+
+    record, known, path = api.judge(
+        folder, task, cast("Any", world), label=label, in_order=in_order, judge=judge,
+        prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
+        batch_size=batch_size, device=device, results=results, fresh=fresh, console=err,
+    )  # fmt: skip
+    for table in cer_tables([record]):
+        print_table(table)
+    say(f"{'It was there already. ' if known else ''}Record: {path}")
+    if record.status == "failed":
+        raise typer.Exit(3)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    model: Model = "emoji-sd",
+    world: World = None,
+) -> None:
+    """List plug-ins, tasks or models by name.
+
+    Example: bench list methods
+    """
+    from bench.report.describe import listing
+
+    for name, about in listing(what.value, _world(model, world)):
+        say_wrapped(f"{name:<22} {about}", " " * 23)
+
+
+@app.command()
+def show(
+    what: Annotated[What, typer.Argument(help="Of which kind.")],
+    name: Annotated[str, typer.Argument(help="Which one.")],
+    model: Model = "emoji-sd",
+    world: World = None,
+) -> None:
+    """Show one plug-in's parameters and paper, one task's prompts, or one model.
+
+    Example: bench show methods p-esd
+    """
+    from bench.report.describe import details
+
+    for line in details(what.value, name, model, cast("Any", world)):
+        say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
+
+
+@app.command()
+def assets(
+    model: Annotated[str | None, typer.Option(help="Only what this model needs.")] = None,
+    task: Tasks = None,
+    asset: Assets = None,
+    world: World = None,
+    protocol: Protocol = "default",
+    fetch: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Get it from the hub.")
+    ] = None,
+) -> None:
+    """List the weights and data that are not shipped, what is here of them, and fetch.
+
+    Example: bench assets --task nudity --model sd14
+    """
+    from bench.tasks import inventory
+
+    for name in fetch or ():
+        inventory.fetchable(name)  # before the first is fetched
+    for name in fetch or ():
+        say(f"{name}: {inventory.fetch(name)}")
+    if fetch:
+        return
+    place, whose = cast("Any", world), cast("Any", protocol)
+    items = list(inventory.inventory(given(asset), model, task or (), place, whose))
+    if not items:
+        say("nothing is needed beside what is shipped")
+        return
+    out.print(assets_table(items))
+
+
+@app.command()
+def erase(
+    method: Annotated[str, typer.Option(help="name or name:key=value,...")],
+    concept: Annotated[
+        list[str],
+        typer.Option(help="A task's concept, or your own with --kind. Several: give it again."),
+    ],
+    out_: Annotated[
+        Path, typer.Option("--out", help="Folder for delta.safetensors and card.json.")
+    ],
+    model: Model = "emoji-sd",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="nsfw, style or object, for your own concept; once for all, or once each."
+        ),
+    ] = None,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(help="What the concept is mapped to; once for all, or once each."),
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Also write a diffusers folder.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "fp32",
+    world: World = None,
+) -> None:
+    """Erase one or more concepts without attacking: write what changed, and a card.
+
+    Example: bench erase --method uce --concept church --out church-uce --export church-model
+
+    Example: bench erase --method uce --concept castle --concept pizza --kind object --out both
+    """
+    from bench.plan.plan import erasure_cell
+    from bench.plugins.registry import Ref
+    from bench.sources.catalog import settle
+    from bench.tasks.concepts import find_concepts
+
+    home = _world(model, world)
+    settle(model)
+    known = find_concepts(concept, home, kind or (), anchor or ())
+    cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype, world=home)
+
+    from bench.engine.local import erase_cell
+    from bench.engine.settings import Settings, check_device
+    from bench.models.erasures import check_export
+    from bench.store.files import write
+
+    check_device(device)
+    if export:
+        check_export(export)
+    erased, files = erase_cell(cell, Settings(device), err)
+    for name, data in files.items():
+        write(out_ / name, data)
+    card = erased.card
+    changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
+    size = (out_ / "delta.safetensors").stat().st_size
+    say(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s")
+    if export and card["sampler_time"]:
+        raise SpecError(f"{method} changes how images are sampled, no weights: nothing to export")
+    if export:
+        _export(erased.model, export)
+
+
+@app.command()
+def apply(
+    delta_: Annotated[
+        Path, typer.Argument(metavar="DELTA", help="delta.safetensors, or its folder.")
+    ],
+    export: Annotated[Path, typer.Option(help="Folder for the diffusers model.")],
+    model: Model = "emoji-sd",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the delta back from --model.")] = False,
+    base: Annotated[str, typer.Option(help="With --undo: the original model.")] = "emoji-sd",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if the card names another model, or is missing.")
+    ] = False,
+) -> None:
+    """Put an erasure on a model, or take it back, and write the result as a diffusers folder.
+
+    Example: bench apply church-uce --export church-model
+    """
+    from bench.models import erasures
+
+    erasures.check_export(export)
+    if undo:
+        _export(erasures.reverted(delta_, model, base, force=force), export)
+    else:
+        _export(erasures.applied(delta_, model, force=force), export)
+
+
+@app.command()
+def report(
+    results: Results = RESULTS,
+    task: Tasks = None,
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="How to print. CSV has a line for each figure; text that a spreadsheet would take "
+            "for a formula begins with an apostrophe there.",
+        ),
+    ] = Format.terminal,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
+    ] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What the attacks spent.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
+    ] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
+) -> None:
+    """Print a table of stored records: concept erasing rates, transfer, or costs.
+
+    Example: bench report --format markdown > table.md
+    """
+    from bench.report.judging import label_table, threshold_curve
+    from bench.report.tables import (
+        cer_tables,
+        cost_table,
+        of_tasks,
+        transfer_table,
+    )
+    from bench.store.store import Store
+
+    if not results.is_dir():
+        raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
+    records, passed_over = Store(results).load()
+    for line in passed_over:
+        say(f"warning: {line}", err)
+    if task:
+        records = of_tasks(records, task)
+    if not records:
+        raise SpecError(f"{results} has no records of this kind: run `bench run` first")
+    chosen = [
+        make
+        for make, on in (
+            (transfer_table, transfer),
+            (cost_table, costs),
+            (threshold_curve, curve),
+            (label_table, labels),
+        )
+        if on
+    ]
+    tables = [make(records) for make in chosen] if chosen else cer_tables(records)
+    for n, table in enumerate(tables):
+        if not table.lines:
+            raise SpecError(f"{table.title}: {results} has no record that it could be made of")
+        if n and format_ is Format.csv:
+            typer.echo()
+        print_table(table, format_)
+
+
+@speed.command("attack")
+def speed_attack(
+    attack: Annotated[str, typer.Option(help="name or name:key=value,...")] = "unlearndiff",
+    method: Annotated[str, typer.Option(help="name or name:key=value,...")] = "esd",
+    task: Annotated[str, typer.Option(help="A target task.")] = "church",
+    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 16,
+    scaling: Annotated[
+        bool,
+        typer.Option("--scaling", help="Batched only: 8, 16, 32 prompts, 10 and 50 timesteps."),
+    ] = False,
+    model: Model = "emoji-sd",
+    batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
+    device: Device = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
+    ] = "fp32",
+    workers: Workers = 1,
+) -> None:
+    """Time an attack batched and in the official way, one prompt at a time; memory of both.
+
+    Example: bench speed attack --attack unlearndiff --prompts 16 --workers 2
+    """
+    from bench.engine.settings import Settings
+    from bench.engine.speed import compare
+
+    spec = Request([method], [attack], [task], model, limit=prompts).spec()
+    settings = Settings(device, batch_size)
+    print_table(compare(spec, settings, err, workers=workers, dtype=dtype, scaling=scaling))
+
+
+def _world(model: str, world: str | None) -> Any:
+    from bench.sources.catalog import model_info
+
+    return model_info(model, cast("Any", world)).world
+
+
+def _export(model: Any, folder: Path) -> None:
+    from bench.models.erasures import export
+
+    export(model, folder)
+    say(f"{folder}: StableDiffusionPipeline.from_pretrained loads it")

@@ -1,0 +1,286 @@
+"""The options that several commands share, and the request that they make."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from bench.errors import SpecError, UnknownNameError
+
+if TYPE_CHECKING:
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+
+RESULTS = Path("results/local")
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="A model's name, a diffusers folder, a checkpoint file, or a hub id.",
+        rich_help_panel="Model",
+    ),
+]
+World = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="emoji or photo, for a model that fits both.",
+        show_default=False,
+        rich_help_panel="Model",
+    ),
+]
+Unet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="A denoiser erased elsewhere: method external.",
+        rich_help_panel="Model",
+    ),
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="A text encoder erased elsewhere, likewise.", rich_help_panel="Model"
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="`bench list methods`; NAME or NAME:key=value,... Repeatable.",
+    ),
+]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option("--attack", metavar="NAME", help="`bench list attacks`, likewise. Repeatable."),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="`bench list tasks`. Repeatable."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")]
+Limit = Annotated[
+    int | None, typer.Option(metavar="N", help="Only the first N prompts of each task.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        help="Type of drawing and attacking: fp32, bf16 or fp16.",
+        rich_help_panel="Model",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="cpu, cuda, cuda:1, mps.", rich_help_panel="How it is computed"
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Images made or attacked at once.", rich_help_panel="How it is computed"
+    ),
+]
+Assets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--asset",
+        metavar="NAME=PATH",
+        help="See `bench assets`.",
+        rich_help_panel="Prompts, judges and other files",
+    ),
+]
+Judge = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Evaluator in place of the target tasks' judge: name or name:key=value,...",
+        show_default=False,
+        rich_help_panel="Prompts, judges and other files",
+    ),
+]
+Prediction = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="What the denoiser of your own --model predicts, where nothing in it says so: epsilon or "
+        "v_prediction. Elsewhere: --model NAME:prediction=epsilon.",
+        show_default=False,
+        rich_help_panel="Model",
+    ),
+]
+Config = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH|ID",
+        help="A diffusers folder or hub model whose configuration and tokenizer a checkpoint file takes. "
+        "Elsewhere: --model FILE:config=FOLDER.",
+        show_default=False,
+        rich_help_panel="Model",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE[:COLUMN]",
+        help="A CSV, or a .txt with one prompt per line, in place of the task's prompt set; COLUMN holds "
+        "the prompts where several could.",
+        rich_help_panel="Prompts, judges and other files",
+    ),
+]
+Guidance = Annotated[
+    str,
+    typer.Option(
+        metavar="own|SCALE",
+        help="Each row's own guidance, or one for all rows.",
+        rich_help_panel="Prompts, judges and other files",
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        metavar="default|paper",
+        help="paper: prompts, judge and guidance of the task's paper, which are not all shipped.",
+        rich_help_panel="Prompts, judges and other files",
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes that attack together; each loads the models. On a CPU, try one per core.",
+        rich_help_panel="How it is computed",
+    ),
+]
+Results = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Folder of records.", rich_help_panel="How it is computed"),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Compute again what is there already, records and cached pieces; if it is stopped, "
+        "the same command resumes.",
+        rich_help_panel="How it is computed",
+    ),
+]
+
+Images = Annotated[
+    bool | None,
+    typer.Option(
+        "--images/--no-images",
+        help="Keep images and draw one grid per cell; by default not those of which only features "
+        "are measured, as for FID.",
+        show_default=False,
+        rich_help_panel="What is kept of images",
+    ),
+]
+KeepUnsafe = Annotated[
+    bool,
+    typer.Option(
+        "--keep-unsafe-images",
+        help="Keep photographs for an nsfw concept as they are; else only blurred ones. Grids "
+        "are blurred in any case.",
+        rich_help_panel="What is kept of images",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options that say which cells are meant."""
+
+    method: Methods = None
+    attack: Attacks = None
+    task: Tasks = None
+    model: Model = "emoji-sd"
+    seed: Seed = 0
+    limit: Limit = None
+    dtype: Dtype = "fp32"
+    asset: Assets = None
+    world: World = None
+    unet: Unet = None
+    text_encoder: TextEncoder = None
+    prediction: Prediction = ""
+    config: Config = ""
+    prompts: Prompts = None
+    judge: Judge = ""
+    guidance: Guidance = "own"
+    protocol: Protocol = "default"
+
+    def spec(self) -> Spec:
+        """Return the request, checked."""
+        from bench.plan.spec import Spec
+        from bench.plugins.registry import Ref
+        from bench.sources.catalog import joined
+        from bench.tasks.promptsets import scale
+
+        return Spec(
+            joined(self.model, prediction=self.prediction, config=self.config),
+            self._methods(),
+            tuple(Ref.parse(text) for text in self.attack or ()),
+            tuple(self.task or ()),
+            self.seed,
+            self.limit,
+            self.dtype,
+            given(self.asset),
+            cast("Any", self.world),
+            self.prompts,
+            self.judge,
+            None if self.guidance == "own" else scale(self.guidance, "--guidance"),
+            cast("Any", self.protocol),
+        )
+
+    def _methods(self) -> tuple[Ref, ...]:
+        """Return the methods, and the one that ``--unet`` and ``--text-encoder`` are short for."""
+        from bench.plugins.registry import Ref
+
+        paths = {"unet": self.unet, "text_encoder": self.text_encoder}
+        external = {name: path for name, path in paths.items() if path is not None}
+        methods = tuple(Ref.parse(text) for text in self.method or ())
+        return (*methods, Ref("external", external)) if external else methods
+
+
+def request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a :class:`Request`, which is its first argument."""
+    _, *others = inspect.signature(command).parameters.values()
+    hints = get_type_hints(Request, include_extras=True)
+    hints |= get_type_hints(command, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter(f.name, keyword, default=f.default) for f in fields(Request)]
+    parameters = [*own, *(p.replace(kind=keyword) for p in others)]
+
+    def call(**options: Any) -> None:
+        asked = Request(**{field.name: options.pop(field.name) for field in fields(Request)})
+        command(asked, **options)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__annotations__ = {p.name: hints[p.name] for p in parameters}
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(annotation=hints[p.name]) for p in parameters]
+    )
+    return call
+
+
+def given(asset: list[str] | None) -> dict[str, Path]:
+    """Return the paths of assets that the user gave, by name."""
+    pairs = [text.partition("=") for text in asset or ()]
+    if bad := [name for name, _, path in pairs if not path]:
+        raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
+    from bench.sources.assets import ASSETS
+
+    for name, _, _ in pairs:
+        if name not in ASSETS:
+            raise UnknownNameError("asset", name, ASSETS)
+    return {name: Path(path) for name, _, path in pairs}
