@@ -164,7 +164,9 @@ def test_a_failing_measure_costs_no_other(tmp_path, coco, given) -> None:
 def test_features_keep_their_type(tmp_path, coco, given) -> None:
     """Labels are numbers that float32 cannot hold."""
     runner, cell = start(tmp_path / "a", given)
-    _, extract = runner._stream._extract(cell.cell, Measure("bias", Ref("clip-gender-balance"), "set"))
+    _, extract = runner._stream._extract(
+        cell.cell, Measure("bias", Ref("clip-gender-balance"), "set")
+    )
     picture = Image.new("RGB", (32, 32), "red")
     made = [Sample(Prompt(str(i), "x", i, label=f"job {i}"), picture) for i in range(20)]
     codes = extract(made)[:, 1].tolist()
