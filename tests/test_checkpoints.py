@@ -213,9 +213,7 @@ def test_lora_that_cannot_be_fused_says_why(tmp_path, tiny, ctx) -> None:
     assert load_part(tiny.copy().pipe, "unet", both).elsewhere == 2
     assert load_part(tiny.copy().pipe, "text_encoder", both).tensors == 1
     church = Concept("church", "object")
-    message = (
-        "both.safetensors has 2 tensors for another part as well: give it with --unet and --text"
-    )
+    message = "both.safetensors has 2 tensors for another part, too: give the file with both --unet"
     for method in (External(unet=both), External(text_encoder=both)):
         with pytest.raises(SpecError, match=message):
             method.erase(tiny.copy(), church, ctx)
