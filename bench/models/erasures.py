@@ -16,6 +16,7 @@ import torch
 from bench.errors import SpecError, StoreError
 from bench.models import DiffusersModel, delta, load_model, save_folder
 from bench.sources.catalog import revision
+from bench.sources.folders import PARTS
 
 
 def applied(path: Path, model: str, *, force: bool = False) -> DiffusersModel:
@@ -78,7 +79,7 @@ def kept(pipe: Any, folder: Path) -> Path:
     """
     schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     total = hashlib.sha256(repr(sorted(schedule.items())).encode())
-    for part in delta.PARTS:
+    for part in PARTS:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             total.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
