@@ -59,7 +59,7 @@ SHARP = Size(
     latents=24,
     whitening=0.5,
     jitter=(0.0, 0.15),
-    batch=32,
+    batch=16,
     mix=Mix(second=0.25, seconds=(*IMAGENETTE, *OTHERS), styles=(40, 26, 17, 17)),
     softened=30_000,
     none=True,
