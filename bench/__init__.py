@@ -42,9 +42,7 @@ from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.promptsets import ADVERSARIAL, read_table
 
 if TYPE_CHECKING:
-    from bench.engine.api import Results, evaluate, run
-    from bench.plan.spec import Spec
-    from bench.plugins.registry import Ref
+    from bench.engine.api import Ref, Results, Spec, evaluate, run
 
 __all__ = [
     "ADVERSARIAL",
@@ -94,19 +92,13 @@ __all__ = [
     "trainable",
 ]
 
-_LATER = {
-    "Ref": "bench.plugins.registry",
-    "Results": "bench.engine.api",
-    "Spec": "bench.plan.spec",
-    "evaluate": "bench.engine.api",
-    "run": "bench.engine.api",
-}
+_LATER = {"Ref", "Results", "Spec", "evaluate", "run"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs more than plug-ins do when it is asked for."""
-    from importlib import import_module
-
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        from bench.engine import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

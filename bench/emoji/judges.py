@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import AssetError
+from bench import AssetError
 
 ARCHITECTURE = {"model_name": "resnet10t", "channels": [48, 64, 96, 128], "stem_width": 24}
 

@@ -30,6 +30,7 @@ from bench.tasks.tasks import ProtocolName, concept_of, role, task_names
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+__all__ = ["Ref", "Results", "Spec", "evaluate", "judge", "run"]
 RESULTS = Path("results/local")
 QUIET = Console(quiet=True, stderr=True)
 

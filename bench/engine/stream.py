@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,23 +52,7 @@ class Stream:
                 measures[measure.metric] = self._extract(cell, measure)
         if source.screened:
             measures["blacked-out"] = ("blacked-out", _blacked_out)
-        files: dict[str, list[Path]] = {metric: [] for metric in measures}
-        for start in range(0, len(prompts), self.settings.shard):
-            shard = prompts[start : start + self.settings.shard]
-            missing: dict[Path, tuple[str, Extract]] = {}
-            for metric, (key, extract) in measures.items():
-                name = digest([*source.key, [asdict(p) for p in shard], key])
-                path = self.settings.artifacts.features(name)
-                files[metric].append(path)
-                if self._features(path) is None and key not in failed:
-                    missing[path] = (key, extract)
-            if missing:
-                with timed(seconds, "generate"):
-                    samples = source.make(shard, (start, len(prompts)))
-                with timed(seconds, "judge"):
-                    for path, (key, extract) in missing.items():
-                        with failing(failed, key):
-                            self._keep(path, extract(samples))
+        files = self._shards(measures, prompts, source, failed, seconds)
         measured: dict[str, Measurement] = {}
         for measure in task.measures:
             metric = measure.metric
@@ -88,6 +72,34 @@ class Stream:
             black = torch.cat(list(self._kept(files["blacked-out"]))).flatten()
             measured["blacked-out"] = rate([None if b.isnan() else bool(b) for b in black])
         return measured
+
+    def _shards(
+        self,
+        measures: Mapping[str, tuple[str, Extract]],
+        prompts: Sequence[Prompt],
+        source: Source,
+        failed: dict[str, PluginError],
+        seconds: dict[str, float],
+    ) -> dict[str, list[Path]]:
+        """Keep what measures need of all images, a shard at a time; return the files of each measure."""
+        files: dict[str, list[Path]] = {metric: [] for metric in measures}
+        for start in range(0, len(prompts), self.settings.shard):
+            shard = prompts[start : start + self.settings.shard]
+            missing: dict[Path, tuple[str, Extract]] = {}
+            for metric, (key, extract) in measures.items():
+                name = digest([*source.key, [asdict(p) for p in shard], key])
+                path = self.settings.artifacts.features(name)
+                files[metric].append(path)
+                if self._features(path) is None and key not in failed:
+                    missing[path] = (key, extract)
+            if missing:
+                with timed(seconds, "generate"):
+                    samples = source.make(shard, (start, len(prompts)))
+                with timed(seconds, "judge"):
+                    for path, (key, extract) in missing.items():
+                        with failing(failed, key):
+                            self._keep(path, extract(samples))
+        return files
 
     def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
         """Return what a measure keeps of images, ``(n, width)`` with NaN for unscored, and its key."""

@@ -26,13 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.engine.local import run_cells
-from bench.engine.settings import Settings
-from bench.plan.plan import plan
-from bench.plan.spec import Spec
-from bench.plugins.registry import Ref
+from bench import Ref, Spec, run
 from bench.store.record import Record
-from bench.store.store import Store
 
 
 def _each(settings: Iterable[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
@@ -89,10 +84,10 @@ def main(
 
     Example: python -m bench.emoji.recipe.calibrate --method esd --kind object
     """
-    console, store = Console(), Store(results)
+    console = Console()
     for name in method or GRIDS:
         for k in kind or TASKS:
-            records = []
+            records: list[Record] = []
             for task in TASKS[k]:
                 spec = Spec(
                     "emoji-sd",
@@ -101,11 +96,7 @@ def main(
                     (f"{task}-calibration", "retain-calibration"),
                     limit=limit,
                 )
-                jobs = list(plan(spec))
-                todo = [job for job in jobs if job.cell not in store]
-                for _ in run_cells(todo, store, Settings(keep_images=False), console):
-                    pass
-                records += [record for job in jobs if (record := store.get(job.cell))]
+                records += run(spec, results=results, keep_images=False, console=console)
             table, chosen = _table(name, k, records)
             console.print(table)
             console.print(_toml(name, k, chosen), highlight=False, markup=False)

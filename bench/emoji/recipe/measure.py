@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench import Prompt
 from bench.core.paths import ROOT
-from bench.core.types import Prompt
 from bench.emoji import WEIGHTS
 from bench.emoji.judges import Judge, features, load_judge
 from bench.emoji.recipe.data import Scenes, render

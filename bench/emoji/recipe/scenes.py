@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from bench import AssetError
 from bench.emoji.world import COLOURS, SUBJECTS, Scene
-from bench.errors import AssetError
 
 Array = NDArray[Any]
 SIZE = 64
