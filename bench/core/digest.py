@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+UNCHANGED = "unchanged"  # stands for the digest of no change of weights
+
 
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of a JSON value; key order does not matter."""

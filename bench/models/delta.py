@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from bench.core.digest import UNCHANGED
 from bench.errors import ContractError, StoreError
 from bench.models.checkpoints import bare
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS
 
 Delta = dict[str, Tensor]
-UNCHANGED = "unchanged"  # the digest of no change
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HARMLESS = {"training", "gradient_checkpointing"}  # attributes of a module that change no image
 _SIMPLE = (bool, int, float, str, Tensor)

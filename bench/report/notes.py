@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bench.models.delta import UNCHANGED
+from bench.core.digest import UNCHANGED
 from bench.report.axes import labels
 from bench.report.frame import Figure, measured
 from bench.store.record import Record
