@@ -46,8 +46,8 @@ class Entry:
     name: str
     world: World
     folder: Path
-    says: Mapping[str, Any]
-    paper: Mapping[str, Any] = field(default_factory=dict)
+    says: Mapping[str, Any] = field(hash=False)
+    paper: Mapping[str, Any] = field(default_factory=dict, hash=False)
     origin: str = ""
 
     def __str__(self) -> str:
