@@ -95,7 +95,7 @@ MOST = 2**63 - 1
             "--task: expected each once, got 'church' twice",
         ),
         ({"methods": ("esd",)}, "methods: expected several Ref, got ('esd',)"),
-        ({"tasks": "church"}, "tasks: expected several str, got 'church'"),
+        ({"tasks": "church"}, "tasks: expected several names or entries, got 'church'"),
         ({"limit": 0}, "--limit: expected at least 1, got 0"),
         ({"limit": 1.5}, "--limit: expected a whole number, got '1.5'"),
         ({"limit": True}, "--limit: expected a whole number, got 'True'"),

@@ -24,7 +24,9 @@ from bench.plan.cell import Cell
 from bench.plan.plan import Job, images_cell, missing
 from bench.sources.catalog import SAMPLING
 from bench.store.record import Record, Row
-from bench.tasks.tasks import ProtocolName, Task, load_task, needs, task_names
+from bench.tasks.entries import Entry
+from bench.tasks.lookup import homes
+from bench.tasks.tasks import ProtocolName, Task, load_task, needs
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SMALL = 64  # pixels; what is larger is no emoji scene
@@ -66,7 +68,7 @@ class Matched:
 
 def plan_folder(
     folder: Path,
-    name: str,
+    name: str | Entry,
     world: World | None = None,
     *,
     given: Mapping[str, Path] | None = None,
@@ -80,7 +82,7 @@ def plan_folder(
 
     Args:
         folder: Where the images lie.
-        name: The task.
+        name: The task: a name, a file ``PATH.toml``, or what such a file says.
         world: Whose task; by default the only one that has it, or else emoji for images of at most 64
             pixels and photo for larger ones.
         given: Local paths of assets.
@@ -97,8 +99,8 @@ def plan_folder(
     if world not in {None, *SAMPLING}:
         raise SpecError(f"--world: expected emoji or photo, got {world!r}")
     files, given = find_images(folder), given or {}
-    homes = [w for w in SAMPLING if name in task_names(w)]
-    home = world or (homes[0] if len(homes) == 1 else world_of(files))
+    having = list(homes(name))
+    home = world or (having[0] if len(having) == 1 else world_of(files))
     wanted = needs(name, home, prompts=prompts, judge=judge, protocol=protocol)
     if lines := missing(wanted, given):
         raise AssetError("; ".join(lines))
@@ -111,7 +113,7 @@ def plan_folder(
         protocol=protocol,
     )
     if judge and task.role != "target":
-        raise SpecError(f"--judge: expected a target task to use it for, got {name!r}")
+        raise SpecError(f"--judge: expected a target task to use it for, got {task.name!r}")
     matched = match(files, task, in_order=in_order)
     return Job(images_cell(task, matched.revision, given, label=label), task), matched
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.core.types import World
-from bench.errors import SpecError, UnknownNameError
+from bench.errors import SpecError
 from bench.plugins.registry import Ref
-from bench.sources.assets import ASSETS
+from bench.sources.assets import check_names
 from bench.sources.catalog import check_dtype
+from bench.tasks.entries import Entry
 from bench.tasks.promptsets import LAST_SEED, scale, shown
-from bench.tasks.tasks import ProtocolName
+from bench.tasks.protocol import ProtocolName
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Spec:
         model: A model, as :func:`bench.sources.catalog.model_info` takes it.
         methods: Erasure methods.
         attacks: Attacks; "none" is the test prompts as they are.
-        tasks: Target tasks, and retain or benign tasks that share their erased models.
+        tasks: Target tasks, and retain or benign tasks that share their erased models: names, files
+            ``PATH.toml``, or what such a file says.
         seed: Seed of every random stream.
         limit: First prompts of each task only; ``None`` is all of them.
         dtype: Type that images are drawn and attacked in.
@@ -41,7 +43,7 @@ class Spec:
     model: str
     methods: tuple[Ref, ...]
     attacks: tuple[Ref, ...]
-    tasks: tuple[str, ...]
+    tasks: tuple[str | Entry, ...]
     seed: int = 0
     limit: int | None = None
     dtype: str = "fp32"
@@ -54,10 +56,11 @@ class Spec:
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):
-            kind = str if axis == "tasks" else Ref
+            kind = str | Entry if axis == "tasks" else Ref
             given = getattr(self, axis)
             if isinstance(given, str) or not all(isinstance(value, kind) for value in given):
-                raise SpecError(f"{axis}: expected several {kind.__name__}, got {given!r}")
+                what = "names or entries" if axis == "tasks" else "Ref"
+                raise SpecError(f"{axis}: expected several {what}, got {given!r}")
             values = [str(value) for value in given]
             if not values:
                 raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
@@ -70,9 +73,7 @@ class Spec:
             raise SpecError(f"--world: expected emoji or photo, got {self.world!r}")
         if self.guidance is not None:
             scale(str(self.guidance), "--guidance")
-        for name in self.assets:
-            if name not in ASSETS:
-                raise UnknownNameError("asset", name, ASSETS)
+        check_names(self.assets)
         if self.protocol not in ("default", "paper"):
             raise SpecError(f"--protocol: expected default or paper, got {self.protocol!r}")
         if self.prompts and len(self.tasks) != 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 
 from bench.core.types import Cost
-from bench.errors import UnknownNameError
+from bench.errors import BenchError
 from bench.plan.cell import Cell
 from bench.report.axes import (
     ATTACK,
@@ -25,7 +25,7 @@ from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
 from bench.store.metrics import Measurement, complement, mcnemar
 from bench.store.record import Record
-from bench.tasks.tasks import role
+from bench.tasks.lookup import role
 
 ALPHA = 0.05
 _CER = "CER = 1 - ASR with its 95 % Wilson interval"
@@ -303,7 +303,7 @@ def _is_target(r: Record) -> bool:
         return False
     try:
         return role(r.cell.task, r.cell.world) == "target"
-    except UnknownNameError:  # a task of somebody's own
+    except BenchError:  # a task of somebody's own, or one that cannot be read here
         return True
 
 
