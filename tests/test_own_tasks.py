@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench import SpecError
 from bench.errors import PluginLoadError, UnknownNameError
 from bench.plugins import fingerprint
 from bench.sources.assets import asset_names, asset_of
+from bench.store.store import Store
 from bench.tasks.entries import Entry
 from bench.tasks.exclusion import BY_NUMBER, BY_WORDING, listed
 from bench.tasks.inventory import inventory
@@ -307,6 +309,8 @@ PLUGINS = '''
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from PIL import ImageStat
+
 from bench import Adversarial, Card, Score, Threat
 
 
@@ -344,8 +348,8 @@ class Bright:
 
     def prepare(self, ctx):
         limit = float(ctx.asset("lab/bright").read_text())
-        mean = lambda image: sum(image.convert("L").getdata()) / (image.width * image.height)
-        return lambda samples: [Score(float(mean(s.image) > limit)) for s in samples]
+        light = lambda image: ImageStat.Stat(image.convert("L")).mean[0]
+        return lambda samples: [Score(float(light(s.image) > limit)) for s in samples]
 '''
 PACKAGE = '''
 """What is light: where the task is, and where the weights are from."""
@@ -452,3 +456,143 @@ def test_what_is_broken_is_listed_so_and_stops_nothing_else(
     assert listed.code == 0
     assert "[broken]" in listed.out
     assert load_task("church", "emoji").prompts
+
+
+RUN = ("--model", "tiny-random", "--method", "lab/fade", "--attack", "none", "--attack", "lab/again",
+       "--task", "lab/fox")  # fmt: skip
+
+
+def test_a_distribution_brings_everything_to_a_run(site: Path, cli, tmp_path: Path) -> None:
+    """Its method, attack and judge on its own task, with the judge's weights."""
+    said = cli("run", *RUN)
+    assert said.code == 4
+    assert (
+        "lab/bright is not here (Bright's only number, 1 MB, from hub:lab/bright/number.txt)"
+        in said.err
+    )
+    assert "give --asset lab/bright=/path/to/file, or `bench assets --fetch lab/bright`" in said.err
+    number = tmp_path / "number.txt"
+    number.write_text("0")
+    weights = ("--asset", f"lab/bright={number}")
+    said = cli("run", *RUN, *weights)
+    assert said.code == 0, said.err
+    plain, attacked = sorted(Store(Path("results/local")), key=lambda r: r.cell.attacked)
+    assert (plain.cell.task, plain.cell.concept.name) == ("lab/fox", "fox")
+    assert (plain.cell.method.name, attacked.cell.attack.name) == ("lab/fade", "lab/again")
+    assert plain.measurements["asr"].value == 1.0  # every image is brighter than nothing
+    assert attacked.rows[0].adversarial == "a fox in the snow fox"
+    assert list(plain.cell.assets) == ["lab/bright"]
+    assert list(plain.cell.sources) == ["lab/bright"]
+    assert plain.cell.method.source
+    assert [path.name for path in Path("results/local/emoji").iterdir()] == ["lab+fox"]
+    number.write_text("256")
+    said = cli("run", *RUN, *weights)
+    assert "0 of 2 cells were there already" in said.out  # other weights are another judge
+    assert {r.measurements["asr"].value for r in Store(Path("results/local"))} == {0.0, 1.0}
+
+
+def test_its_assets_are_listed_and_fetched(site: Path, cli, tmp_path: Path, monkeypatch) -> None:
+    said = cli(
+        "assets", "--task", "lab/fox", "--asset", f"lab/bright={site / 'lab_fox' / 'fox.txt'}"
+    )
+    assert "lab/bright" in said.out and "yes" in said.out
+    said = cli("assets", "--task", "lab/fox")
+    assert "hub:lab/bright/number.txt" in said.out and "yes" not in said.out
+    asked = []
+
+    def download(**what):
+        asked.append(what)
+        return "/x/number.txt"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    said = cli("assets", "--fetch", "lab/bright")
+    assert (said.code, said.out) == (0, "lab/bright: /x/number.txt\n")
+    assert [(what["repo_id"], what["filename"]) for what in asked] == [("lab/bright", "number.txt")]
+
+
+# ---------------------------------------------------------------------------- on the command line
+LOOK = ("--concept", "pizza", "--kind", "object", "--anchor", "apple", "--prompts", "pizza.csv",
+        "--judge", "emoji-subject")  # fmt: skip
+TINY = ("--model", "tiny-random", "--method", "none", "--attack", "none")
+
+
+def test_every_command_takes_a_file(cli, tmp_path: Path) -> None:
+    path = write(tmp_path / "mine")
+    planned = cli("plan", *TINY, "--task", path)
+    assert planned.code == 0, planned.err
+    assert re.search(r"pizza +pizza +none", planned.out)
+    done = cli("run", *TINY, "--task", path, "--task", "retain", "--limit", "2")
+    assert done.code == 0, done.err
+    again = cli(
+        "run", *TINY, "--task", write(tmp_path / "elsewhere"), "--task", "retain", "--limit", "2"
+    )
+    assert "2 of 2 cells were there already" in again.out
+    target, _ = sorted(Store(Path("results/local")), key=lambda r: r.cell.task)
+    assert (target.cell.task, target.cell.concept.anchor, len(target.rows)) == ("pizza", "apple", 2)
+    assert target.protocol["prompts"].startswith("pizza.csv ")
+    shown = cli("show", "tasks", path)
+    assert shown.code == 0
+    assert "pizza: target" in shown.out and "a pizza at night" in shown.out
+    assert cli("assets", "--task", path).out == "nothing is needed beside what is shipped\n"
+    report = cli("report", "--task", path)
+    assert report.code == 0, report.err
+    assert "pizza" in report.out
+
+
+def test_images_are_judged_as_ones_own_task(cli, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / f"{name}.png")
+    said = cli("judge", str(tmp_path / "images"), "--task", path, "--label", "red")
+    assert said.code == 0, said.err
+    assert "emoji world, pizza: 2 of 2 prompts have an image" in said.err
+    said = cli("judge", str(tmp_path / "images"), *LOOK, "--label", "red")
+    assert said.code == 0, said.err
+    assert "It was there already." in said.out
+
+
+def test_a_concept_on_the_command_line_is_the_file_with_these_keys(cli, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    by_file, by_options = cli("plan", *TINY, "--task", path), cli("plan", *TINY, *LOOK)
+    assert by_file.code == by_options.code == 0
+    assert by_file.out == by_options.out  # the cell's id is there
+    both = cli("plan", *TINY, *LOOK, "--task", "retain")
+    assert both.code == 0, both.err
+    assert cli("run", *TINY, *LOOK).code == 0
+    (record,) = Store(Path("results/local"))
+    assert (record.cell.task, record.cell.concept.name) == ("pizza", "pizza")
+    needed = cli("assets", "--model", "sd14", "--concept", "fox", "--kind", "object", "--judge", "nudenet",
+                 "--prompts", "pizza.csv")  # fmt: skip
+    assert "nudenet-best" in needed.out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--concept", "fox", "--kind", "object"), "--concept fox: expected --prompts and --judge"),
+        (("--kind", "object", "--task", "church"), "--kind is for --concept: give --concept as well"),
+        (("--anchor", "cat", "--task", "church"), "--anchor is for --concept: give --concept as well"),
+        (("--task", "a/pizza.toml", "--task", "b/pizza.toml"), "--task: expected each once, got 'pizza'"),
+        (("--task", "nowhere.toml"), "nowhere.toml: expected a task as a TOML file, got: No such file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_on_the_command_line_is_one_line(
+    cli, tmp_path: Path, args, message: str
+) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    for command in ("plan", "run"):
+        said = cli(command, *TINY, *args)
+        assert (said.code, said.out) == (2, "")
+        assert message in said.err
+        assert said.err.count("\n") == 1
+
+
+def test_two_tasks_may_differ_in_what_a_concept_says(cli, tmp_path: Path) -> None:
+    """None of them is left out because the other one's concept has the same name."""
+    first = write(tmp_path)
+    second = write(tmp_path, PIZZA.replace("apple", "house"), "other.toml")
+    said = cli("plan", *TINY, "--task", first, "--task", second)
+    assert said.code == 0, said.err
+    assert len(re.findall(r"to do", said.out)) == 2

@@ -22,6 +22,7 @@ from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, create
 from bench.store.artifacts import Artifacts
 from bench.store.store import Store
+from bench.tasks.entries import Entry
 from bench.tasks.tasks import Measure, Task
 
 pytestmark = pytest.mark.usefixtures("few_steps")
@@ -39,8 +40,8 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr("bench.plan.plan.load_task", lambda name, world, **more: task)
     wanted = [name for m in measures for name in create("evaluators", m.evaluator).assets()]
     monkeypatch.setattr("bench.plan.plan.needs", lambda name, world, **more: wanted)
-    monkeypatch.setattr("bench.plan.plan.concept_of", lambda name, world: None)
-    monkeypatch.setattr("bench.plan.plan._unread", lambda name, world: task)
+    entry = Entry("coco", "emoji", Path(), {"role": "benign"})
+    monkeypatch.setattr("bench.plan.plan.find", lambda name, world: entry)
     return task
 
 

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import (
     RESULTS,
+    Anchor,
     Assets,
     BatchSize,
     Device,
@@ -18,7 +19,9 @@ from bench.cli.options import (
     Images,
     Judge,
     KeepUnsafe,
+    Kind,
     Model,
+    OwnConcept,
     Prompts,
     Protocol,
     Request,
@@ -27,6 +30,7 @@ from bench.cli.options import (
     Tasks,
     Workers,
     World,
+    first_look,
     given,
     request,
 )
@@ -108,7 +112,12 @@ def plan_(asked: Request, results: Results = RESULTS) -> None:
 @app.command("judge")
 def judge_(
     folder: Annotated[Path, typer.Argument(help="Images, one for each prompt of the task.")],
-    task: Annotated[str, typer.Option(help="See `bench list tasks`.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml", help="`bench list tasks`, or a task file of your own."
+        ),
+    ] = None,
     world: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +135,9 @@ def judge_(
     ] = False,
     judge: Judge = "",
     prompts: Prompts = None,
+    concept: OwnConcept = "",
+    kind: Kind = "",
+    anchor: Anchor = "",
     asset: Assets = None,
     protocol: Protocol = "default",
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
@@ -144,11 +156,18 @@ def judge_(
     Example: bench judge my-images --task church --world photo --label rival
     """
     from bench.engine import api
+    from bench.engine.folder import find_images, world_of
     from bench.report.tables import cer_tables
 
+    home = cast("Any", world or world_of(find_images(folder)))
+    look = first_look(concept, home, prompts, judge, kind=kind, anchor=anchor)
+    if bool(task) == bool(look):
+        raise SpecError(f"expected --task or --concept, got {'both' if task else 'neither'}")
+    if look:
+        prompts, judge = None, ""
     record, known, path = api.judge(
-        folder, task, cast("Any", world), label=label, in_order=in_order, judge=judge,
-        prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
+        folder, look[0] if look else task or "", cast("Any", world), label=label, in_order=in_order,
+        judge=judge, prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
         batch_size=batch_size, device=device, results=results, fresh=fresh, console=err,
     )  # fmt: skip
     for table in cer_tables([record]):
@@ -198,6 +217,10 @@ def assets(
     asset: Assets = None,
     world: World = None,
     protocol: Protocol = "default",
+    concept: OwnConcept = "",
+    kind: Kind = "",
+    prompts: Prompts = None,
+    judge: Judge = "",
     fetch: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Get it from the hub.")
     ] = None,
@@ -215,7 +238,9 @@ def assets(
     if fetch:
         return
     place, whose = cast("Any", world), cast("Any", protocol)
-    items = list(inventory.inventory(given(asset), model, task or (), place, whose))
+    home = _world(model, world) if model else place or cast("Any", "photo")
+    tasks = (*first_look(concept, home, prompts, judge, kind=kind), *(task or ()))
+    items = list(inventory.inventory(given(asset), model, tasks, place, whose))
     if not items:
         say("nothing is needed beside what is shipped")
         return
@@ -345,6 +370,7 @@ def report(
         transfer_table,
     )
     from bench.store.store import Store
+    from bench.tasks.lookup import name_of
 
     if not results.is_dir():
         raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
@@ -352,7 +378,7 @@ def report(
     for line in passed_over:
         say(f"warning: {line}", err)
     if task:
-        records = of_tasks(records, task)
+        records = of_tasks(records, list(map(name_of, task)))
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     chosen = [

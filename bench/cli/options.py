@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
-from bench.errors import SpecError, UnknownNameError
+from bench.core.types import World as World_
+from bench.errors import SpecError
 
 if TYPE_CHECKING:
     from bench.plan.spec import Spec
     from bench.plugins.registry import Ref
+    from bench.tasks.entries import Entry
 
 RESULTS = Path("results/local")
+FIRST_LOOK = "A first look at your own concept, without a task"
 
 Model = Annotated[
     str,
@@ -63,7 +66,39 @@ Attacks = Annotated[
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", metavar="NAME", help="`bench list tasks`. Repeatable."),
+    typer.Option(
+        "--task",
+        metavar="NAME|FILE.toml",
+        help="`bench list tasks`, or a task file of your own. Repeatable.",
+    ),
+]
+OwnConcept = Annotated[
+    str,
+    typer.Option(
+        "--concept",
+        metavar="NAME",
+        help="Your own concept in place of a task, judged by --judge on --prompts.",
+        show_default=False,
+        rich_help_panel=FIRST_LOOK,
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="nsfw, style or object.",
+        show_default=False,
+        rich_help_panel=FIRST_LOOK,
+    ),
+]
+Anchor = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What methods that replace the concept put in its place.",
+        show_default=False,
+        rich_help_panel=FIRST_LOOK,
+    ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")]
 Limit = Annotated[
@@ -218,26 +253,34 @@ class Request:
     judge: Judge = ""
     guidance: Guidance = "own"
     protocol: Protocol = "default"
+    concept: OwnConcept = ""
+    kind: Kind = ""
+    anchor: Anchor = ""
 
     def spec(self) -> Spec:
         """Return the request, checked."""
         from bench.plan.spec import Spec
         from bench.plugins.registry import Ref
-        from bench.sources.catalog import joined
+        from bench.sources.catalog import joined, model_info
         from bench.tasks.promptsets import scale
 
+        model = joined(self.model, prediction=self.prediction, config=self.config)
+        world = model_info(model, cast("Any", self.world)).world
+        look = first_look(
+            self.concept, world, self.prompts, self.judge, kind=self.kind, anchor=self.anchor
+        )
         return Spec(
-            joined(self.model, prediction=self.prediction, config=self.config),
+            model,
             self._methods(),
             tuple(Ref.parse(text) for text in self.attack or ()),
-            tuple(self.task or ()),
+            (*look, *(self.task or ())),
             self.seed,
             self.limit,
             self.dtype,
             given(self.asset),
             cast("Any", self.world),
-            self.prompts,
-            self.judge,
+            None if look else self.prompts,
+            "" if look else self.judge,
             None if self.guidance == "own" else scale(self.guidance, "--guidance"),
             cast("Any", self.protocol),
         )
@@ -273,14 +316,31 @@ def request(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def first_look(
+    concept: str,
+    world: World_,
+    prompts: Path | None,
+    judge: str,
+    *,
+    kind: str = "",
+    anchor: str = "",
+) -> tuple[Entry, ...]:
+    """Return the task that ``--concept`` is short for, if it is given; prompts and judge are its own."""
+    if concept:
+        from bench.tasks.own import first_look
+
+        return (first_look(concept, world, prompts, judge, kind=kind, anchor=anchor),)
+    if alone := "--kind" if kind else "--anchor" if anchor else "":
+        raise SpecError(f"{alone} is for --concept: give --concept as well")
+    return ()
+
+
 def given(asset: list[str] | None) -> dict[str, Path]:
     """Return the paths of assets that the user gave, by name."""
     pairs = [text.partition("=") for text in asset or ()]
     if bad := [name for name, _, path in pairs if not path]:
         raise SpecError(f"--asset: expected NAME=PATH, got {bad[0]!r}")
-    from bench.sources.assets import ASSETS
+    from bench.sources.assets import check_names
 
-    for name, _, _ in pairs:
-        if name not in ASSETS:
-            raise UnknownNameError("asset", name, ASSETS)
+    check_names(name for name, _, _ in pairs)
     return {name: Path(path) for name, _, path in pairs}

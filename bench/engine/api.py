@@ -25,6 +25,7 @@ from bench.sources.catalog import model_info, settle
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record
 from bench.store.store import Store
+from bench.tasks.entries import Entry
 from bench.tasks.tasks import ProtocolName, concept_of, role, task_names
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def unfinished(planned: Plan, store: Store) -> Plan:
 
 def judge(
     folder: Path,
-    task: str,
+    task: str | Entry,
     world: World | None = None,
     *,
     label: str = "",
@@ -157,7 +158,7 @@ def judge(
 
     Args:
         folder: Where the images lie, named by their prompts' ids.
-        task: Whose prompts they are of.
+        task: Whose prompts they are of: a name, a file ``PATH.toml``, or what such a file says.
         world: Whose task; by default the one that fits.
         label: What to call the images in tables.
         in_order: Pair files and prompts in order, whatever the names say.

@@ -25,7 +25,8 @@ from bench.sources.catalog import (
     model_info,
     revision,
 )
-from bench.tasks.lookup import concept_of, find
+from bench.tasks.entries import Entry
+from bench.tasks.lookup import find
 from bench.tasks.tasks import Task, load_task, needs
 
 
@@ -86,21 +87,21 @@ def plan(spec: Spec) -> Plan:
         AssetError: Files that it needs are not here; all of them are named.
     """
     info = model_info(spec.model, spec.world)
-    _check_assets(spec, info)
-    faults = {name: _Faults() for name in spec.tasks}
+    entries = _entries(spec, info.world)
+    _check_assets(entries, spec, info)
+    faults = {entry.name: _Faults() for entry in entries}
     tasks = []
-    for name in spec.tasks:
-        task = _unread(name, info.world)
-        with faults[name].noted():
-            task = _task(name, spec, info.world)
+    for entry in entries:
+        task = _unread(entry)
+        with faults[entry.name].noted():
+            task = _task(entry, spec)
         tasks.append(task)
     _check_together(tasks, spec)
     check_model(spec.model)
-    for name, task in zip(spec.tasks, tasks, strict=True):
-        with faults[name].noted():
+    for task in tasks:
+        with faults[task.name].noted():
             check_prompts(task, spec.assets)
-    wrong = {task.name: faults[name] for name, task in zip(spec.tasks, tasks, strict=True)}
-    jobs = tuple(_jobs(tasks, wrong, spec, info))
+    jobs = tuple(_jobs(tasks, faults, spec, info))
     return Plan(jobs, (*_exclusions(tasks, spec), *_deviations(tasks, jobs)))
 
 
@@ -148,10 +149,7 @@ class _Judged(NamedTuple):
 
 
 def _judged_with(task: Task, attack: Ref, given: Mapping[str, Path]) -> _Judged:
-    files = {
-        name: assets.content_digest(path, listed=assets.ASSETS[name].listed)
-        for name, path in needed(task, attack, given)
-    }
+    files = {name: assets.asset_digest(name, path) for name, path in needed(task, attack, given)}
     refs = [measure.evaluator for measure in task.measures]
     versions = {ref.name: create("evaluators", ref).card.version for ref in refs}
     sources = {ref.name: edited(load("evaluators", ref.name).__module__) for ref in refs}
@@ -249,16 +247,21 @@ def _assets_of(plugin: Any) -> tuple[str, ...]:
 
 
 def _method(method: Ref, concept: Concept, info: ModelInfo, given: Mapping[str, Path]) -> Ref:
-    """Return a method with every default filled in, and the digests of its assets.
-
-    What is not shipped is of the photo world: elsewhere a method may refuse the model, but not for want
-    of files.
-    """
+    """Return a method with every default filled in, and the digests of its assets."""
     full = resolved("methods", method, concept, info.world, info.defaults)
-    names = _assets_of(create("methods", full)) if info.world == "photo" else ()
+    names = _assets_of(create("methods", full)) if _has_files(method, info.world) else ()
     chosen = [assets.choose(name, given) for name in names]
     files = {name: assets.content_digest(assets.locate(name, given)) for name in chosen}
     return replace(full, files={**full.files, **files})
+
+
+def _has_files(method: Ref, world: World) -> bool:
+    """Say whether a method's assets are needed.
+
+    Those of this project's methods are for the photo world: elsewhere such a method may refuse the model,
+    but not for want of files. Another distribution's method says for itself what it needs.
+    """
+    return world == "photo" or "/" in method.name
 
 
 def erasure_cell(
@@ -305,10 +308,23 @@ def images_cell(task: Task, revision: str, given: Mapping[str, Path], *, label: 
     )
 
 
-def _task(name: str, spec: Spec, world: World) -> Task:
+def _entries(spec: Spec, world: World) -> list[Entry]:
+    """Return what the tasks say, each read once.
+
+    Raises:
+        SpecError: Two have the same name, so that their records could not be told apart.
+    """
+    entries = [find(task, world) for task in spec.tasks]
+    names = [entry.name for entry in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SpecError(f"--task: expected each once, got {twice!r} twice")
+    return entries
+
+
+def _task(entry: Entry, spec: Spec) -> Task:
     return load_task(
-        name,
-        world,
+        entry,
+        entry.world,
         given=spec.assets,
         prompts=spec.prompts,
         judge=spec.judge,
@@ -318,14 +334,13 @@ def _task(name: str, spec: Spec, world: World) -> Task:
     )
 
 
-def _unread(name: str, world: World) -> Task:
+def _unread(entry: Entry) -> Task:
     """Return what stands for a task that cannot be read because its judge is broken."""
-    entry = find(name, world)
-    return Task(entry.name, world, entry.role, concept_of(entry, world), (), (), "")
+    return Task(entry.name, entry.world, entry.role, entry.concept, (), (), "")
 
 
 def _concepts(tasks: Iterable[Task]) -> list[Concept]:
-    return list({task.concept.name: task.concept for task in tasks if task.concept}.values())
+    return list(dict.fromkeys(task.concept for task in tasks if task.concept))
 
 
 def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
@@ -351,23 +366,21 @@ def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
             raise SpecError(f"--protocol paper: {'; '.join(sorted(lacking))}")
 
 
-def _check_assets(spec: Spec, info: ModelInfo) -> None:
+def _check_assets(entries: Sequence[Entry], spec: Spec, info: ModelInfo) -> None:
     """Name all files that a request needs and that are not here."""
     names: list[str] = []
-    for task in spec.tasks:
+    for entry in entries:
         with _Faults().noted():
             names += needs(
-                task, info.world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol
+                entry, info.world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol
             )
-        concept = concept_of(task, info.world)
-        if concept is None:
+        if entry.concept is None:
             continue
         plugins: list[tuple[Kind, Ref]] = [("attacks", ref) for ref in spec.attacks]
-        if info.world == "photo":
-            plugins += [("methods", ref) for ref in spec.methods]
+        plugins += [("methods", ref) for ref in spec.methods if _has_files(ref, info.world)]
         for kind, ref in plugins:
             with _Faults().noted():
-                full = resolved(kind, ref, concept, info.world, info.defaults)
+                full = resolved(kind, ref, entry.concept, info.world, info.defaults)
                 names += _assets_of(create(kind, full))
     if lines := missing(names, spec.assets):
         raise AssetError("; ".join([*lines, *absent(spec.model)]))

@@ -85,3 +85,8 @@ def role(name: str | Entry, world: World, root: Path = PROMPTS) -> Role:
         UnknownNameError: The world has no such task.
     """
     return find(name, world, root).role
+
+
+def name_of(task: str) -> str:
+    """Return what records call a task; of a file that is the name that it says."""
+    return read_task(Path(task)).name if task.endswith(".toml") else task
