@@ -293,6 +293,7 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
     assert "size: whole number = 3 (default)" in cli("show", "methods", "odd").out
 
 
+@pytest.mark.slow
 def test_lists_fit_into_80_columns() -> None:
     plan = ["plan", "--method", "esd", "--method", "esd:steps=5", "--attack", "unlearndiff",
             "--task", "garbage-truck"]  # fmt: skip
