@@ -42,10 +42,12 @@ def clip(folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(5)
     text = {
-        **_SMALL, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **_SMALL, "projection_dim": 16, "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=16)
+    config = CLIPConfig(
+        text_config=text, vision_config={**_VISION, "projection_dim": 16}, projection_dim=16
+    )
     CLIPModel(config).save_pretrained(folder)
     _clip_processor().save_pretrained(folder)
     return folder
@@ -264,6 +266,7 @@ def compvis_vae(state: dict[str, torch.Tensor], last: int) -> dict[str, torch.Te
 # ---------------------------------------------------------------- by the names of the assets
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "clip-vit-b32": clip,
+    "clip-vit-h14": clip,
     "coco-val2014": coco,
     "inception": extractor,
     "nudenet-best": lambda path: detector(path, {"FEET_EXPOSED": 0.9, "FACE_FEMALE": 0.9}),

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from fakes import finished
+from PIL import Image
+from transformers import CLIPModel
 
 from attacks._adam import Adam, adam_step
 from attacks._insertion import arrange
 from attacks._texts import decode
 from attacks._token_attack import PRESETS
 from attacks.p4d import P4D, P4DSearch
-from attacks.p4d_official import OfficialSearch
+from attacks.p4d_official import OfficialSearch, _clip_features
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
 from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
@@ -550,6 +552,21 @@ def test_the_official_p4d_keeps_the_text_whose_image_is_most_alike(tiny, ctx) ->
     assert PROMPTS[0].text not in found.prompt.text  # the free tokens replace the prompt
     assert found.cost.images == 1 + 3 + 1
     assert (found.cost.forward, found.cost.backward) == (6, 3)
+
+
+def test_the_published_likeness_is_the_cosine_of_clips_embeddings(ctx, clip) -> None:
+    torch.manual_seed(3)
+    images = [Image.effect_noise((32, 32), 60 + i).convert("RGB") for i in range(3)]
+    found = _clip_features(replace(ctx, asset={"clip-vit-h14": clip}.__getitem__))(images)
+    model = CLIPModel.from_pretrained(clip).eval()
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.stack([(torch.tensor(np.array(i)) / 255 - mean) / std for i in images])
+    with torch.no_grad():
+        seen = model.vision_model(pixels.permute(0, 3, 1, 2)).pooler_output
+        own = model.visual_projection(seen)
+    cosines = torch.cosine_similarity(own[:, None], own[None], dim=-1)
+    assert torch.allclose(found @ found.T, cosines, atol=1e-4)
 
 
 def test_the_official_p4d_whatever_the_batch(exact, ctx) -> None:
