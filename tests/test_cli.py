@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_what_is_finished(cli, monkeypatch) -> None:
     command = (*RUN, "--attack", "dies", "--limit", "4")
     said = cli(*command)
     assert said.code == 130
-    assert "stopped; what is finished is kept. Give the same command again to go on." in said.err
+    assert "stopped; what is finished is kept. The same command resumes." in said.err
     assert "ok      church, none, attack none" in said.err
     again = cli(*command)
     assert again.code == 0

@@ -54,7 +54,7 @@ def _run_app() -> int:
         where = f"{exc.filename}: " if exc.filename is not None else ""
         return _failed(f"{where}{exc.strerror}; choose another path", StoreError.exit_code)
     if code == 130:
-        say("stopped; what is finished is kept. Give the same command again to go on.", err)
+        say("stopped; what is finished is kept. The same command resumes.", err)
     return code
 
 

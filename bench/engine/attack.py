@@ -24,7 +24,7 @@ from bench.plugins.registry import create
 
 
 class QueryOnly:
-    """A model with its weights hidden, so that a black-box attack is one by construction."""
+    """A model without weights, so that a black-box attack cannot read any."""
 
     def __init__(self, generate: Callable[[Sequence[Prompt]], Sequence[Image.Image]]) -> None:
         self.__generate = generate
@@ -132,7 +132,7 @@ class CellAttack:
             raise
 
     def _valid(self, found: Adversarial, left: dict[str, Prompt]) -> Adversarial:
-        """Return an adversarial as it is kept, and take its prompt off those that are left."""
+        """Check an adversarial and return it as it is kept; its prompt is removed from ``left``."""
         if not isinstance(found, Adversarial) or not isinstance(found.prompt, Prompt):
             raise ContractError(f"{self.name} returned {found!r:.80}, expected an Adversarial")
         prompt, who = found.prompt, f"{self.name}, prompt {found.prompt.id!r:.40}"

@@ -102,7 +102,7 @@ def finite(value: Any) -> bool:
 
 
 def _state(model: DiffusersModel) -> Mapping[str, object]:
-    """Return what decides what a model draws, by part; equal states, equal images."""
+    """Return everything that decides what a model draws; equal states give equal images."""
     return {
         **{name: _digest(tensor) for name, tensor in delta.weights(model).items()},
         **delta.facts(model),

@@ -93,7 +93,7 @@ class Images:
         return [Sample(p, memory[key]) for p, key in zip(prompts, keys, strict=True)]
 
     def _keep(self, image: Image.Image, key: str, *, hide: bool) -> None:
-        """Write an image, or under a name that is never read, what blurring leaves of it."""
+        """Write an image, or only its blurred version, under a name that is never read again."""
         buffer, path = BytesIO(), self.settings.artifacts.image(key)
         (blurred(image) if hide else image).save(buffer, "PNG")
         path = path.with_suffix(".blurred.png") if hide else path
@@ -113,7 +113,7 @@ class Images:
 
 
 def _batches(items: Sequence[T], model: DiffusersModel) -> Iterator[Sequence[T]]:
-    """Yield parts that the model can draw at once; it may find that fewer fit, and halve them."""
+    """Yield batches; the model halves its batch size when memory runs out."""
     done = 0
     while done < len(items):
         part = items[done : done + model.batch_size]

@@ -106,7 +106,7 @@ def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:
 def _bars(
     console: Console, cells: int = 1
 ) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
-    """Yield what is told of each cell and of each stage's progress: bars, or lines now and then."""
+    """Yield two functions that show progress, of cells and of stages: as bars, or as lines in a log."""
     if not console.is_terminal:
         yield _lines(console)
         return
@@ -138,7 +138,7 @@ def _bars(
 
 
 def _lines(console: Console) -> tuple[Callable[[str], None], StageCallback]:
-    """Return the same two for a log file: a line every half minute says what is going on."""
+    """Return the same two functions for a log file: one line every half minute."""
     now, last = "", time.monotonic()
 
     def begin(names: str) -> None:

@@ -1,4 +1,4 @@
-"""Where and with what a record was made. Best effort: what cannot be told must not cost the record."""
+"""Where and with what a record was made. What cannot be found out is left out."""
 
 from __future__ import annotations
 

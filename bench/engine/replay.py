@@ -36,7 +36,7 @@ class Replay:
         self._changed: DiffusersModel | None = None
 
     def load(self, prompts: Sequence[Prompt]) -> dict[str, Adversarial]:
-        """Return what is there of these prompts, by id; a prompt of which a part is missing is not."""
+        """Return the finished ones of these prompts by id; one that lacks a part is unfinished."""
         found = {}
         for prompt in prompts:
             data = self.cache.load(self.path(prompt))
@@ -69,7 +69,7 @@ class Replay:
         self.cache.save(path, json.dumps(row).encode())
 
     def drop(self, prompts: Iterable[Prompt]) -> None:
-        """Take finished prompts back."""
+        """Delete finished prompts."""
         self._weights.unlink(missing_ok=True)
         for prompt in prompts:
             self.path(prompt).unlink(missing_ok=True)

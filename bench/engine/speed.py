@@ -3,9 +3,9 @@
 Both ways run the same attack on the same erased model, prompts and draws, and should find the same
 adversarial texts; the batched way runs before and after the official one, because a machine's speed
 drifts. The batched way attacks all prompts in one process, or an equal part in each of several, as
-``bench run --workers`` does. The official way (Diffusion-MU-Attack) starts a process a prompt, makes two
-denoiser passes for an image's guidance, and loads the judge for every image; our own loop runs it, so
-that only these habits differ.
+``bench run --workers`` does. The official way (Diffusion-MU-Attack) starts one process per prompt, makes
+two denoiser passes for guidance, and loads the judge for every image. Our own loop runs both ways, so that
+only these three things differ.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Run:
 
 
 class OneByOne(DiffusersModel):
-    """The same model with one denoiser pass a row.
+    """The same model with one denoiser pass per row.
 
     Images of token ids, which tell our records whether the ids succeed apart from their string, are left
     out: the official code makes none. So the batched way does more, and the ratio is a lower bound.
@@ -92,7 +92,7 @@ class OneByOne(DiffusersModel):
         return super().generate(prompts, sampler_noise=sampler_noise)
 
     def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return what the batched pass returns, a row at a time."""
+        """Return what the batched pass returns, computed row by row."""
         times = t.expand(len(latents)) if t.dim() == 0 else t
         rows = [
             super(OneByOne, self).predict(latents[i : i + 1], times[i : i + 1], cond[i : i + 1])
@@ -166,7 +166,7 @@ def measure_apart(
     workers: int = 1,
     dtype: str = "fp32",
 ) -> Run:
-    """Run :func:`measure` in fresh processes: ``workers`` at once, or officially one a prompt in turn."""
+    """Run :func:`measure` in new processes: ``workers`` at once, or in the official way one per prompt."""
     every = range(job.cell.prompts)
     if way == "official":
         runs = [_process(job, way, settings, judge, dtype, [i]) for i in every]

@@ -28,7 +28,7 @@ Extract = Callable[[Sequence[Sample]], Tensor]
 
 
 class Stream:
-    """Makes a shard of images at a time, and keeps its features and scores only."""
+    """Makes images shard by shard, and keeps only their features and scores."""
 
     def __init__(self, settings: Settings, judges: Judges) -> None:
         self.settings, self.judges = settings, judges
@@ -41,7 +41,7 @@ class Stream:
         source: Source,
         seconds: dict[str, float],
     ) -> dict[str, Measurement]:
-        """Measure images without keeping them: a shard's features and scores are what is left of it.
+        """Measure images without keeping them: only their features and scores are kept.
 
         A shard that is there is not made again; measures with the same features share them.
         """
@@ -81,7 +81,7 @@ class Stream:
         failed: dict[str, PluginError],
         seconds: dict[str, float],
     ) -> dict[str, list[Path]]:
-        """Keep what measures need of all images, a shard at a time; return the files of each measure."""
+        """Keep what measures need of all images, shard by shard; return the files of each measure."""
         files: dict[str, list[Path]] = {metric: [] for metric in measures}
         for start in range(0, len(prompts), self.settings.shard):
             shard = prompts[start : start + self.settings.shard]

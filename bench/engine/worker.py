@@ -19,7 +19,7 @@ from bench.plan.plan import Job
 
 
 def main() -> None:
-    """Do a job a line of standard input; end when that closes, in the middle of a job if need be."""
+    """Read one job per line of standard input and do it; stop at once when the input closes."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     sys.stdout = sys.stderr  # whatever a library prints is no answer
     jobs: SimpleQueue[str] = SimpleQueue()

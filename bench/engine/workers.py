@@ -1,12 +1,11 @@
-"""Processes beside this one that share its work.
+"""Starts other processes that attack a share of the prompts.
 
-On a CPU a small model uses a second thread only in part; two processes with one thread each take .7 to
-1.1 of the time of one with two, as ``bench speed attack --workers 2`` tells. Each has its own copy of the
-models. What a worker finds goes into the cache, as everything does, so nothing else has to know who found
-it.
+A small model hardly uses a second CPU thread. Two processes with one thread each take .7 to 1.1 of the time
+of one process with two threads, as ``bench speed attack --workers 2`` shows. Each process loads the models.
+What a worker finds goes into the cache, like everything else.
 
-A worker (:mod:`bench.engine.worker`) reads a job a line and answers with a line for every finished
-piece, then "done". It ends when its input closes, so also when this process is killed.
+A worker (:mod:`bench.engine.worker`) reads one job per line. It answers with one line per finished prompt,
+then "done". It ends when its input closes, so also when this process is killed.
 """
 
 from __future__ import annotations
@@ -61,14 +60,14 @@ class Workers:
 
     @property
     def finished(self) -> int:
-        """How many pieces the others have finished of the last work."""
+        """How many pieces of the last job the others have finished."""
         return sum(worker.finished for worker in self._others)
 
     @contextmanager
     def share(
         self, job: Callable[[Sequence[str]], dict[str, Any]], pieces: Sequence[str]
     ) -> Iterator[set[str]]:
-        """Hand out the pieces of a job, and yield those that are left for this process.
+        """Give each worker its pieces of a job, and yield the pieces of this process.
 
         ``job`` says what a worker needs to do some of the pieces.
 
@@ -92,7 +91,7 @@ class Workers:
             torch.set_num_threads(threads)
 
     def wait(self, progress: Callable[[], None]) -> None:
-        """Wait until the others are done, or dead; what a dead one leaves undone is the caller's."""
+        """Wait until the others are done or dead; the caller does what a dead one left undone."""
         try:
             while any(worker.busy for worker in self._others):
                 progress()
@@ -107,7 +106,7 @@ class Workers:
 
 
 class _Worker:
-    """One other process, in a session of its own: an interrupt is this process's to handle."""
+    """One other process, in a session of its own, so that Ctrl-C reaches this process alone."""
 
     def __init__(self) -> None:
         self.finished, self.busy, self.lost = 0, False, False
