@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -90,7 +91,7 @@ CALLS = Path("calls.txt")
 
 @dataclass(frozen=True)
 class DiesOnce:
-    """Dies after two prompts the first time; notes every prompt that it worked on."""
+    """Is interrupted after two prompts the first time; notes every prompt that it worked on."""
 
     card: ClassVar = Card("Dies once", "")
     threat: ClassVar = Threat("black", "prompt")
@@ -100,7 +101,7 @@ class DiesOnce:
             first = not CALLS.exists()
             for n, prompt in enumerate(prompts):
                 if first and n == 2:
-                    raise KeyboardInterrupt
+                    signal.raise_signal(signal.SIGINT)
                 with CALLS.open("a") as stream:
                     stream.write(prompt.id + "\n")
                 yield Adversarial(

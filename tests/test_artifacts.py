@@ -192,6 +192,7 @@ def times(tmp_path: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in kept if p.is_file()}
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_fresh_computes_again_and_resumes(cli, tmp_path: Path, monkeypatch, caplog) -> None:
     assert cli(*RUN).code == 0
     before = times(tmp_path)

@@ -249,6 +249,7 @@ def test_two_plugins_of_one_name(cli, monkeypatch) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_ctrl_c_keeps_what_is_finished(cli, monkeypatch) -> None:
     import attacks
 

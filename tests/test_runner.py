@@ -425,6 +425,7 @@ def test_a_record_says_what_its_numbers_rest_on(settings) -> None:
     assert found == {"draw": drawn, "train": "fp32", "prediction": "epsilon"}
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_a_stopped_attack_goes_on_where_it_was(settings, monkeypatch) -> None:
     ref = plug(monkeypatch, attacks, "dies", fakes.DiesOnce)
     (cell,) = cells(attack=ref, limit=5)
