@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,3 +102,14 @@ def test_shadowed_package(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "methods")
     with pytest.raises(ShadowedPackageError, match=f"'methods' resolves to {foreign}, expected"):
         names("methods")
+
+
+def test_plug_ins_may_import_three_rooms_and_no_other() -> None:
+    """The import contract names what is forbidden: all that is not on this list."""
+    root = Path(bench.__file__).parents[1]
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (rule,) = [c for c in contracts["contracts"] if c["name"].startswith("Plug-ins see")]
+    rooms = {p.stem for p in (root / "bench").iterdir() if p.suffix == ".py" or p.is_dir()}
+    allowed = {"models", "emoji"}  # and the facade itself
+    rooms -= {"__init__", "__main__", "__pycache__", *allowed}
+    assert set(rule["forbidden_modules"]) == {*(f"bench.{r}" for r in rooms), "bench.emoji.recipe"}
