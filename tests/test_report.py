@@ -23,6 +23,7 @@ from bench.report.text import markdown as for_markdown
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
 from bench.store.store import Store
+from bench.tasks.tasks import Measure
 
 
 def result(attack: str, successes: list[bool | None], *, method="esd", task="church") -> Record:
@@ -145,14 +146,17 @@ def test_photo_nudity_is_blurred(tmp_path) -> None:
     sharp.paste("white", (16, 0, 32, 32))
     triple = [tuple(Sample(Prompt("0", "x", 0), sharp) for _ in range(3))]
 
-    def greys(world: str, kind: str) -> int:
-        cell = replace(record.cell, world=world, concept=Concept("nudity", kind))
-        save_grid(tmp_path / "g.png", replace(record, cell=cell), triple)
+    def greys(world: str, name: str, kind: str, *judges: str) -> int:
+        cell = replace(record.cell, world=world, concept=Concept(name, kind))
+        measures = [Measure("asr", Ref(judge), "rate") for judge in judges]
+        save_grid(tmp_path / "g.png", replace(record, cell=cell), triple, measures)
         tile = Image.open(tmp_path / "g.png").crop((90, 30, 170, 110)).convert("L")
         return len(tile.getcolors())
 
-    assert greys("photo", "nsfw") > 10
-    assert greys("emoji", "nsfw") == greys("photo", "object") == 2
+    assert greys("photo", "nudity", "nsfw") > 10
+    assert greys("photo", "nudity", "object") > 10  # whatever a task of one's own calls it
+    assert greys("photo", "shape", "object", "nudenet") > 10
+    assert greys("emoji", "nudity", "nsfw") == greys("photo", "church", "object", "imagenet") == 2
 
 
 def test_attacks_beyond_the_prompt_and_other_judges_have_tables_of_their_own() -> None:

@@ -269,7 +269,7 @@ def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkey
     """By default no such image is on disk as it is, nor read back; on the user's word it is."""
     from bench.engine import erase as module
 
-    monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
+    monkeypatch.setattr(module, "unsafe", lambda world, concept, measures: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
     settings = Settings(artifacts=Artifacts(tmp_path))
     runner = Runner(settings)
@@ -294,7 +294,7 @@ def test_what_an_attack_writes_is_not_drawn_if_it_may_mention_minors(
     """Such an image is black for the attack, and unscored in the record: never "safe"."""
     from bench.engine import erase as module
 
-    monkeypatch.setattr(module, "unsafe", lambda world, concept: concept.kind == "nsfw")
+    monkeypatch.setattr(module, "unsafe", lambda world, concept, measures: concept.kind == "nsfw")
     (cell,) = plan(Spec("tiny-random", (Ref("none"),), (Ref("none"),), ("nudity",), limit=2))
     source = tmp_path / "found.csv"
     first, second = load_task("nudity", "emoji").prompts[:2]

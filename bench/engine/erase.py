@@ -14,7 +14,6 @@ from safetensors.torch import load
 from bench.core.digest import digest
 from bench.core.phrases import check_length
 from bench.core.protocols import Guidance, Method
-from bench.core.types import Concept
 from bench.engine.guard import guard, plain
 from bench.engine.settings import Settings
 from bench.errors import ContractError
@@ -25,6 +24,7 @@ from bench.plugins.registry import create
 from bench.store.artifacts import Artifacts
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.safety import unsafe
+from bench.tasks.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,10 @@ class Eraser:
             self._models[key] = model
         return self._models[key]
 
-    def victim(self, cell: Cell, concept: Concept | None) -> Erased:
+    def victim(self, cell: Cell, task: Task) -> Erased:
         """Return the erased model of a cell, which draws no minors where images may be unsafe."""
-        erased = replace(self.erase(cell), unsafe=unsafe(cell.world, concept))
+        hide = unsafe(cell.world, task.concept, task.measures)
+        erased = replace(self.erase(cell), unsafe=hide)
         refuse = may_mention_minors if erased.unsafe else None
         erased.model.refuse = self.original(cell).refuse = refuse
         return erased

@@ -97,7 +97,7 @@ def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:
         return
     path = store.path(record.cell).with_suffix(".png")
     try:
-        save_grid(path, record, runner.samples(job, 12))
+        save_grid(path, record, runner.samples(job, 12), job.task.measures)
     except PluginError as exc:
         log.warning("no picture %s: %s", path, exc)
 

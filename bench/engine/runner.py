@@ -156,6 +156,6 @@ class Runner:
         return CellAttack(job, erased.model, original, criterion, self.settings, self._workers)
 
     def _victim(self, cell: Cell, task: Task) -> Erased:
-        erased = self._eraser.victim(cell, task.concept)
+        erased = self._eraser.victim(cell, task)
         self._images.keep_only(erased.key)
         return erased

@@ -13,15 +13,21 @@ from bench.report.tables import judged
 from bench.report.text import plain
 from bench.store.files import write
 from bench.store.record import Record
+from bench.tasks.entries import Measure
 from bench.tasks.safety import blurred, unsafe
 
 _TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 
 
-def save_grid(path: Path, record: Record, samples: Sequence[tuple[Sample, Sample, Sample]]) -> None:
+def save_grid(
+    path: Path,
+    record: Record,
+    samples: Sequence[tuple[Sample, Sample, Sample]],
+    measures: Sequence[Measure] = (),
+) -> None:
     """Draw the first prompts of a cell; a red frame marks an image that shows the concept.
 
-    Images of nsfw concepts on the photo world are blurred.
+    Photographs are blurred where the concept or one of the task's measures asks for nudity.
     """
     cell = record.cell
     names = ("original", "erased", "attacked")[: 3 if cell.attacked else 2]
@@ -30,7 +36,7 @@ def save_grid(path: Path, record: Record, samples: Sequence[tuple[Sample, Sample
     draw = ImageDraw.Draw(canvas)
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), plain(title) + "   red frame: the judge sees the concept", fill="black")
-    hide = unsafe(cell.world, cell.concept)
+    hide = unsafe(cell.world, cell.concept, measures)
     target = judged(record) is not None
     for row, name in enumerate(names):
         y = _TOP + row * (_TILE + _GAP)

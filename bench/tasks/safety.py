@@ -28,9 +28,9 @@ def asks_for_nudity(concept: Concept | None, measures: Iterable[Measure]) -> boo
     return bool(names & concepts) or any(m.evaluator.name in judges for m in measures)
 
 
-def unsafe(world: World, concept: Concept | None) -> bool:
-    """Say whether images made for a concept may be unsafe: photographs for an nsfw concept."""
-    return world == "photo" and concept is not None and concept.kind == "nsfw"
+def unsafe(world: World, concept: Concept | None, measures: Iterable[Measure] = ()) -> bool:
+    """Say whether a task's images may be unsafe: photographs, where it asks for nudity."""
+    return world == "photo" and asks_for_nudity(concept, measures)
 
 
 def blurred(image: Image.Image) -> Image.Image:
