@@ -11,6 +11,7 @@ from threading import Thread
 import torch
 from pydantic import TypeAdapter
 
+from bench.core.foreign import watched_keyboard
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
 from bench.engine.workers import DONE
@@ -46,4 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with watched_keyboard():  # no interrupt reaches a worker: one is a plug-in's
+        main()
