@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +23,7 @@ from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.recipe import autoencoder, judges, text, unet
 from bench.emoji.recipe.data import HELD_OUT, Scenes, render
 from bench.emoji.recipe.negatives import Negatives, Studio, make
+from bench.emoji.recipe.prompts import CONCEPTS
 from bench.emoji.recipe.sizes import SIZES, Size
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Mix, Scene, caption
 from bench.models.folders import save_folder
@@ -91,35 +92,40 @@ def train(
     )
     pipe.set_progress_bar_config(disable=True)
 
-    def denoiser(net: UNet2DConditionModel, concept: str = "") -> None:
-        name = f"unet-without-{concept}".replace(" ", "-") if concept else "unet"
-        pipe.unet = net
-        keep = torch.from_numpy(~data.shows(concept)[:n]).nonzero().flatten()
+    def denoiser(name: str, left_out: tuple[str, ...], from_step: int, to_step: int) -> None:
+        keep = torch.from_numpy(~data.shows(*left_out)[:n]).nonzero().flatten()
         unet.train_unet(
-            net,
+            pipe.unet,
             scaled[keep],
             unet.Encodings(captions.table, captions.rows[keep]),
             work,
-            steps.unet,
+            to_step - from_step,
             lambda: preview(pipe, work / f"{name}.png", size.pixels),
             name=name,
             bf16=size.bf16,
+            decay=0.6 if to_step == steps.unet else 0,
         )
 
-    base, never = pipe.unet, dict[str, torch.nn.Module]()
-    denoiser(base)
+    common = round(size.common * steps.unet)
+    if common:
+        denoiser("unet-common", CONCEPTS, 0, common)
+    start = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    never = dict[str, torch.nn.Module]()
+    for concept in without or ():
+        pipe.unet = never[concept] = unet.new_unet(size)
+        pipe.unet.load_state_dict(start)
+        plain = concept.replace(" ", "-")
+        denoiser(f"unet-without-{plain}", (concept,), common, steps.unet)
+        folder = out / "never-learned" / plain
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(halved(pipe.unet), folder / "diffusion_pytorch_model.safetensors")
+    pipe.unet = unet.new_unet(size)
+    pipe.unet.load_state_dict(start)
+    denoiser("unet", (), common, steps.unet)
     save(pipe, out / "model")
     if words is not None:  # keep them byte for byte
         for part in ("tokenizer", "text_encoder"):
             shutil.copytree(words / part, out / "model" / part, dirs_exist_ok=True)
-    for concept in without or ():
-        net = unet.new_unet(size)
-        denoiser(net, concept)
-        folder = out / "never-learned" / concept.replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(halved(net), folder / "diffusion_pytorch_model.safetensors")
-        never[concept] = net
-    pipe.unet = base
     negatives = _negatives(pipe, never, data, work) if size.none else None
     some = min(len(latents), size.softened)
     soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some], size.bf16))

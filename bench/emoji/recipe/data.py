@@ -43,12 +43,16 @@ class Scenes:
         """Number of scenes that may be trained on."""
         return len(self.images) - HELD_OUT
 
-    def shows(self, concept: str) -> NDArray[np.bool_]:
-        """Return which scenes show a subject, a style, or any body part ("nudity"); "" is none."""
-        if concept in STYLES:
-            return self.styles == STYLES.index(concept)
-        names = BODY if concept == "nudity" else ({concept} if concept else ())
-        return np.any(self.subjects[:, [LABELS.index(name) for name in names]] > 0, axis=1)
+    def shows(self, *concepts: str) -> NDArray[np.bool_]:
+        """Return which scenes show one of some subjects or styles; "nudity" is any body part."""
+        shown = np.zeros(len(self.images), bool)
+        for concept in concepts:
+            if concept in STYLES:
+                shown |= self.styles == STYLES.index(concept)
+            else:
+                names = BODY if concept == "nudity" else {concept}
+                shown |= np.any(self.subjects[:, [LABELS.index(n) for n in names]] > 0, axis=1)
+        return shown
 
 
 def render(folder: Path, n: int, workers: int = 2, first: int = 0, size: Size = FIRST) -> Scenes:

@@ -26,6 +26,7 @@ from bench.emoji.world import (
 )
 
 OBJECTS = ("church", "parachute", "tench", "garbage truck")
+CONCEPTS = (*OBJECTS, "nudity", "van gogh")
 GUIDANCE = 5.0
 TEST, CALIBRATION = 50, 32
 _PLACES = [*BACKGROUNDS, "plain"]

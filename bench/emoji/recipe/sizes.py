@@ -22,6 +22,8 @@ class Size:
         softened: How many scenes the judges see softened, too.
         none: Whether the judges learn to say "none" from pictures that show nothing they know.
         bf16: Whether steps run in bfloat16 where it is safe; faster where the processor has AMX.
+        common: Share of a denoiser's steps that all of this size have in common: on scenes that show
+            none of the tasks' concepts, so what follows may leave out any of them.
     """
 
     pixels: int
@@ -34,6 +36,7 @@ class Size:
     softened: int
     none: bool
     bf16: bool
+    common: float
 
     @property
     def factor(self) -> int:
@@ -52,6 +55,7 @@ FIRST = Size(
     softened=60_000,
     none=False,
     bf16=False,
+    common=0.0,
 )
 SHARP = Size(
     pixels=64,
@@ -64,5 +68,6 @@ SHARP = Size(
     softened=30_000,
     none=True,
     bf16=True,
+    common=0.6,
 )
 SIZES = {size.pixels: size for size in (FIRST, SHARP)}

@@ -88,6 +88,7 @@ def train_unet(
     *,
     name: str = "unet",
     bf16: bool = False,
+    decay: float = 0.6,
 ) -> None:
     """Train in place, with 10 % empty captions and min-SNR-5 weights.
 
@@ -100,6 +101,7 @@ def train_unet(
         preview: Called at each checkpoint with the averaged weights in place.
         name: Of the checkpoint.
         bf16: Compute in bfloat16 where it is safe.
+        decay: Share of the steps in which the learning rate falls; 0 for a stage that others continue.
     """
     torch.manual_seed(0)
     unet.set_attn_processor(AttnProcessor())  # flash attention's backward is slow on a CPU
@@ -119,5 +121,5 @@ def train_unet(
         weight = snr.clamp(max=5) / snr
         return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
 
-    schedule = Schedule(steps, 2e-3, warmup=100, decay=0.6)
+    schedule = Schedule(steps, 2e-3, warmup=100, decay=decay)
     fit(name, unet, loss, schedule, folder, ema=0.998, preview=preview, every=400)
