@@ -11,8 +11,8 @@ install: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-demo: install  ## the main job: erase, attack, judge, tabulate
-	$(BIN)/bench run --method none --method p-esd --attack none --attack unlearndiff --task nudity
+demo: install  ## the main job on the first 50 prompts: erase, attack, judge, tabulate
+	$(BIN)/bench run --method none --method p-esd --attack none --attack unlearndiff --task nudity --limit 50
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q -n 2

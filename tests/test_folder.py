@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import networks
@@ -57,9 +58,13 @@ def draw(name: str, folder: Path, limit: int | None = None) -> Path:
     return folder
 
 
+CHURCH_50 = ("--task", "church", "--limit", "50")
+FIRST = 50  # images of the first prompts of church are judged as the edition that had no others
+
+
 @pytest.fixture(scope="module")
 def _drawn(tmp_path_factory) -> Path:
-    return draw("church", tmp_path_factory.mktemp("church") / "drawn")
+    return draw("church", tmp_path_factory.mktemp("church") / "drawn", FIRST)
 
 
 @pytest.fixture
@@ -70,7 +75,8 @@ def drawn(_drawn: Path, tmp_path: Path) -> Path:
 
 def judged(folder: Path, name: str = "church", **more) -> Record:
     settings = more.pop("settings", Settings(artifacts=Artifacts(folder.parent / "cache")))
-    return judge_images(*plan_folder(folder, name, **more), settings)
+    limit = FIRST if name == "church" else None
+    return judge_images(*plan_folder(folder, name, **{"limit": limit} | more), settings)
 
 
 def of_a_run(name: str, cache: Path, limit: int | None = None) -> Record:
@@ -81,7 +87,7 @@ def of_a_run(name: str, cache: Path, limit: int | None = None) -> Record:
 
 # ---------------------------------------------------------------------------- the same as a run
 def test_the_record_is_that_of_the_run_that_drew_the_images(drawn, tmp_path) -> None:
-    ours, theirs = judged(drawn), of_a_run("church", tmp_path / "run")
+    ours, theirs = judged(drawn), of_a_run("church", tmp_path / "run", FIRST)
     assert ours.status == "ok"
     assert ours.measurements.keys() == theirs.measurements.keys() == {"asr"}
     assert replace(ours.measurements["asr"], detail={}) == theirs.measurements["asr"]
@@ -297,24 +303,25 @@ def _one(folder: Path, name: str) -> tuple[Path]:
 
 # ---------------------------------------------------------------------------- identity
 def test_the_identity_is_the_images_wherever_they_lie(drawn, tmp_path) -> None:
-    cell = plan_folder(drawn, "church")[0].cell
+    of_first = partial(plan_folder, limit=FIRST)
+    cell = of_first(drawn, "church")[0].cell
     moved = tmp_path / "moved"
     moved.mkdir()
     for i, path in enumerate(find_images(drawn)):
         shutil.copy(path, moved / f"{i}.png")  # by order now
-    again, matched = plan_folder(moved, "church")
+    again, matched = of_first(moved, "church")
     again = again.cell
     assert (matched.rule, again.id) == ("order", cell.id)
-    assert plan_folder(drawn, "church", label="rival")[0].cell.id != cell.id
-    assert plan_folder(drawn, "church", judge="emoji-subject:top_k=3")[0].cell.id != cell.id
+    assert of_first(drawn, "church", label="rival")[0].cell.id != cell.id
+    assert of_first(drawn, "church", judge="emoji-subject:top_k=3")[0].cell.id != cell.id
     picture(drawn / "church-001.png", seed=9)
-    assert plan_folder(drawn, "church")[0].cell.id != cell.id
+    assert of_first(drawn, "church")[0].cell.id != cell.id
 
 
 # ---------------------------------------------------------------------------- the command
 def test_bench_judge(cli, drawn, tmp_path) -> None:
     (drawn / "church-050.png").unlink()
-    said = cli("judge", str(drawn), "--task", "church", "--label", "rival", "--results", "r")
+    said = cli("judge", str(drawn), *CHURCH_50, "--label", "rival", "--results", "r")
     assert said.code == 0, said.err
     assert (
         "emoji world, church: 49 of 50 prompts have an image, matched by the names of" in said.err
@@ -323,13 +330,11 @@ def test_bench_judge(cli, drawn, tmp_path) -> None:
     assert "images rival" in said.out and "1 images could not be scored" in said.out
     (record,) = Path("r").rglob("*.json")
     before = record.read_bytes()
-    again = cli("judge", str(drawn), "--task", "church", "--label", "rival", "--results", "r")
+    again = cli("judge", str(drawn), *CHURCH_50, "--label", "rival", "--results", "r")
     assert again.code == 0 and "It was there already" in again.out
     assert record.read_bytes() == before
     record.write_bytes(before.replace(b'"rival"', b'"rival" '))
-    fresh = cli(
-        "judge", str(drawn), "--task", "church", "--label", "rival", "--results", "r", "--fresh"
-    )
+    fresh = cli("judge", str(drawn), *CHURCH_50, "--label", "rival", "--results", "r", "--fresh")
     assert fresh.code == 0 and "there already" not in fresh.out
     assert b'"rival" ' not in record.read_bytes()
     assert cli("report", "--results", "r").code == 0

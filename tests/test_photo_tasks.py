@@ -168,7 +168,8 @@ def test_concepts_need_no_prompts(no_hub: Path) -> None:
 
 def test_emoji_tasks_are_as_they_were() -> None:
     """Cell ids of stored records hang on these."""
-    assert {name: load_task(name, "emoji").digest for name in task_names("emoji")} == {
+    names = task_names("emoji")
+    assert {name: load_task(name, "emoji", limit=50).digest for name in names} == {
         "nudity": "1963b596739d", "van-gogh": "74290b8cd0dd", "tench": "ba1639ad9f2c",
         "parachute": "1a5594caec63", "church": "691816c84aa3", "garbage-truck": "be8b0975ba45",
         "retain": "c0aefe2461e6", "nudity-calibration": "3981d0820549",

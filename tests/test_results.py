@@ -27,7 +27,7 @@ def test_a_request_of_today_has_the_cell_of_a_committed_record(record: Record, p
     cell = record.cell
     assert path.stem.endswith(f"--{cell.id}")
     assert revision(cell.model) == cell.revision
-    assert load_task(cell.task, cell.world).digest == cell.task_digest
+    assert load_task(cell.task, cell.world, limit=cell.prompts).digest == cell.task_digest
     for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
         today = resolved(kind, Ref(ref.name), cell.concept, cell.world)  # type: ignore[arg-type]
         assert today.identity == ref.identity

@@ -1,11 +1,14 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bench import Concept, SpecError
+from bench.emoji import world
+from bench.emoji.world import BODY_PARTS, UMBRELLA
 from bench.errors import UnknownNameError
 from bench.plan.plan import erasure_cell, plan
 from bench.plan.spec import Spec
@@ -24,19 +27,77 @@ def test_every_task_loads_and_its_judges_exist() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_target_tasks_have_fifty_prompts_that_calibration_does_not_share(name: str) -> None:
+def test_target_tasks_have_as_many_prompts_as_the_papers_nudity_set(name: str) -> None:
     test, calibration = load_task(name, "emoji"), load_task(f"{name}-calibration", "emoji")
-    assert len(test.prompts) == 50
-    assert not {p.text for p in test.prompts} & {p.text for p in calibration.prompts}
+    assert [p.id for p in test.prompts] == [f"{name}-{i:03d}" for i in range(1, 143)]
+    assert len({p.text for p in test.prompts}) == len({p.seed for p in test.prompts}) == 142
     assert not {p.seed for p in test.prompts} & {p.seed for p in calibration.prompts}
-    if name not in {"nudity"}:
-        assert all(test.concept.name in p.text for p in test.prompts)
 
 
-def test_half_of_nudity_does_without_the_umbrella_word() -> None:
-    texts = [p.text for p in load_task("nudity", "emoji").prompts]
-    words = ("nudity", "nude", "naked body", "undressed", "bare skin")
-    assert sum(any(w in text for w in words) for text in texts) == 25
+def test_no_text_is_in_two_sets() -> None:
+    texts = [p.text for name in task_names("emoji") for p in load_task(name, "emoji").prompts]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_prompt_names_its_concept_once(name: str) -> None:
+    """Of nudity, every other prompt has an umbrella word, and the others have body parts alone."""
+    task = load_task(name, "emoji")
+    if name != "nudity":
+        words = rf"\b{task.concept.name}\b"
+        assert {len(re.findall(words, p.text)) for p in task.prompts} == {1}
+        return
+    umbrella = "|".join(set(UMBRELLA))
+    counts = [len(re.findall(rf"\b({umbrella})\b", p.text)) for p in task.prompts]
+    assert counts == [1, 0] * 71
+    parts = [word for part in BODY_PARTS for word in (part.name, *part.words)]
+    implicit = [p.text for p in task.prompts[1::2]]
+    assert all(re.search(rf"\b({'|'.join(parts)})\b", text) for text in implicit)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_prompts_vary(name: str) -> None:
+    """Every sentence of the grammar and every place is used, none in more than twice its even share."""
+    texts = [p.text for p in load_task(name, "emoji").prompts]
+    forms = [
+        re.escape(form).replace(r"\{x\}", ".+").replace(r"\{s\}", "van gogh")
+        for form in (world._ART if name == "van-gogh" else world._PHOTO)
+    ]
+    fits = [[f for f in forms if re.fullmatch(f, text)] for text in texts]
+    used = Counter(max(each, key=len) for each in fits)
+    assert set(used) == set(forms)
+    assert max(used.values()) <= 2 * len(texts) / len(forms)
+    places = {place: "|".join(words) for place, words in world.BACKGROUNDS.items()}
+    places["plain"] = "background|a [a-z]+ wall"
+    found = Counter(p for text in texts for p, words in places.items() if re.search(words, text))
+    assert set(found) == set(places)
+    assert max(found.values()) <= 2 * len(texts) / len(places)
+    for words in (world._TAILS, *([] if name == "nudity" else [world._ADJECTIVES])):
+        told = re.compile(rf"\b({'|'.join(words)})\b")
+        assert len({m.group() for text in texts if (m := told.search(text))}) >= 6
+
+
+# ---------------------------------------------------------------------------- sets that grew
+def test_a_request_for_what_a_set_had_before_is_one_of_the_set_as_it_was() -> None:
+    """Their cells and attacks keep their names, and so their random draws."""
+    whole = load_task("church", "emoji")
+    for limit in (1, 50):
+        before = load_task("church", "emoji", limit=limit)
+        assert (before.digest, before.source) == ("691816c84aa3", "church.csv b5800622")
+        assert before.prompts == whole.prompts[:50]
+    for limit in (51, 142, 1000, None):
+        assert load_task("church", "emoji", limit=limit) == whole
+    assert whole.digest != before.digest
+    cells = [next(iter(plan(Spec(**SPEC, limit=n)))).cell for n in (8, 50, 51, 142)]
+    assert [cell.prompts for cell in cells] == [8, 50, 51, 142]
+    assert len({cell.id for cell in cells}) == 4
+    assert [cell.attack_key for cell in cells[::2]] == [cell.attack_key for cell in cells[1::2]]
+
+
+def test_a_set_of_ones_own_has_no_editions(tmp_path: Path) -> None:
+    own = tmp_path / "own.csv"
+    own.write_bytes((PROMPTS / "emoji" / "church.csv").read_bytes())
+    assert len(load_task("church", "emoji", prompts=own, limit=8).prompts) == 142
 
 
 def test_a_task_names_its_prompt_set(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bench.cli.options import (
     Judge,
     KeepUnsafe,
     Kind,
+    Limit,
     Model,
     OwnConcept,
     Prompts,
@@ -140,6 +141,7 @@ def judge_(
     anchor: Anchor = "",
     asset: Assets = None,
     protocol: Protocol = "default",
+    limit: Limit = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
     device: Device = "cpu",
     results: Results = RESULTS,
@@ -168,7 +170,7 @@ def judge_(
     record, known, path = api.judge(
         folder, look[0] if look else task or "", cast("Any", world), label=label, in_order=in_order,
         judge=judge, prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
-        batch_size=batch_size, device=device, results=results, fresh=fresh, console=err,
+        limit=limit, batch_size=batch_size, device=device, results=results, fresh=fresh, console=err,
     )  # fmt: skip
     for table in cer_tables([record]):
         print_table(table)

@@ -148,6 +148,7 @@ def judge(
     prompts: Path | None = None,
     assets: Mapping[str, Path] | None = None,
     protocol: ProtocolName = "default",
+    limit: int | None = None,
     batch_size: int = 64,
     device: str = "cpu",
     results: Path = RESULTS,
@@ -166,6 +167,7 @@ def judge(
         prompts: A file in place of the task's prompt set.
         assets: Local paths of weights and data.
         protocol: "paper" takes the prompts and the judge of the task's paper.
+        limit: First prompts of the task only.
         batch_size: Images judged at once.
         device: Where judges run.
         results: Folder of records.
@@ -189,6 +191,7 @@ def judge(
         protocol=protocol,
         label=label,
         in_order=in_order,
+        limit=limit,
     )
     since = Artifacts().begin([job.cell.id], fresh=fresh)
     store, cache = Store(results, since), Artifacts(since=since)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from bench.engine.stream import Stream
 from bench.errors import AssetError, PluginError, SpecError
 from bench.plan.cell import Cell
 from bench.plan.plan import Job, images_cell, missing
+from bench.plan.spec import check_whole
 from bench.sources.catalog import SAMPLING
 from bench.store.record import Record, Row
 from bench.tasks.entries import Entry
@@ -77,6 +78,7 @@ def plan_folder(
     protocol: ProtocolName = "default",
     label: str = "",
     in_order: bool = False,
+    limit: int | None = None,
 ) -> tuple[Job, Matched]:
     """Return the job of a folder's images as a task's, and which image is whose.
 
@@ -91,6 +93,7 @@ def plan_folder(
         protocol: Likewise.
         label: What to call the images in tables.
         in_order: Pair files and prompts in order, whatever the names say.
+        limit: First prompts of the task only.
 
     Raises:
         SpecError: The folder or the request makes no sense.
@@ -98,6 +101,7 @@ def plan_folder(
     """
     if world not in {None, *SAMPLING}:
         raise SpecError(f"--world: expected emoji or photo, got {world!r}")
+    check_whole("--limit", limit, 1)
     files, given = find_images(folder), given or {}
     having = list(homes(name))
     home = world or (having[0] if len(having) == 1 else world_of(files))
@@ -111,7 +115,9 @@ def plan_folder(
         prompts=prompts,
         judge=judge,
         protocol=protocol,
+        limit=limit,
     )
+    task = replace(task, prompts=task.prompts[:limit])
     if judge and task.role != "target":
         raise SpecError(f"--judge: expected a target task to use it for, got {task.name!r}")
     matched = match(files, task, in_order=in_order)

@@ -331,6 +331,7 @@ def _task(entry: Entry, spec: Spec) -> Task:
         guidance=spec.guidance,
         protocol=spec.protocol,
         seed=spec.seed,
+        limit=spec.limit,
     )
 
 

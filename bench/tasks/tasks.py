@@ -99,6 +99,7 @@ def load_task(
     guidance: float | None = None,
     protocol: ProtocolName = "default",
     seed: int = 0,
+    limit: int | None = None,
 ) -> Task:
     """Read a task and its prompt set.
 
@@ -112,6 +113,8 @@ def load_task(
         guidance: Scale for all rows in place of each row's own.
         protocol: "paper" takes the prompts, the judge and the guidance of the task's paper.
         seed: What a row's number is added to where the set has no seeds.
+        limit: How many prompts are wanted. Of a set that has grown, the first edition with so many is
+            read, so that its cells keep their identity.
 
     Raises:
         UnknownNameError: The world has no such task.
@@ -125,6 +128,8 @@ def load_task(
     concept = entry.concept
     source = _source(entry, given, prompts)
     data = _read(source.path)
+    if prompts is None:
+        data = _edition(entry, data, limit)
     label = concept.name if concept else ""
     found = read_prompts(source.path, data, label, column=source.column, seed=seed)
     if prompts is None:
@@ -224,6 +229,13 @@ def _read(path: Path) -> bytes:
         raise SpecError(
             f"{path}: expected a CSV file, got: {getattr(exc, 'strerror', None) or exc}"
         ) from exc
+
+
+def _edition(entry: Entry, data: bytes, limit: int | None) -> bytes:
+    """Return the head of a set that has grown, as large as its first edition with so many prompts."""
+    sizes = entry.says.get("editions", ()) if limit else ()
+    size = next((size for size in sizes if size >= (limit or 0)), None)
+    return data if size is None else b"".join(data.splitlines(keepends=True)[: size + 1])
 
 
 def _check_count(entry: Entry, path: Path, got: int) -> None:

@@ -1,13 +1,17 @@
 """Writes the emoji world's prompt sets: ``python -m bench.emoji.recipe.prompts``.
 
 Prompts follow the grammar of the captions. Calibration sets have other prompts and other seeds than
-the test sets; no text is in both.
+the test sets; no text is in two sets. The test sets of the concepts grew from 50 to 142 prompts, of
+which the first 50 are those of before: ``editions`` in ``prompts/emoji/tasks.toml``.
 """
 
 from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +32,9 @@ from bench.emoji.world import (
 OBJECTS = ("church", "parachute", "tench", "garbage truck")
 CONCEPTS = (*OBJECTS, "nudity", "van gogh")
 GUIDANCE = 5.0
-TEST, CALIBRATION = 50, 32
+TEST, FIRST, CALIBRATION = 142, 50, 32
+Make = Callable[[random.Random, int], tuple[str, str]]
+"""Returns the text and the label of a set's next prompt, which is given its number from 0."""
 _PLACES = [*BACKGROUNDS, "plain"]
 
 
@@ -81,49 +87,43 @@ def _benign(rng: random.Random, _: int) -> tuple[str, str]:
     return caption(scene, rng), ""
 
 
-def _unique(make, seed: str, n: int, taken: set[str]) -> list[dict[str, str]]:  # type: ignore[no-untyped-def]
-    """Draw prompts until ``n`` have texts that no other set has."""
-    rng, rows = random.Random(seed), list[dict[str, str]]()
-    while len(rows) < n:
-        text, label = make(rng, len(rows))
+def _rows(make: Make, name: str, taken: set[str]) -> Iterator[dict[str, str]]:
+    """Yield prompts without end, each with a text that no other set has."""
+    rng, drawn = random.Random(name), 0
+    while True:
+        text, label = make(rng, drawn)
         if text in taken:
             continue
         taken.add(text)
-        name = f"{seed}-{len(rows) + 1:03d}".replace(" ", "-")
-        seed_ = rng.randrange(2**31)
-        rows.append(
-            {
-                "id": name,
-                "text": text,
-                "seed": str(seed_),
-                "guidance": str(GUIDANCE),
-                "label": label,
-            }
-        )
-    return rows
+        drawn += 1
+        yield {
+            "id": f"{name}-{drawn:03d}".replace(" ", "-"),
+            "text": text,
+            "seed": str(rng.randrange(2**31)),
+            "guidance": str(GUIDANCE),
+            "label": label,
+        }
 
 
 def write(folder: Path) -> None:
     """Write every CSV."""
     taken: set[str] = set()
-    sets: dict[str, tuple] = {}  # type: ignore[type-arg]
-    for name in OBJECTS:
-        sets[name] = (lambda rng, i, name=name: _object(name, rng, i), TEST, CALIBRATION)
-    sets["van gogh"] = (_van_gogh, TEST, CALIBRATION)
-    sets["nudity"] = (_nudity, TEST, CALIBRATION)
-    sets["retain"] = (_retain, 130, 52)
-    sets["subjects"] = (_subjects, 190, 0)
-    sets["benign"] = (_benign, 300, 0)
-    for name, (make, test, calibration) in sets.items():
-        for suffix, n in (("", test), ("-calibration", calibration)):
-            if not n:
-                continue
-            rows = _unique(make, name + suffix, n, taken)
-            path = folder / f"{name}{suffix}.csv".replace(" ", "-")
-            with path.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+    targets: dict[str, Make] = {name: partial(_object, name) for name in OBJECTS}
+    targets |= {"van gogh": _van_gogh, "nudity": _nudity}
+    sizes: list[tuple[str, Make, int]] = []
+    for name, make in targets.items():
+        sizes += [(name, make, FIRST), (f"{name}-calibration", make, CALIBRATION)]
+    sizes += [("retain", _retain, 130), ("retain-calibration", _retain, 52)]
+    sizes += [("subjects", _subjects, 190), ("benign", _benign, 300)]
+    streams = {name: _rows(make, name, taken) for name, make, _ in sizes}
+    sets = {name: list(islice(streams[name], n)) for name, _, n in sizes}
+    for name in targets:  # after all other sets, which so stay as they are
+        sets[name] += islice(streams[name], TEST - FIRST)
+    for name, rows in sets.items():
+        with (folder / f"{name}.csv".replace(" ", "-")).open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def main(
