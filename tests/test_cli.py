@@ -231,7 +231,7 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
 
     times = [help_of()[1] for _ in range(3)]
     assert min(times) < 0.5
-    for command in ("run", "plan", "list", "show", "assets", "erase", "apply", "report"):
+    for command in ("run", "plan", "list", "show", "assets", "erase", "apply", "report", "figure"):
         assert f"Example: bench {command}" in help_of(command)[0]
     assert "Example: bench speed attack" in help_of("speed", "attack")[0]
 

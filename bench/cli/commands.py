@@ -35,6 +35,7 @@ from bench.cli.options import (
     given,
     request,
 )
+from bench.cli.records import records_in
 from bench.cli.terminal import Format, assets_table, err, out, print_table, say, say_wrapped
 from bench.errors import SpecError
 
@@ -59,6 +60,7 @@ class What(StrEnum):
     evaluators = "evaluators"
     tasks = "tasks"
     models = "models"
+    figures = "figures"
 
 
 @app.command()
@@ -371,14 +373,9 @@ def report(
         of_tasks,
         transfer_table,
     )
-    from bench.store.store import Store
     from bench.tasks.lookup import name_of
 
-    if not results.is_dir():
-        raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
-    records, passed_over = Store(results).load()
-    for line in passed_over:
-        say(f"warning: {line}", err)
+    records = records_in(results)
     if task:
         records = of_tasks(records, list(map(name_of, task)))
     if not records:

@@ -14,10 +14,11 @@ from bench.core.types import ByKind, World
 from bench.errors import BenchError
 from bench.plugins import registry
 from bench.plugins.registry import Kind
+from bench.report.figures.catalog import FIGURES, figure_about
 from bench.sources import catalog
 from bench.tasks import tasks
 
-What = Literal["methods", "attacks", "evaluators", "tasks", "models"]
+What = Literal["methods", "attacks", "evaluators", "tasks", "models", "figures"]
 KINDS: tuple[Literal["nsfw", "style", "object"], ...] = ("nsfw", "style", "object")
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _TYPES = {
@@ -35,6 +36,8 @@ def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
     """Yield names, and what each is; a plug-in that cannot be loaded is listed with the cause."""
     if what == "models":
         yield from ((name, info.about) for name, info in catalog.MODELS.items())
+    elif what == "figures":
+        yield from FIGURES.items()
     elif what == "tasks":
         yield from ((name, tasks.about_task(name, world)) for name in tasks.task_names(world))
     else:
@@ -54,6 +57,9 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
     info = catalog.model_info(model, world)
     if what == "models":
         yield from _model(name)
+    elif what == "figures":
+        yield f"{name}: {figure_about(name)}"
+        yield f"bench figure {name} --out FILE.png|svg|pdf"
     elif what == "tasks":
         yield from _task(name, tasks.home(name, info.world))
     else:

@@ -21,13 +21,13 @@ def threshold_curve(records: Iterable[Record]) -> Table:
 
     Needs a judge whose detail has the ``highest`` score; records of other judges are left out.
     """
-    scored = [r for r in records if _has_highest(r)]
+    scored = [r for r in records if has_highest(r)]
 
     def figures(g: Group) -> Iterator[Figure]:
         only(g.records)
         yield size(g.first)
         for threshold in THRESHOLDS:
-            yield measured(rate([_above(g.first, row, threshold) for row in g.first.rows]))
+            yield measured(rate([above(g.first, row, threshold) for row in g.first.rows]))
 
     table = laid_out(
         "Attack success rate by the judge's threshold",
@@ -77,29 +77,31 @@ def label_table(records: Iterable[Record]) -> Table:
     )
 
 
-def _has_highest(record: Record) -> bool:
+def has_highest(record: Record) -> bool:
     """Say whether the judge gave the highest score of every image that it could read.
 
     Older records lack what was said of the prompts' own images.
     """
-    said = [d for row in record.rows for d in _details(record, row)]
-    known = [_highest(d) is not None for d in said]
+    said = [d for row in record.rows for d in details(record, row)]
+    known = [highest(d) is not None for d in said]
     return any(known) and all(k or "error" in d for k, d in zip(known, said, strict=True))
 
 
-def _highest(said: Mapping[str, Any]) -> float | None:
+def highest(said: Mapping[str, Any]) -> float | None:
+    """Return the highest score of what a judge said of an image, if it said one."""
     score = said.get("highest")
     return score if isinstance(score, (int, float)) else None
 
 
-def _details(record: Record, row: Row) -> list[dict[str, Any]]:
+def details(record: Record, row: Row) -> list[dict[str, Any]]:
     """Return what was said of every image that decides a row's success."""
     return [row.own_detail, row.detail] if record.cell.attacked else [row.detail]
 
 
-def _above(record: Record, row: Row, threshold: float) -> bool | None:
-    said = _details(record, row)
-    if any((_highest(d) or 0.0) > threshold for d in said):
+def above(record: Record, row: Row, threshold: float) -> bool | None:
+    """Say whether one of the images that decide a row scores above a threshold; ``None`` if unknown."""
+    said = details(record, row)
+    if any((highest(d) or 0.0) > threshold for d in said):
         return True
     return None if any("error" in d for d in said) else False
 

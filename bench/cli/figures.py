@@ -1,0 +1,69 @@
+"""The command that draws figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.commands import app
+from bench.cli.options import RESULTS, Results
+from bench.cli.records import records_in
+from bench.cli.terminal import say, say_wrapped
+from bench.errors import SpecError
+
+
+@app.command()
+def figure(
+    name: Annotated[
+        str | None, typer.Argument(help="Which one; without a name all are listed.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="FILE.png, FILE.svg or FILE.pdf."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.csv", help="Also write its numbers.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this task. Repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this method. Repeatable.")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this attack. Repeatable.")
+    ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            metavar='"TASK METRIC"', help='pareto: what is kept, as "coco fid".', show_default=False
+        ),
+    ] = "",
+    results: Results = RESULTS,
+) -> None:
+    """Draw a figure of stored records as a PNG, SVG or PDF file.
+
+    Example: bench figure pareto --task church --out pareto.svg --data pareto.csv
+    """
+    from bench.report.figures.catalog import FIGURES, csv_of, figure_about, from_records
+    from bench.report.figures.select import Wanted
+    from bench.report.figures.style import format_of
+    from bench.store.files import write
+
+    if name is None:
+        for known, about in FIGURES.items():
+            say_wrapped(f"{known:<22} {about}", " " * 23)
+        return
+    figure_about(name)
+    if out is None:
+        raise SpecError(f"figure {name}: expected --out FILE.png, FILE.svg or FILE.pdf, got none")
+    format_of(out)
+    records = records_in(results)
+    wanted = Wanted(*(tuple(axis or ()) for axis in (task, method, attack)))
+    drawing, numbers = from_records(name, records, wanted, measure)
+    drawing.save(out)
+    if data:
+        write(data, csv_of(numbers).encode())
+    say(f"{out}: {drawing.title}")

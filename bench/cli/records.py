@@ -1,0 +1,28 @@
+"""Reads the records that a command shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.terminal import err, say
+from bench.errors import SpecError
+
+if TYPE_CHECKING:
+    from bench.store.record import Record
+
+
+def records_in(results: Path) -> list[Record]:
+    """Return the records of a folder; a line says what was passed over.
+
+    Raises:
+        SpecError: There is no such folder.
+    """
+    from bench.store.store import Store
+
+    if not results.is_dir():
+        raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
+    records, passed_over = Store(results).load()
+    for line in passed_over:
+        say(f"warning: {line}", err)
+    return records

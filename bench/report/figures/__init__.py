@@ -1,0 +1,1 @@
+"""Figures: each module turns records into numbers, and numbers into a drawing."""

@@ -1,0 +1,155 @@
+"""Concept erasing rate against what the attacker may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from bench.report.axes import labels
+from bench.report.figures.select import EVERYTHING, Wanted, missing, three
+from bench.report.figures.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    Drawing,
+    Styles,
+    finished,
+    look,
+    sheet,
+)
+from bench.report.text import plain
+from bench.report.verdict import own
+from bench.store.metrics import complement, rate
+from bench.store.record import Record, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UNITS = ("images", "passes")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is left of an erasure when each prompt may cost so much: one step of a curve.
+
+    Args:
+        task: Whose prompts.
+        method: Of the erased model.
+        attack: Of the curve.
+        unit: "images" that the attack made, or "passes" of one image through a denoiser.
+        budget: The most that may be spent on each prompt; 0 is its own image.
+        back: Prompts that are brought back within the budget.
+        stopped: Prompts that were not brought back, and on which less than the budget was spent.
+        n: Prompts that could be judged.
+        cer: The concept erasing rate at this budget, with its 95 % interval ``low`` to ``high``.
+    """
+
+    task: str
+    method: str
+    attack: str
+    unit: str
+    budget: int
+    back: int
+    stopped: int
+    n: int
+    cer: float
+    low: float
+    high: float
+
+
+def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
+    """Return the curves of attacked cells, for each unit: a step wherever the rate changes, and the end.
+
+    A record says what was spent on a prompt until its attack stopped: that is where the prompt counts as
+    brought back. Of an attack that does not stop at success the prompt may have been back for less.
+
+    Raises:
+        SpecError: There is no attacked cell.
+    """
+    chosen = [r for r in wanted.of(records) if r.cell.attacked and _judged(r)]
+    if not chosen:
+        raise missing("budget", wanted, "records of attacks")
+    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    found = [
+        Step(r.cell.task, method_of(r), attack_of(r), unit, budget, *_left(r, unit, budget))
+        for r in chosen
+        for unit in UNITS
+        for budget in _budgets(r, unit)
+    ]
+    return sorted(found, key=lambda s: (s.task, UNITS.index(s.unit), s.method, s.attack, s.budget))
+
+
+@look()
+def draw(found: Sequence[Step]) -> Drawing:
+    """Draw a line of panels for each task: images, passes."""
+    tasks = list(dict.fromkeys(s.task for s in found))
+    figure, grid = sheet(len(tasks), len(UNITS), width=3.9, height=2.4)
+    colours = Styles(sorted({s.method for s in found}, key=lambda m: (m != "none", m)), COLOURS)
+    lines = Styles(sorted({s.attack for s in found}), LINES)
+    markers = Styles(colours, MARKERS)
+    for (task, unit), panel in groupby(found, key=lambda s: (s.task, s.unit)):
+        axes = grid[tasks.index(task), UNITS.index(unit)]
+        some = list(panel)
+        for (method, attack), curve in groupby(some, key=lambda s: (s.method, s.attack)):
+            x, y, low, high = zip(*((s.budget, s.cer, s.low, s.high) for s in curve), strict=True)
+            name = plain(f"{method}, {attack}")
+            axes.step(
+                x, y, where="post", color=colours[method], ls=lines[attack], label=name,
+                marker=markers[method], markevery=0.17, markersize=5,
+            )  # fmt: skip
+            axes.fill_between(x, low, high, step="post", color=colours[method], alpha=0.1, lw=0)
+            axes.plot(x[-1], y[-1], "|", color=colours[method], ms=9, mew=1.6)
+        _scale(axes, [s.budget for s in found if s.unit == unit and s.budget])
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(f"{plain(task)}, N={'/'.join(map(str, sorted({s.n for s in some})))}")
+        axes.set_xlabel(f"{unit} for each prompt")
+        axes.set_ylabel("concept erasing rate")
+    note = (
+        "At 0 nothing is spent: the prompt's own image. A record says what an attack had spent on a prompt "
+        "when it stopped; there the prompt counts as brought back. Of an attack that does not stop at "
+        "success it may have been back earlier. A line ends (|) at the most that was spent on any prompt; "
+        "prompts that were given up for less count as erased. Bands: 95 % Wilson intervals."
+    )
+    return finished(figure, "Concept erasing rate by the attacker's budget", note)
+
+
+def _scale(axes: Axes, spent: Sequence[int]) -> None:
+    """Begin a panel at 0; large numbers grow by factors."""
+    least, most = min(spent, default=1), max(spent, default=1)
+    if most > 50:
+        axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.locator_params("x", integer=True)
+    axes.set_xlim(-0.02 * (least if most > 50 else most), 1.15 * most)
+
+
+def _judged(r: Record) -> list[Row]:
+    return [row for row in r.rows if row.success is not None]
+
+
+def _spent(row: Row, unit: str) -> int:
+    return row.cost.images if unit == "images" else row.cost.forward + row.cost.backward
+
+
+def _back_at(r: Record, row: Row, unit: str) -> int | None:
+    """Return the budget from which on a prompt shows the concept: 0 if its own image does."""
+    if not row.success:
+        return None
+    return 0 if own(r, row) else _spent(row, unit)
+
+
+def _budgets(r: Record, unit: str) -> list[int]:
+    back = {b for row in r.rows if (b := _back_at(r, row, unit)) is not None}
+    return sorted({0, max(_spent(row, unit) for row in r.rows), *back})
+
+
+def _left(r: Record, unit: str, budget: int) -> tuple[int, int, int, float, float, float]:
+    rows = _judged(r)
+    when = [_back_at(r, row, unit) for row in rows]
+    back = [b is not None and b <= budget for b in when]
+    given_up = [_spent(row, unit) for row, b in zip(rows, when, strict=True) if b is None]
+    gone = sum(spent < budget for spent in given_up)
+    return sum(back), gone, len(rows), *three(complement(rate(back)))

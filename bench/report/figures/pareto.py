@@ -1,0 +1,210 @@
+"""Concept erasing rate against what is kept: how much utility does robustness cost?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from bench.report.axes import labels, model_key
+from bench.report.figures.select import EVERYTHING, Wanted, missing, three
+from bench.report.figures.style import (
+    COLOURS,
+    MARKERS,
+    Drawing,
+    Styles,
+    blank,
+    finished,
+    look,
+    sheet,
+)
+from bench.report.tables import judged
+from bench.report.text import plain
+from bench.store.metrics import Measurement, complement
+from bench.store.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMALLER_IS_BETTER = ("fid", "kid")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An erased model: how robust it is, and what it keeps.
+
+    Args:
+        task: Whose concept was erased.
+        method: By what.
+        attack: Under which of the attacks the rate is lowest.
+        attacks: Which attacks there are records of.
+        n: Prompts that the rate rests on.
+        cer: The concept erasing rate, with its 95 % interval ``low`` to ``high``.
+        measure: What is kept, as "retain accuracy".
+        kept: Its value, with its interval where the measure has one.
+        kept_n: Images that it rests on.
+        front: Whether no other model of the task is as good in both and better in one.
+    """
+
+    task: str
+    method: str
+    attack: str
+    attacks: str
+    n: int
+    cer: float
+    low: float
+    high: float
+    measure: str
+    kept: float
+    kept_low: float | None
+    kept_high: float | None
+    kept_n: int
+    front: bool = False
+
+
+def points(
+    records: Iterable[Record], wanted: Wanted = EVERYTHING, measure: str = ""
+) -> list[Point]:
+    """Return a point for each erased model.
+
+    The rate is the lowest over the attacks on the prompt that were run, or over those that are asked for.
+
+    Args:
+        records: Any.
+        wanted: Which of them.
+        measure: "TASK METRIC" of a retain or benign task, as "retain accuracy"; by default the first.
+
+    Raises:
+        SpecError: There are none.
+    """
+    known = list(records)
+    chosen = wanted.of(known)
+    if not wanted.attacks:
+        chosen = [r for r in chosen if r.space == "prompt"]
+    utility = {
+        (model_key(r), f"{r.cell.task} {m.called(metric)}"): m
+        for r in known
+        if r.status == "ok" and not judged(r)
+        for metric, m in r.measurements.items()
+        if m.value is not None
+    }
+    having = {model_key(r) for r in chosen}
+    names = list(dict.fromkeys(name for key, name in utility if key in having))
+    name = measure or next(iter(names), "")
+    if name not in names:
+        what = f"records with {measure or 'a retain or benign task'} beside a target task"
+        other = f" (there is {', '.join(names)})" if names else ""
+        tasks = (*(wanted.tasks or ("church",)), "retain")
+        raise missing(
+            "pareto", replace(wanted, tasks=()), what + other, attacks=("none",), tasks=tasks
+        )
+    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    groups: dict[tuple[str, tuple[str, str, str]], list[Record]] = defaultdict(list)
+    for r in chosen:
+        if (model_key(r), name) in utility:
+            groups[r.cell.task, model_key(r)].append(r)
+    found = []
+    for (task, key), alike in groups.items():
+        rates = [(rate, r) for r in alike if (rate := _cer(r)).value is not None]
+        if not rates:
+            continue
+        rate, worst = min(rates, key=lambda pair: (pair[0].value, attack_of(pair[1])))
+        kept = utility[key, name]
+        ran = ", ".join(sorted(attack_of(r) for _, r in rates))
+        cer, low, high = three(rate)
+        called = (task, method_of(worst), attack_of(worst), ran)
+        value, ends = float(kept.value or 0.0), (kept.low, kept.high)
+        found.append(Point(*called, rate.n, cer, low, high, name, value, *ends, kept.n))
+    return list(_with_front(sorted(found, key=lambda p: (p.task, p.method))))
+
+
+@look()
+def draw(found: Sequence[Point]) -> Drawing:
+    """Draw a panel for each task."""
+    tasks = {task: list(some) for task, some in groupby(found, key=lambda p: p.task)}
+    columns = min(3, len(tasks))
+    figure, grid = sheet(-(-len(tasks) // columns), columns, height=2.9)
+    methods = sorted({p.method for p in found}, key=lambda m: (m != "none", m))
+    colours, markers = Styles(methods, COLOURS), Styles(methods, MARKERS)
+    panels = grid.flatten()
+    for axes, (task, some) in zip(panels, tasks.items(), strict=False):
+        axes.set_title(plain(task))
+        _front(axes, some)
+        for p in sorted(some, key=lambda p: methods.index(p.method)):
+            axes.errorbar(
+                p.cer, p.kept, xerr=[[p.cer - p.low], [p.high - p.cer]], yerr=_vertical(p),
+                fmt=markers[p.method], color=colours[p.method], label=plain(p.method),
+                elinewidth=1, capsize=2, markeredgecolor="black", markeredgewidth=0.6,
+            )  # fmt: skip
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel("concept erasing rate")
+        axes.set_ylabel(plain(some[0].measure))
+        if _falling(some[0].measure):
+            axes.invert_yaxis()
+    blank(panels[len(tasks) :])
+    return finished(figure, _title(found), _note(found))
+
+
+def _title(found: Sequence[Point]) -> str:
+    sizes = _span(p.n for p in found)
+    kept = _span(p.kept_n for p in found)
+    measure = found[0].measure
+    return f"Concept erasing rate (N={sizes}) against {measure} (N={kept}), 95 % intervals"
+
+
+def _note(found: Sequence[Point]) -> str:
+    attacks = sorted({p.attacks for p in found}, key=len)
+    rate = f"CER is the lowest over the attacks that were run ({attacks[-1]})."
+    few = [f"{p.method} on {p.task}: {p.attacks}" for p in found if p.attacks != attacks[-1]]
+    if few and len(few) <= 6:
+        rate += f" Fewer attacks: {'; '.join(few)}."
+    elif few:
+        rate += (
+            f" {len(few)} of {len(found)} points rest on fewer attacks: see the numbers (--data)."
+        )
+    best = "top right" if not _falling(found[0].measure) else "the top right (the axis is reversed)"
+    return (
+        f"{rate} Best is {best}. Dashed: the Pareto front of the values, without their intervals."
+    )
+
+
+def _cer(r: Record) -> Measurement:
+    return complement(r.measurements[judged(r) or ""])
+
+
+def _falling(measure: str) -> bool:
+    return any(word.startswith(SMALLER_IS_BETTER) for word in measure.lower().split())
+
+
+def _with_front(found: Sequence[Point]) -> Iterator[Point]:
+    """Yield each point, and whether it is on the front of its task."""
+    for p in found:
+        rivals = [_goodness(q) for q in found if q.task == p.task]
+        mine = _goodness(p)
+        beaten = any(r != mine and r[0] >= mine[0] and r[1] >= mine[1] for r in rivals)
+        yield replace(p, front=not beaten)
+
+
+def _goodness(p: Point) -> tuple[float, float]:
+    return p.cer, -p.kept if _falling(p.measure) else p.kept
+
+
+def _front(axes: Axes, some: Sequence[Point]) -> None:
+    """Draw the front as the edge of what is beaten by a point of it."""
+    front = sorted({(p.cer, p.kept) for p in some if p.front})
+    axes.step(
+        *zip(*front, strict=True), where="pre", color="#555555", ls="--", lw=1, label="Pareto front"
+    )
+
+
+def _vertical(p: Point) -> list[list[float]] | None:
+    if p.kept_low is None or p.kept_high is None:
+        return None
+    return [[p.kept - p.kept_low], [p.kept_high - p.kept]]
+
+
+def _span(numbers: Iterable[int]) -> str:
+    known = sorted(set(numbers))
+    return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
