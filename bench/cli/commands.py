@@ -36,7 +36,16 @@ from bench.cli.options import (
     request,
 )
 from bench.cli.records import records_in
-from bench.cli.terminal import Format, assets_table, err, out, print_table, say, say_wrapped
+from bench.cli.terminal import (
+    Format,
+    assets_table,
+    err,
+    out,
+    print_table,
+    print_tables,
+    say,
+    say_wrapped,
+)
 from bench.errors import SpecError
 
 app = typer.Typer(
@@ -341,8 +350,22 @@ def apply(
         _export(erasures.applied(delta_, model, force=force), export)
 
 
+class ReportOf(StrEnum):
+    """What `bench report` prints beside tables of one's own records."""
+
+    paper = "paper"
+
+
 @app.command()
 def report(
+    of: Annotated[
+        ReportOf | None,
+        typer.Argument(
+            metavar="[paper]",
+            help="paper: Tables 1-8 of arXiv 2405.16534 (P-ESD), filled from records, beside its numbers.",
+            show_default=False,
+        ),
+    ] = None,
     results: Results = RESULTS,
     task: Tasks = None,
     format_: Annotated[
@@ -361,42 +384,73 @@ def report(
         bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
     ] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
+    table: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--table", metavar="N", help="With paper: only this table. Several: give it again."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="With paper: the records' seed. Default: the lowest.")
+    ] = None,
+    difference: Annotated[
+        bool,
+        typer.Option(
+            "--difference",
+            help="With paper: differences from the paper's numbers also for other models than its own.",
+        ),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
+    ] = False,
 ) -> None:
-    """Print a table of stored records: concept erasing rates, transfer, or costs.
+    """Print tables of stored records: concept erasing rates, transfer, costs, or the paper's.
+
+    Records that cannot be read, disagree, or are not what their name says are
+    named and left out.
 
     Example: bench report --format markdown > table.md
+
+    Example: bench report paper --table 1 --format latex > table1.tex
     """
-    from bench.report.judging import label_table, threshold_curve
-    from bench.report.tables import (
-        cer_tables,
-        cost_table,
-        of_tasks,
-        transfer_table,
-    )
+    from bench.report.paper import paper_tables
+    from bench.report.tables import cer_tables
+
+    records = _records(results, task, strict=strict)
+    if of is None and (table or difference or seed is not None):
+        raise SpecError("--table, --seed and --difference are for `bench report paper`")
+    if of is ReportOf.paper:
+        tables = paper_tables(records, table or (), compare=difference, seed=seed)
+    else:
+        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels}
+        tables = _asked_for(records, asked, results) or cer_tables(records)
+    print_tables(tables, format_)
+
+
+def _records(results: Path, task: list[str] | None, *, strict: bool) -> list[Any]:
+    """Return the records of a folder that a report is made of."""
+    from bench.report.tables import of_tasks
     from bench.tasks.lookup import name_of
 
-    records = records_in(results)
+    records = records_in(results, strict=strict)
     if task:
         records = of_tasks(records, list(map(name_of, task)))
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
-    chosen = [
-        make
-        for make, on in (
-            (transfer_table, transfer),
-            (cost_table, costs),
-            (threshold_curve, curve),
-            (label_table, labels),
-        )
-        if on
-    ]
-    tables = [make(records) for make in chosen] if chosen else cer_tables(records)
-    for n, table in enumerate(tables):
+    return records
+
+
+def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> list[Any]:
+    from bench.report.judging import label_table, threshold_curve
+    from bench.report.tables import cost_table, transfer_table
+
+    make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
+            "labels": label_table}  # fmt: skip
+    tables = [make[name](records) for name, on in asked.items() if on]
+    for table in tables:
         if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
-        if n and format_ is Format.csv:
-            typer.echo()
-        print_table(table, format_)
+    return tables
 
 
 @speed.command("attack")

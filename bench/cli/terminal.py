@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from textwrap import wrap
 from typing import Any
@@ -22,7 +23,9 @@ class Format(StrEnum):
 
     terminal = "terminal"
     markdown = "markdown"
+    latex = "latex"
     csv = "csv"
+    json = "json"
 
 
 def say(line: object, to: Console = out, style: str = "") -> None:
@@ -45,6 +48,25 @@ def say_wrapped(line: str, indent: str) -> None:
 
 def print_table(table: Any, format_: Format = Format.terminal) -> None:
     """Print a table of :mod:`bench.report.frame`."""
+    print_tables([table], format_)
+
+
+def print_tables(tables: Sequence[Any], format_: Format = Format.terminal) -> None:
+    """Print tables below each other; as JSON they are one list."""
+    if format_ is Format.json:
+        import json
+
+        from bench.report.render import json_table
+
+        typer.echo(json.dumps([json_table(table) for table in tables], indent=1))
+        return
+    for n, table in enumerate(tables):
+        if n and format_ in {Format.csv, Format.latex}:
+            typer.echo()
+        _print(table, format_)
+
+
+def _print(table: Any, format_: Format) -> None:
     from bench.report import render
 
     if format_ is Format.terminal:
@@ -52,6 +74,8 @@ def print_table(table: Any, format_: Format = Format.terminal) -> None:
             out.print(Text(line), soft_wrap=True)
     elif format_ is Format.markdown:
         typer.echo(render.markdown(table))
+    elif format_ is Format.latex:
+        typer.echo(render.latex(table), nl=False)
     else:
         typer.echo(render.csv_table(table), nl=False)
         for line in table.notes:  # figures alone go to the file

@@ -7,8 +7,14 @@ from typing import Literal
 
 from bench.store.metrics import Measurement
 
-Flag = Literal["differs", "unscored", "not all attacked"]
-MARKS: dict[Flag, str] = {"differs": "*", "unscored": "?", "not all attacked": "~"}
+Flag = Literal["differs", "unscored", "not all attacked", "other parameters", "outside"]
+MARKS: dict[Flag, str] = {
+    "differs": "*",
+    "unscored": "?",
+    "not all attacked": "~",
+    "other parameters": "†",
+    "outside": "≠",
+}
 UNSCORED_SHARE = 0.05
 """The largest share of unscored images that a figure may rest on without a mark."""
 
@@ -29,6 +35,8 @@ class Figure:
         word: What stands in place of a number: "failed", "skipped".
         flags: What a mark beside the number says.
         digits: Decimals of a number without an interval; by default four digits in all.
+        published: What a paper says in this place, also where there is no number of ours.
+        difference: The number minus the published one, where the two may be compared.
     """
 
     value: float | None = None
@@ -42,6 +50,13 @@ class Figure:
     word: str = ""
     flags: tuple[Flag, ...] = ()
     digits: int | None = None
+    published: float | None = None
+    difference: float | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no record of it."""
+        return self.value is None and self.n is None and not self.word
 
     def flagged(self, flag: Flag, on: bool = True) -> Figure:
         """Return the figure with one more flag, if it applies."""
@@ -50,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a table: its names, and for each column a figure or ``None``."""
+    """One line of a table: its names, and a figure or ``None`` per column; a heading has no figures."""
 
     names: tuple[str, ...]
     figures: tuple[Figure | None, ...]
@@ -68,6 +83,8 @@ class Table:
         legend: How to read it.
         notes: What a reader must know of single figures.
         compact: Whether a layout for people leaves out the intervals.
+        over: For each column what stands above it and its neighbours alike; empty if nothing does.
+        number: What a paper counts it as.
     """
 
     title: str
@@ -77,6 +94,13 @@ class Table:
     legend: str = ""
     notes: tuple[str, ...] = ()
     compact: bool = False
+    over: tuple[str, ...] = ()
+    number: int | None = None
+
+    @property
+    def caption(self) -> str:
+        """The title, after the number if there is one."""
+        return self.title if self.number is None else f"Table {self.number}: {self.title}"
 
 
 def measured(m: Measurement) -> Figure:

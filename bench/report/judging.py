@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +63,9 @@ def label_table(records: Iterable[Record]) -> Table:
     for g in sorted(groups, key=lambda g: order((g.first.cell.task, *g.facets.values()))):
         found = placed((column(r), r) for r in g.records)
         names = (g.first.cell.task, *(g.facets.get(f, "") for f in facets))
-        for label in (*sorted(_labels(g.records)), "any"):
-            lines.append(Line((*names, label), tuple(_hits(found.get(c), label) for c in columns)))
+        for label in (*sorted(found_labels(g.records)), "any"):
+            counts = (hits(r, label) if (r := found.get(c)) else None for c in columns)
+            lines.append(Line((*names, label), tuple(counts)))
     sizes = sorted({f"N={len(r.rows)}" for r in labelled})
     unscored = sum("error" in row.detail for r in labelled for row in r.rows)
     return Table(
@@ -106,7 +107,8 @@ def above(record: Record, row: Row, threshold: float) -> bool | None:
     return None if any("error" in d for d in said) else False
 
 
-def _labels(records: Sequence[Record]) -> set[str]:
+def found_labels(records: Iterable[Record]) -> set[str]:
+    """Return the labels that the judges of these records found in any image."""
     return {label for r in records for row in r.rows for label in _map(row, "found") or {}}
 
 
@@ -116,10 +118,8 @@ def _map(row: Row, name: str) -> Mapping[str, Any] | None:
     return said if isinstance(said, Mapping) else None
 
 
-def _hits(record: Record | None, label: str) -> Figure | None:
+def hits(record: Record, label: str) -> Figure:
     """Count images, and detections where there are counts, of one label or of any."""
-    if record is None:
-        return None
     found = [(row, _map(row, "found") or {}) for row in record.rows]
     hits = [row for row, labels in found if (labels if label == "any" else label in labels)]
     unscored = sum("error" in row.detail for row in record.rows)

@@ -28,7 +28,7 @@ from bench.store.record import Record
 from bench.tasks.lookup import role
 
 ALPHA = 0.05
-_CER = "CER = 1 - ASR with its 95 % Wilson interval"
+CER = "CER = 1 - ASR with its 95 % Wilson interval"
 Names = Callable[[Record], tuple[str, ...]]
 Place = tuple[str, str, int | None]
 """Task, measure, and N where the measure is of a whole set."""
@@ -120,10 +120,10 @@ def cer_table(records: Iterable[Record], title: str = "Concept erasing rate") ->
         grouped(targets, across=ATTACK),
         (*rates, *beside.columns, "s"),
         figures,
-        legend=_CER,
+        legend=CER,
         records=[*targets, *beside.records],
     )
-    legend = _CER + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
+    legend = CER + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
     return replace(table, legend=legend)
@@ -202,7 +202,7 @@ def transfer_table(records: Iterable[Record]) -> Table:
         groups,
         (f"on {victim}" for victim in victims),
         lambda g: (_cer(found[id(g)].get(victim), None) for victim in victims),
-        legend=_CER + _sizes(moved),
+        legend=CER + _sizes(moved),
         records=moved,
     )
 
@@ -308,9 +308,11 @@ def _is_target(r: Record) -> bool:
 
 
 def _cer(record: Record | None, plain: Record | None) -> Figure | None:
+    return cer_figure(record, plain) if record else None
+
+
+def cer_figure(record: Record, plain: Record | None) -> Figure:
     """Return a cell's concept erasing rate, compared with that without an attack."""
-    if record is None:
-        return None
     if record.status != "ok":
         return Figure(word=record.status)
     asr = record.measurements.get(judged(record) or "")

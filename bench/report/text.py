@@ -13,6 +13,15 @@ from rich.text import Text
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA = ("=", "+", "-", "@")
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_",
+    "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
+    "[": "{[}", "]": "{]}", "*": "{*}",
+    "·": r"$\cdot$", "≠": r"$\neq$", "†": r"\dag{}", "γ": r"$\gamma$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "×": r"$\times$", "–": r"\textendash{}", "—": r"\textemdash{}", "−": "$-$",
+}  # fmt: skip
+_TEX_LETTERS = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿß")
 
 
 def plain(text: object) -> str:
@@ -34,10 +43,26 @@ def markdown(text: object) -> str:
     return _MARKDOWN.sub(r"\\\1", escaped)
 
 
+def latex(text: object) -> str:
+    r"""Return text that pdflatex sets as it is, anywhere in a table: no command, no cell, no ``\\[...]``.
+
+    A character that its usual fonts lack is written as its code point, such as U+1F600.
+    """
+    return re.sub("-(?=-)", "-{}", "".join(map(_tex, plain(text))))
+
+
 def csv_cell(text: object) -> str:
     """Return text for a CSV cell; one that a spreadsheet would take for a formula begins with ``'``."""
     line = plain(text)
     return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def _tex(character: str) -> str:
+    if character in _TEX:
+        return _TEX[character]
+    return (
+        character if character.isascii() or character in _TEX_LETTERS else f"U+{ord(character):04X}"
+    )
 
 
 def _visible(character: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from bench.store.record import SCHEMA, Record
 
 log = logging.getLogger("bench")
 _CODEC = TypeAdapter(Record)
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class NewerError(StoreError):
@@ -88,34 +91,53 @@ class Store:
         yield from self.load()[0]
 
     def load(self) -> tuple[list[Record], list[str]]:
-        """Return every record that can be read, and a line for what was passed over.
+        """Return every record that can be used, and a line for what was passed over.
+
+        A record is passed over if it cannot be read, if it is not of the cell that its file's name says, or
+        if another file says otherwise of the same cell: then both are. Equal copies count once.
 
         Raises:
-            StoreError: The root is no folder, or two files hold one cell's record.
+            StoreError: The root is no folder.
         """
         if not self.root.is_dir():
             raise StoreError(f"{self.root}: expected a folder of records, there is none")
-        found: dict[str, tuple[Path, Record]] = {}
+        found: dict[str, dict[Path, Record]] = defaultdict(dict)
         lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
             try:
                 record = read(path)
+                _check_name(path, record.cell)
             except _ForeignError:
                 foreign.append(path)
             except StoreError as exc:
                 lines.append(f"passed over: {exc}")
             else:
-                other, _ = found.setdefault(record.cell.id, (path, record))
-                if other != path:
-                    raise StoreError(
-                        f"two records of one cell: {other} and {path}; expected one: keep the other "
-                        "outside this folder"
-                    )
+                found[record.cell.id][path] = record
         if foreign:
-            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-            names = ", ".join(map(str, foreign[:3]))
-            lines.append(f"passed over, not records of bench: {names}{more}")
-        return [record for _, record in found.values()], lines
+            lines.append(f"passed over, not records of bench: {_some(foreign)}")
+        records = []
+        for copies in found.values():
+            first, *others = copies.values()
+            if any(other != first for other in others):
+                lines.append(
+                    f"passed over, records of one cell that differ: {_some(list(copies))}; keep one"
+                )
+            else:
+                records.append(first)
+        return records, lines
+
+
+def _check_name(path: Path, cell: Cell) -> None:
+    *_, digest = path.stem.split("--")
+    if _DIGEST.fullmatch(digest) and digest != cell.id:
+        raise StoreError(
+            f"{path} holds the record of another cell, {cell.id}: it was edited or renamed"
+        )
+
+
+def _some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
 
 
 def read(path: Path) -> Record:
