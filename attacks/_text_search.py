@@ -10,11 +10,9 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from attacks._resume import Resume, State
 from attacks._texts import check_room, decode, token_table
@@ -32,6 +30,10 @@ from bench import (
     World,
     framed,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _TEXTS = 64  # texts per encoder pass: the fastest on a CPU, and enough to fill a GPU
 _LOSSES = 20  # kept in a trace
@@ -131,6 +133,8 @@ def thin(losses: Sequence[float], n: int = _LOSSES) -> list[float]:
 
 def ends_padded(model: Model, rows: Sequence[Sequence[int]], context: int) -> Tensor:
     """Return rows of ids as the encoder reads them, padded with end tokens, ``(rows, context)``."""
+    import torch
+
     tokenizer = model.pipe.tokenizer
     end = tokenizer.eos_token_id
     framed_rows = [framed(tokenizer, row, padding=end, length=context) for row in rows]
@@ -141,6 +145,8 @@ def losses_of(
     model: Model, rows: Sequence[Sequence[int]], context: int, loss: Callable[[Tensor], Tensor]
 ) -> list[float]:
     """Return the loss of each row of ids; ``loss`` takes hidden states ``(batch, context, width)``."""
+    import torch
+
     table, found = token_table(model), list[float]()
     for start in range(0, len(rows), _TEXTS):
         ids = ends_padded(model, rows[start : start + _TEXTS], context)

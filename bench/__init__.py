@@ -3,6 +3,7 @@
 Importing it loads neither torch nor diffusers nor pydantic.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from bench.core.digest import digest
@@ -91,6 +92,12 @@ __all__ = [
     "sentences",
     "trainable",
 ]
+
+# OpenMP's threads wait for each other in a busy loop, by default for milliseconds. With another process on
+# the same cores (a second run, a worker) the one that waits keeps the one that works off its core: a step
+# of emoji-sd took ten times as long. So they sleep after a moment. The library reads this when torch loads
+# it; it stands here because every entrance and every worker passes here first.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _LATER = {"Ref", "Results", "Spec", "evaluate", "run"}
 

@@ -55,6 +55,7 @@ def forget(*modules: str) -> None:
     """Do what a new process does."""
     fingerprint.source_digest.cache_clear()
     fingerprint._place.cache_clear()
+    fingerprint._spec.cache_clear()
     importlib.invalidate_caches()
     for module in modules:
         sys.modules.pop(module, None)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from fakes import finished
 
+from attacks._descent import Descent, sensitive_words
+from attacks._evolution import breed, concept_vector, evolve, sentence_pairs
 from attacks._text_search import Kept, losses_of, thin
-from attacks.mma import Descent, Mma, sensitive_words
-from attacks.ring_a_bell import RingABell, breed, concept_vector, evolve, sentence_pairs
+from attacks.mma import Mma
+from attacks.ring_a_bell import RingABell
 from bench import Concept, Prompt, SpecError, Target
 from bench.tasks.tasks import load_task
 

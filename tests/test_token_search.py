@@ -11,13 +11,15 @@ from transformers import CLIPModel
 
 from attacks._adam import Adam, adam_step
 from attacks._insertion import arrange
+from attacks._nearest import P4DSearch
+from attacks._p4d_official import OfficialSearch, clip_features
+from attacks._simplex import SimplexSearch, bisect, project
 from attacks._texts import decode
 from attacks._token_attack import PRESETS
-from attacks.p4d import P4D, P4DSearch
-from attacks.p4d_official import OfficialSearch, _clip_features
+from attacks.p4d import P4D
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
-from attacks.unlearndiff import SimplexSearch, UnlearnDiff, bisect, project
+from attacks.unlearndiff import UnlearnDiff
 from bench import Concept, Cost, PluginError, Prompt, SpecError, Target
 
 CHURCH = Concept("church", "object")
@@ -256,7 +258,7 @@ def test_a_step_that_runs_out_of_memory_at_its_end_is_taken_once(exact, ctx, mon
             raise torch.OutOfMemoryError
         return project(rows)
 
-    monkeypatch.setattr("attacks.unlearndiff.project", small)
+    monkeypatch.setattr("attacks._simplex.project", small)
     search = SimplexSearch(attack, target(exact), ctx)
     (slot, *_) = slots = list(search.open(PROMPTS))
     search.iterate(slots)
@@ -557,7 +559,7 @@ def test_the_official_p4d_keeps_the_text_whose_image_is_most_alike(tiny, ctx) ->
 def test_the_published_likeness_is_the_cosine_of_clips_embeddings(ctx, clip) -> None:
     torch.manual_seed(3)
     images = [Image.effect_noise((32, 32), 60 + i).convert("RGB") for i in range(3)]
-    found = _clip_features(replace(ctx, asset={"clip-vit-h14": clip}.__getitem__))(images)
+    found = clip_features(replace(ctx, asset={"clip-vit-h14": clip}.__getitem__))(images)
     model = CLIPModel.from_pretrained(clip).eval()
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])

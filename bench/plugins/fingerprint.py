@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 FAMILIES = ("methods", "attacks", "evaluators")
@@ -79,11 +80,22 @@ def _place(top: str) -> Path | None:
     return path and (path.parent.parent if path.stem == "__init__" else path.parent)
 
 
-def _file(name: str) -> Path | None:
+@cache
+def _spec(name: str) -> ModuleSpec | None:
+    """Return where a module lies, importing nothing; ``find_spec`` alone would import what is around it."""
+    around, _, _ = name.rpartition(".")
     try:
-        spec = importlib.util.find_spec(name)
-    except (Exception, SystemExit):  # it imports the packages around, which may raise anything
+        if not around:
+            return importlib.util.find_spec(name)
+        package = _spec(around)
+        places = package and package.submodule_search_locations
+        return PathFinder.find_spec(name, places) if places else None
+    except (Exception, SystemExit):  # somebody's finder may raise anything
         return None
+
+
+def _file(name: str) -> Path | None:
+    spec = _spec(name)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
     return Path(spec.origin)
