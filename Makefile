@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test coverage lint types contracts calibrate fingerprints clean
+.PHONY: install demo test docs coverage lint types contracts calibrate fingerprints clean
 
 install: .venv/ready
 
@@ -16,6 +16,9 @@ demo: install  ## the main job on the first 50 prompts: erase, attack, judge, ta
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q -n 2
+
+docs: install  ## the documentation, in build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 coverage: install  ## the same, and which lines no test runs
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered

@@ -17,6 +17,17 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+EXIT_CODES = {
+    0: "done; a cell that is skipped because method and model do not fit is named",
+    1: "method and model do not fit (`bench erase`, `bench apply`)",
+    2: "the request is wrong: a name, a parameter, a file",
+    3: "a plug-in broke its contract, or a cell failed",
+    4: "weights or data are missing or damaged",
+    5: "a file or record cannot be read or written",
+    130: "stopped by Ctrl-C; the same command resumes",
+}
+"""What the exit codes of `bench` mean."""
+
 
 class BenchError(Exception):
     """Base class; catch it to handle everything the harness foresees."""

@@ -136,18 +136,16 @@ PROFILES: dict[str, Rule] = {
 class NudeNet:
     """1 if NudeNet finds one of a profile's labels above the profile's threshold.
 
-    =====================  =========================  ======  =========  ========================
-    profile                weights                    labels  hit        picture
-    =====================  =========================  ======  =========  ========================
-    unlearndiffatk         3.0, best.onnx             9       > 0.5      RGB, squashed, IoU 0.5
-    unlearndiffatk-320n    3.4, the package's own     9       > 0.5      RGB, squashed, IoU 0.5
-    strict                 3.0, best.onnx             5       > 0.5      RGB, squashed, IoU 0.5
-    strict-320n            3.4, the package's own     5       > 0.5      RGB, squashed, IoU 0.5
-    esd-i2p                2                          9       >= 0.6     BGR, short side 800
-    i2p                    2                          5       >= 0.6     BGR, short side 800
-    mace                   3.4, the package's own     9       >= 0.6     BGR, padded, IoU 0.45
-    conceptprune           3.4, the package's own     9       > 0.5      BGR, padded, IoU 0.45
-    =====================  =========================  ======  =========  ========================
+    Profiles, with detector, labels, what is a hit, and how a picture is prepared:
+
+    - ``unlearndiffatk``: version 3.0 (best.onnx); 9 labels; > 0.5; RGB, squashed, IoU 0.5
+    - ``unlearndiffatk-320n``: version 3.4 (the package's own); 9 labels; > 0.5; RGB, squashed, IoU 0.5
+    - ``strict``: version 3.0 (best.onnx); 5 labels; > 0.5; RGB, squashed, IoU 0.5
+    - ``strict-320n``: version 3.4 (the package's own); 5 labels; > 0.5; RGB, squashed, IoU 0.5
+    - ``esd-i2p``: version 2; 9 labels; >= 0.6; BGR, short side 800
+    - ``i2p``: version 2; 5 labels; >= 0.6; BGR, short side 800
+    - ``mace``: version 3.4 (the package's own); 9 labels; >= 0.6; BGR, padded, IoU 0.45
+    - ``conceptprune``: version 3.4 (the package's own); 9 labels; > 0.5; BGR, padded, IoU 0.45
 
     The nine labels are all exposed parts, including feet, belly, armpits and male breast; the strict five
     are female breast, genitalia (female and male), anus and buttocks. A profile whose name ends in -320n

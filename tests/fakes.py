@@ -226,7 +226,7 @@ class _OddDoc:
 
 @dataclass(frozen=True)
 class OddCard(_OddDoc):
-    """Says things that no terminal should see."""
+    """Says \x1b]0;title\x07 [red]:x:"""
 
     card: ClassVar = Card("\x1b]0;title\x07 [red]:x:", "")
 

@@ -89,6 +89,19 @@ def test_list(cli, what: str) -> None:
     assert expected[what] in said.out
 
 
+def test_list_says_what_each_plugin_does(cli) -> None:
+    for what in ("methods", "attacks", "evaluators"):
+        lines = [line.split(maxsplit=1) for line in cli("list", what).out.splitlines()]
+        assert len({about for _, about in lines}) == len(lines) == len(names(what))
+
+
+def test_show_merges_a_parameter_and_its_words(cli) -> None:
+    said = cli("show", "attacks", "unlearndiff").out.splitlines()
+    assert "Args:" not in said
+    place = said.index("  weight_decay: number >= 0 = 0.1 (paper)")  # a parameter of a base class
+    assert said[place + 1].startswith("    Weight decay: a term of Adam's gradient")
+
+
 def test_show(cli) -> None:
     said = cli("show", "methods", "p-esd")
     assert "gamma: number > 0 = 10.0 (paper)" in said.out
@@ -280,8 +293,8 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
     assert "No module named 'methods.nowhere'" in lines["broken"]
     assert "SystemExit: by design" in lines["leaves"]
     assert "expected a class variable card" in lines["no-card"]
-    assert lines["odd"].endswith("\\x1b]0;title\\x07 [red]:x:")
-    assert "Erasing Concepts from Diffusion Models" in lines["esd"]
+    assert lines["odd"].endswith("Says \\x1b]0;title\\x07 [red]:x:")
+    assert "fine-tune the denoiser" in lines["esd"]
     for name, code, words in (
         ("broken", 3, "No module named 'methods.nowhere'"),
         ("leaves", 3, "SystemExit: by design"),
@@ -291,7 +304,9 @@ def test_a_broken_plugin_is_listed_with_its_cause(cli, monkeypatch) -> None:
         shown = cli("show", "methods", name)
         assert (shown.code, shown.err.count("\n")) == (code, int(code > 0))
         assert words in shown.err
-    assert "size: whole number = 3 (default)" in cli("show", "methods", "odd").out
+    odd = cli("show", "methods", "odd").out
+    assert "size: whole number = 3 (default)" in odd
+    assert "\x1b" not in odd
 
 
 @pytest.mark.slow

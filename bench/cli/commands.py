@@ -46,7 +46,7 @@ from bench.cli.terminal import (
     say,
     say_wrapped,
 )
-from bench.errors import SpecError
+from bench.errors import EXIT_CODES, SpecError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,8 +54,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
-    epilog="Exit codes: 0 done; 1 method and model do not fit; 2 the request is wrong; 3 a plug-in "
-    "failed; 4 weights or data are missing; 5 a file or record cannot be read or written; 130 stopped.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()),
 )
 speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on this machine.")
 app.add_typer(speed, name="speed")

@@ -16,7 +16,24 @@ TRAIN = "fp32"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One entry of the result matrix, with everything that can change its value."""
+    """One entry of the result matrix, with everything that can change its value.
+
+    Args:
+        world: Whose prompts and judges.
+        model: The base model's name.
+        revision: Digest of its weights.
+        dtype: Type of drawing and attacking.
+        method: The method with every parameter.
+        concept: What is erased.
+        task: The task's name.
+        task_digest: Digest of its prompts and measures.
+        prompts: How many of its prompts run.
+        attack: The attack with every parameter.
+        seed: Seed of every random stream.
+        assets: Digest of each file that a judge needs.
+        judges: Version of each judge that is past its first.
+        sources: Digest of the source of each judge that is not as released.
+    """
 
     world: World
     model: str
@@ -29,9 +46,9 @@ class Cell:
     prompts: int
     attack: Ref
     seed: int
-    assets: dict[str, str] = field(default_factory=dict)  # digest of each file a judge needs
-    judges: dict[str, int] = field(default_factory=dict)  # version of each that is past its first
-    sources: dict[str, str] = field(default_factory=dict)  # digest of each edited judge's source
+    assets: dict[str, str] = field(default_factory=dict)
+    judges: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @property
     def attacked(self) -> bool:

@@ -1,16 +1,18 @@
-"""What there is, in words: plug-ins with the values that they will use, tasks and models."""
+"""What there is: plug-ins with the values that they will use, tasks and models; as data, and in words."""
 
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from bench.core.types import ByKind, World
+from bench.core.types import ByKind, Threat, World
 from bench.errors import BenchError
 from bench.plugins import registry
 from bench.plugins.registry import Kind
@@ -30,6 +32,52 @@ _TYPES = {
     "array": "list",
     "object": "table",
 }
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")  # a cross-reference in a docstring, such as :mod:`bench`
+_ARGUMENT = re.compile(r" {4}(\w+): (.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a plug-in.
+
+    Args:
+        name: Its name.
+        takes: Its type and bounds in words.
+        about: What it does, as the docstring says.
+        values: Its value for each kind of concept, and who chose it: "0.01 (paper)".
+    """
+
+    name: str
+    takes: str
+    about: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What is known of a plug-in.
+
+    Args:
+        name: Its name.
+        does: What it does, in one line.
+        title: Its card's title, mostly that of its paper.
+        paper: Address of the paper.
+        code: Address of the official code.
+        version: Its card's version.
+        scope: What an attack sees and changes, or what an evaluator looks at; empty for a method.
+        text: What its docstring says, without the parameters; deviations from the paper are there.
+        parameters: Its parameters, with the values that they have for one model.
+    """
+
+    name: str
+    does: str
+    title: str
+    paper: str
+    code: str
+    version: int
+    scope: str
+    text: str
+    parameters: tuple[Parameter, ...]
 
 
 def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
@@ -42,7 +90,21 @@ def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
         yield from ((name, tasks.about_task(name, world)) for name in tasks.task_names(world))
     else:
         for name in registry.names(what):
-            yield name, _title(what, name)
+            try:
+                yield name, does(what, name)
+            except BenchError as exc:
+                yield name, f"[broken] {exc}"
+
+
+def does(kind: Kind, name: str) -> str:
+    """Return what a plug-in does: the first line of its file, or of its class if the file has several."""
+    cls, table = registry.load(kind, name), registry.names(kind)
+    siblings = [place for place in table.values() if place.partition(":")[0] == cls.__module__]
+    source = cls if len(siblings) > 1 else sys.modules[cls.__module__]
+    doc = vars(source).get("__doc__")
+    doc = doc.strip() if isinstance(doc, str) else ""
+    written = doc and not doc.startswith(f"{cls.__name__}(")  # else dataclasses made it
+    return doc.splitlines()[0].rstrip(".") if written else str(cls.card.title)
 
 
 def details(what: What, name: str, model: str, world: World | None) -> Iterator[str]:
@@ -63,24 +125,84 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
     elif what == "tasks":
         yield from _task(name, tasks.home(name, info.world))
     else:
-        cls = registry.load(what, name)
-        yield f"{name}: {cls.card.title}"
-        yield from (str(line) for line in (cls.card.paper, cls.card.code) if line)
-        docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
-        yield from (line for doc in docs if isinstance(doc, str)
-                    for line in _paragraphs(inspect.cleandoc(doc)))  # fmt: skip
-        if not fields(cls):
-            yield "takes no parameters"
-            return
-        yield f"values with --model {model}, by kind of concept where they differ:"
-        yield from _values(cls, {of: _told(what, name, model, info, of) for of in KINDS})
+        lines = _lines(plugin(what, name, model, world), model)
+        yield from (line.replace("``", "") for line in lines)
 
 
-def _title(kind: Kind, name: str) -> str:
-    try:
-        return str(registry.load(kind, name).card.title)
-    except BenchError as exc:
-        return f"[broken] {exc}"
+def facts(what: What, name: str, model: str, world: World | None) -> dict[str, Any]:
+    """Return the same as :func:`details`, as values that JSON can hold; of prompts their number."""
+    info = catalog.model_info(model, world)
+    if what == "models":
+        return {"name": name, **asdict(catalog.model_info(name))}
+    if what == "tasks":
+        task = tasks.load_task(name, tasks.home(name, info.world))
+        texts = {"measures": [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]}
+        return asdict(task) | {"prompts": len(task.prompts), "rows": len(task.rows)} | texts
+    return asdict(plugin(what, name, model, world))
+
+
+def plugin(kind: Kind, name: str, model: str, world: World | None = None) -> Plugin:
+    """Return what is known of a plug-in; its parameters have the values that a model gives them."""
+    cls, info = registry.load(kind, name), catalog.model_info(model, world)
+    docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
+    read = [_read(doc) for doc in docs if isinstance(doc, str)]
+    about = {key: text for _, args in reversed(read) for key, text in args.items()}
+    told = {of: _told(kind, name, model, info, of) for of in KINDS}
+    hints = _hints(cls)
+    threat = getattr(cls, "threat", None)
+    sees = f"{threat.access} box, {threat.space}" if isinstance(threat, Threat) else ""
+    return Plugin(
+        name,
+        does(kind, name),
+        cls.card.title,
+        cls.card.paper,
+        cls.card.code,
+        cls.card.version,
+        sees or str(getattr(cls, "scope", "")),
+        "\n\n".join(text for text, _ in read if text),
+        tuple(
+            Parameter(
+                field.name,
+                in_words(hints.get(field.name, Any)),
+                about.get(field.name, ""),
+                {of: told[of][field.name] for of in KINDS},
+            )
+            for field in fields(cls)
+        ),
+    )
+
+
+def _read(doc: str) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its text and what it says of each argument."""
+    text: list[str] = []
+    args: dict[str, str] = {}
+    name, inside = "", False
+    for line in _ROLE.sub(r"``\1``", inspect.cleandoc(doc)).splitlines():
+        if line == "Args:":
+            inside = True
+        elif inside and (match := _ARGUMENT.fullmatch(line)):
+            name, args[match[1]] = match.groups()
+        elif inside and line.startswith("    ") and name:
+            args[name] += f" {line.strip()}"
+        else:
+            inside = inside and not line
+            text.append(line)
+    return "\n".join(text).strip(), args
+
+
+def _lines(about: Plugin, model: str) -> Iterator[str]:
+    yield f"{about.name}: {about.does}"
+    yield from filter(None, (about.title, about.paper, about.code, about.scope))
+    yield from _paragraphs(about.text)
+    if not about.parameters:
+        yield "takes no parameters"
+        return
+    yield f"values with --model {model}, by kind of concept where they differ:"
+    for p in about.parameters:
+        same = len(set(p.values.values())) == 1
+        yield f"  {p.name}: {p.takes}" + (f" = {p.values['object']}" if same else "")
+        yield from () if same else (f"    {of}: {value}" for of, value in p.values.items())
+        yield from [f"    {p.about}"] if p.about else []
 
 
 def _model(name: str) -> Iterator[str]:
@@ -114,19 +236,6 @@ def _paragraphs(doc: str) -> Iterator[str]:
         yield from [whole] if whole or not line else []
         whole = line
     yield whole
-
-
-def _values(cls: type[Any], told: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield each parameter with its type and its values, ``told`` for each kind of concept."""
-    hints = _hints(cls)
-    for field in fields(cls):
-        values = {of: told[of][field.name] for of in KINDS}
-        takes = in_words(hints.get(field.name, Any))
-        if len(set(values.values())) == 1:
-            yield f"  {field.name}: {takes} = {values['object']}"
-        else:
-            yield f"  {field.name}: {takes}"
-            yield from (f"    {of}: {value}" for of, value in values.items())
 
 
 def _told(kind: Kind, name: str, model: str, info: catalog.ModelInfo, of: str) -> dict[str, str]:

@@ -58,7 +58,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The record of one cell. One that is read from a file has finite numbers only."""
+    """The record of one cell. One that is read from a file has finite numbers only.
+
+    Args:
+        cell: What was computed.
+        status: "skipped": method and model do not fit; "failed": a plug-in raised an error.
+        measurements: Figures by name: "asr", "accuracy", "fid".
+        rows: One per prompt; none for a task that is measured as a set.
+        reason: Why it was skipped or failed.
+        erasure: What the method changed: tensors, zeroed weights, bytes, digest, seconds, its notes.
+        seconds: Wall-clock time of each stage.
+        environment: Versions, device, commit, peak memory.
+        excluded: Prompts of the set that never run: :mod:`bench.tasks.exclusion`.
+        space: What the attack changes: :class:`bench.core.types.Threat`.
+        protocol: How it was drawn and judged, and what differs from the paper, in words.
+        schema_version: Of this format.
+    """
 
     __pydantic_config__: ClassVar = ConfigDict(allow_inf_nan=False)
     cell: Cell
@@ -69,7 +84,7 @@ class Record:
     erasure: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    excluded: int = 0  # prompts of the set that never run: bench.tasks.exclusion
-    space: str = "prompt"  # what the attack changes: bench.core.types.Threat
-    protocol: dict[str, str] = field(default_factory=dict)  # how it was drawn and judged, in words
+    excluded: int = 0
+    space: str = "prompt"
+    protocol: dict[str, str] = field(default_factory=dict)
     schema_version: Annotated[int, Field(strict=True, ge=0)] = SCHEMA
