@@ -134,6 +134,8 @@ def facts(what: What, name: str, model: str, world: World | None) -> dict[str, A
     info = catalog.model_info(model, world)
     if what == "models":
         return {"name": name, **asdict(catalog.model_info(name))}
+    if what == "figures":
+        return {"name": name, "about": figure_about(name)}
     if what == "tasks":
         task = tasks.load_task(name, tasks.home(name, info.world))
         texts = {"measures": [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]}
