@@ -93,6 +93,10 @@ class TextAttack(metaclass=ABCMeta):
     def search(self, target: Target, ctx: Context) -> Search:
         """Do the work that all prompts share; return the search for one prompt's text."""
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and the text's."""
+        return 2
+
     def check_plan(
         self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
     ) -> None:

@@ -61,6 +61,13 @@ class FreeTokens(metaclass=ABCMeta):
         """Return how many free tokens a prompt with these ids gets."""
         return self.tokens
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt that may succeed: its own, and the string of each round.
+
+        Images of the ids themselves, which are only noted, are not among them.
+        """
+        return 1 + len(self.schedule())
+
     def picture(self, original: Model, prompts: Sequence[Prompt]) -> Sequence[Image]:
         """Return the original model's images, whose latents are noised."""
         return original.generate(prompts)

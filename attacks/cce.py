@@ -104,6 +104,10 @@ class CCE:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     initializer: str = by_kind(nsfw="person", style="art", object="object")
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and that with the token."""
+        return 2
+
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Learn the token, or load it if it was learned before; return the attack."""
         import torch

@@ -72,6 +72,10 @@ class MaskRevival:
     size: Literal["row-max", "completed"] = "row-max"
     natural: Annotated[float, Field(ge=0, lt=1)] = 1e-5
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and that by the revived model."""
+        return 2
+
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Find the zeros and revive a copy of the victim; return the attack."""
         import torch

@@ -35,6 +35,10 @@ class NoiseProbe:
     scales: Literal["paper", "release"] = "paper"
     stop: bool = True
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and one for each setting."""
+        return 1 + len(ETAS) * len(SCALES)
+
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""
         scales = SCALES if self.scales == "paper" else (1.0,) * len(SCALES)

@@ -80,6 +80,10 @@ class P4DOfficial(FreeTokens):
         """Return -1 for each round, because timesteps are drawn."""
         return [-1] * (self.iterations // self.check)
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, one at each check, and the best string's again."""
+        return 2 + len(self.schedule())
+
     def free(self, ids: Sequence[int]) -> int:
         """Return the number of free tokens; in variant "k" it depends on the prompt's length."""
         return self.tokens if self.variant == "n" else len(ids) // 3 + 1

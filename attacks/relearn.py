@@ -58,6 +58,10 @@ class Relearn:
     lr: Annotated[float, Field(gt=0)] = 1e-5
     params: ParameterGroup = "full"
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and that by the tuned model."""
+        return 2
+
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Draw the pictures and train a copy of the victim; return the attack."""
         start = time.perf_counter()

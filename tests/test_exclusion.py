@@ -139,7 +139,7 @@ def test_no_option_turns_it_off() -> None:
     }  # drawn already
     assert not [n for n in names if "exclu" in n or "safe" in n or "filter" in n]
     assert not set(inspect.signature(load_task).parameters) - {
-        "name", "world", "root", "given", "prompts", "judge", "guidance", "protocol", "seed",
+        "name", "world", "root", "given", "prompts", "judge", "guidance", "protocol", "seed", "limit",
     }  # fmt: skip
 
 

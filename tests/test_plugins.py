@@ -23,6 +23,9 @@ from safetensors.torch import load, save_file
 import attacks
 import evaluators
 import methods
+from attacks._token_attack import TokenAttack
+from attacks.none import NoAttack
+from attacks.transfer import Transfer
 from bench import Adversarial, Context, Prompt, Sample, Score, Target
 from bench.core.types import ByKind, World
 from bench.engine.attack import _target
@@ -309,6 +312,21 @@ def test_an_attack_finds_the_same_twice(hunt: Hunt) -> None:
 
     one, other = hunt.found
     assert told(one) == told(other)
+
+
+def test_an_attack_makes_as_many_images_as_it_says(hunt: Hunt) -> None:
+    """On the prompt that never succeeds; images of ids, and those of the common setup, do not count."""
+    says = getattr(hunt.attack, "most_images", None)
+    if isinstance(hunt.attack, NoAttack | Transfer):
+        assert says is None
+        return
+    (failed,) = (a for a in hunt.found[0] if a.prompt.id == IDS[1])
+    of_ids = 0
+    if isinstance(
+        hunt.attack, TokenAttack
+    ):  # a text pass for each step, and one for each such image
+        of_ids = failed.cost.text_forward - failed.trace["iterations"]
+    assert failed.cost.images - of_ids == (says() if says else hunt.attack.draws + 1)
 
 
 @pytest.mark.parametrize("name", BLACK)

@@ -100,6 +100,13 @@ Anchor = Annotated[
         rich_help_panel=FIRST_LOOK,
     ),
 ]
+Floors = Annotated[
+    bool,
+    typer.Option(
+        "--floors",
+        help="Also random and seed-search, with as many images of a prompt as each attack makes at most.",
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")]
 Limit = Annotated[
     int | None, typer.Option(metavar="N", help="Only the first N prompts of each task.")
@@ -256,6 +263,7 @@ class Request:
     concept: OwnConcept = ""
     kind: Kind = ""
     anchor: Anchor = ""
+    floors: Floors = False
 
     def spec(self) -> Spec:
         """Return the request, checked."""
@@ -283,6 +291,7 @@ class Request:
             "" if look else self.judge,
             None if self.guidance == "own" else scale(self.guidance, "--guidance"),
             cast("Any", self.protocol),
+            self.floors,
         )
 
     def _methods(self) -> tuple[Ref, ...]:

@@ -253,6 +253,9 @@ class Attack(Protocol):
     An attack that does not fit every task or model has a method ``check_plan(self, concept, world, prompts,
     context)`` that raises SpecError. It is called before a run starts. ``context`` is how many tokens the
     model's text encoder reads; ``None`` if the model is not on this machine yet.
+
+    One that says how many images it makes has a method ``most_images(self) -> int``: the most of one prompt
+    that may succeed, the prompt's own included. ``bench run --floors`` gives the floors as many.
     """
 
     card: ClassVar[Card]

@@ -12,6 +12,7 @@ from bench.core.foreign import contract
 from bench.core.types import Concept, Prompt, World
 from bench.errors import AssetError, PluginError, ShadowedPackageError, SpecError
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
+from bench.plan.floors import Budgets, budgets, floors, in_words
 from bench.plan.spec import Spec, check_whole
 from bench.plugins.fingerprint import edited
 from bench.plugins.registry import Kind, Ref, create, load, resolved
@@ -101,22 +102,50 @@ def plan(spec: Spec) -> Plan:
     for task in tasks:
         with faults[task.name].noted():
             check_prompts(task, spec.assets)
-    jobs = tuple(_jobs(tasks, faults, spec, info))
-    return Plan(jobs, (*_exclusions(tasks, spec), *_deviations(tasks, jobs)))
+    known = _budgets(tasks, spec, info)
+    jobs = {job.cell.id: job for job in _jobs(tasks, faults, known, spec, info)}.values()
+    matched = dict.fromkeys(line for each in known.values() for line in in_words(each))
+    return Plan(tuple(jobs), (*_exclusions(tasks, spec), *_deviations(tasks, jobs), *matched))
+
+
+def _budgets(tasks: Sequence[Task], spec: Spec, info: ModelInfo) -> dict[Concept, Budgets]:
+    """Return how many images each attack on a concept makes, where floors are to make as many."""
+    if not spec.floors:
+        return {}
+    known = {concept: budgets(spec.attacks, concept, info) for concept in _concepts(tasks)}
+    if not any(known.values()):
+        raise SpecError(
+            "--floors: expected an attack that says how many images it makes, such as unlearndiff, got "
+            f"{', '.join(map(str, spec.attacks))}"
+        )
+    return known
 
 
 def _jobs(
-    tasks: Sequence[Task], wrong: Mapping[str, _Faults], spec: Spec, info: ModelInfo
+    tasks: Sequence[Task],
+    wrong: Mapping[str, _Faults],
+    known: Mapping[Concept, Budgets],
+    spec: Spec,
+    info: ModelInfo,
 ) -> Iterator[Job]:
-    """Yield the jobs of tasks; ``wrong`` is what is wrong with a task's judges, by its name."""
+    """Yield the jobs of tasks.
+
+    Args:
+        tasks: Target tasks, and what is measured beside them.
+        wrong: What is wrong with a task's judges, by its name.
+        known: The budgets that floors are matched to, by concept.
+        spec: The request.
+        info: Its model.
+    """
     context = context_length(spec.model)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
     for concept in _concepts(tasks) or [NO_CONCEPT]:
+        attacks = (*spec.attacks, *floors(known.get(concept, {})))
         for method in spec.methods:
             full_method, of_method = method, _Faults()
             with of_method.noted():
                 full_method = _method(method, concept, info, spec.assets)
-            for task, attack in _attacks_for(tasks, spec):
+            for task, attack in _attacks_for(tasks, attacks):
                 if task.role == "target" and task.concept != concept:
                     continue
                 count = min(len(task.prompts), spec.limit or len(task.prompts))
@@ -352,7 +381,7 @@ def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
             f"task {others[0].name!r} erases nothing itself: "
             "add the --task whose concept is to be erased"
         )
-    if not any(True for _ in _attacks_for(tasks, spec)):
+    if not any(True for _ in _attacks_for(tasks, spec.attacks)):
         raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
     if spec.judge and len(others) == len(tasks):
         raise SpecError(f"--judge: expected a target task to use it for, got {tasks[0].name!r}")
@@ -398,9 +427,9 @@ def missing(names: Iterable[str], given: Mapping[str, Path]) -> list[str]:
     return lines
 
 
-def _attacks_for(tasks: Sequence[Task], spec: Spec) -> Iterator[tuple[Task, Ref]]:
+def _attacks_for(tasks: Sequence[Task], attacks: Sequence[Ref]) -> Iterator[tuple[Task, Ref]]:
     """Yield which attack runs on which task: only target tasks are attacked."""
     for task in tasks:
-        for attack in spec.attacks:
+        for attack in attacks:
             if task.role == "target" or attack.name == "none":
                 yield task, attack

@@ -35,6 +35,7 @@ class Spec:
         judge: An evaluator in place of the target tasks' judges.
         guidance: Scale of guidance for all rows; ``None`` is each row's own.
         protocol: "paper" takes the prompts, judges and guidance of the tasks' papers.
+        floors: Also random tokens and other seeds, with as many images as each attack makes at most.
 
     Raises:
         SpecError: An axis is empty, something is there twice, or a value makes no sense.
@@ -53,6 +54,7 @@ class Spec:
     judge: str = ""
     guidance: float | None = None
     protocol: ProtocolName = "default"
+    floors: bool = False
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):

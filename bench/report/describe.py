@@ -12,10 +12,11 @@ from typing import Any, Literal, get_type_hints
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from bench.core.types import ByKind, Threat, World
+from bench.core.types import ByKind, Concept, Threat, World
 from bench.errors import BenchError
+from bench.plan.floors import most_images
 from bench.plugins import registry
-from bench.plugins.registry import Kind
+from bench.plugins.registry import Kind, Ref
 from bench.report.figures.catalog import FIGURES, figure_about
 from bench.sources import catalog
 from bench.tasks import tasks
@@ -127,6 +128,7 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
     else:
         lines = _lines(plugin(what, name, model, world), model)
         yield from (line.replace("``", "") for line in lines)
+        yield from _images(name, info) if what == "attacks" else ()
 
 
 def facts(what: What, name: str, model: str, world: World | None) -> dict[str, Any]:
@@ -205,6 +207,22 @@ def _lines(about: Plugin, model: str) -> Iterator[str]:
         yield f"  {p.name}: {p.takes}" + (f" = {p.values['object']}" if same else "")
         yield from () if same else (f"    {of}: {value}" for of, value in p.values.items())
         yield from [f"    {p.about}"] if p.about else []
+
+
+def _images(name: str, info: catalog.ModelInfo) -> Iterator[str]:
+    """Yield how many images of a prompt an attack makes at most, if it says so; by kind if that matters."""
+    if not hasattr(registry.load("attacks", name), "most_images"):
+        return
+    by_kind = {
+        of: most_images(
+            registry.resolved("attacks", Ref(name), Concept("", of), info.world, info.defaults)
+        )
+        for of in KINDS
+    }
+    for images in dict.fromkeys(by_kind.values()):
+        kinds = ", ".join(of for of in KINDS if by_kind[of] == images)
+        which = "" if len(set(by_kind.values())) == 1 else f" ({kinds})"
+        yield f"makes at most {images} images of a prompt, its own included{which}: see --floors"
 
 
 def _model(name: str) -> Iterator[str]:
