@@ -427,7 +427,7 @@ def report(
 
 
 def _records(results: Path, task: list[str] | None, *, strict: bool) -> list[Any]:
-    """Return the records of a folder that a report is made of."""
+    """Return the records of a folder, of these tasks or of all."""
     from bench.report.tables import of_tasks
     from bench.tasks.lookup import name_of
 
@@ -450,6 +450,29 @@ def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> lis
         if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
     return tables
+
+
+@app.command()
+def leaderboard(
+    out_: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the pages go.")],
+    results: Results = RESULTS,
+    task: Tasks = None,
+    title: Annotated[str, typer.Option(help="Of the first page.")] = "Concept erasure leaderboard",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
+    ] = False,
+) -> None:
+    """Write the leaderboard of stored records: pages that open from disk, without a server.
+
+    `index.html` holds everything it needs; `cells/` has a page for each cell.
+
+    Example: bench leaderboard --results results/reference --out leaderboard
+    """
+    from bench.site.pages import write_pages
+    from bench.store.store import Store
+
+    records = _records(results, task, strict=strict)
+    say(f"{write_pages(records, Store(results), out_, title)}: open it in a browser")
 
 
 @speed.command("attack")

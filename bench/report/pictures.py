@@ -16,7 +16,7 @@ from bench.store.record import Record
 from bench.tasks.entries import Measure
 from bench.tasks.safety import blurred, unsafe
 
-_TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
+TILE, _GAP, _LEFT, _TOP, _TITLE = 96, 4, 84, 20, 520
 
 
 def save_grid(
@@ -31,25 +31,25 @@ def save_grid(
     """
     cell = record.cell
     names = ("original", "erased", "attacked")[: 3 if cell.attacked else 2]
-    width = max(_LEFT + len(samples) * (_TILE + _GAP), _TITLE)
-    canvas = Image.new("RGB", (width, _TOP + len(names) * (_TILE + _GAP)), "white")
+    width = max(_LEFT + len(samples) * (TILE + _GAP), _TITLE)
+    canvas = Image.new("RGB", (width, _TOP + len(names) * (TILE + _GAP)), "white")
     draw = ImageDraw.Draw(canvas)
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), plain(title) + "   red frame: the judge sees the concept", fill="black")
     hide = unsafe(cell.world, cell.concept, measures)
     target = judged(record) is not None
     for row, name in enumerate(names):
-        y = _TOP + row * (_TILE + _GAP)
-        draw.text((4, y + _TILE // 2 - 6), name, fill="black")
+        y = _TOP + row * (TILE + _GAP)
+        draw.text((4, y + TILE // 2 - 6), name, fill="black")
         for column, triple in enumerate(samples):
-            x = _LEFT + column * (_TILE + _GAP)
-            tile = triple[row].image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST)
+            x = _LEFT + column * (TILE + _GAP)
+            tile = triple[row].image.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
             tile = blurred(tile) if hide else tile
             canvas.paste(tile, (x, y))
             outcome = record.rows[column]
             value = (None, outcome.own, outcome.attacked)[row]
             if target and value is not None and value >= 0.5:
-                draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline="red", width=3)
+                draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), outline="red", width=3)
     buffer = BytesIO()
     canvas.save(buffer, "PNG")
     write(path, buffer.getvalue())

@@ -74,7 +74,7 @@ def cer_tables(records: Iterable[Record]) -> list[Table]:
     Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
     retain and benign tasks of models that no target task is there for.
     """
-    targets, others = _roles(records)
+    targets, others = roles(records)
     known = {r.cell.task: metric for r in targets if (metric := judged(r))}
     metrics = list(dict.fromkeys(filter(None, map(judged, targets)))) or ["asr"]
     tables = []
@@ -99,7 +99,7 @@ def cer_table(records: Iterable[Record], title: str = "Concept erasing rate") ->
 
     Beside it the figures of retain and benign tasks on the same erased model.
     """
-    targets, others = _roles(records)
+    targets, others = roles(records)
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
     attacks = sorted({attack_of(r) for r in targets}, key=lambda a: order([a]))
     keys = {model_key(r) for r in targets}
@@ -290,7 +290,7 @@ class Beside:
         return [(task, m.called(metric), _size(m)) for metric, m in r.measurements.items()]
 
 
-def _roles(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+def roles(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
     """Split records into those of target tasks and those of retain and benign tasks."""
     known = [(r, _is_target(r)) for r in records]
     return [r for r, target in known if target], [r for r, target in known if not target]

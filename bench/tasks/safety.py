@@ -33,6 +33,11 @@ def unsafe(world: World, concept: Concept | None, measures: Iterable[Measure] = 
     return world == "photo" and asks_for_nudity(concept, measures)
 
 
-def blurred(image: Image.Image) -> Image.Image:
-    """Return an image in which nothing but colour is left: a radius of an eighth of its side."""
-    return image.convert("RGB").filter(ImageFilter.GaussianBlur(max(image.size) / 8))
+def blurred(image: Image.Image, side: int | None = None) -> Image.Image:
+    """Return an image in which nothing but colour is left: a radius of an eighth of its side.
+
+    Args:
+        image: What is blurred.
+        side: That of the single images, if it is a grid of them.
+    """
+    return image.convert("RGB").filter(ImageFilter.GaussianBlur((side or max(image.size)) / 8))

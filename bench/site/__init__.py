@@ -1,0 +1,1 @@
+"""The leaderboard: pages that open from disk, made from records alone."""

@@ -1,0 +1,299 @@
+"""What the leaderboard's first page shows, as data: a tab for each task, a line for each erased model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+from bench.core.digest import digest
+from bench.report.axes import (
+    ATTACK,
+    Group,
+    differing,
+    grouped,
+    labels,
+    model_key,
+    only,
+    order,
+    placed,
+)
+from bench.report.frame import MARKS, Figure, measured
+from bench.report.notes import notes
+from bench.report.tables import Beside, cer_figure, judged, roles
+from bench.site.flags import Flag, flags, number
+from bench.site.words import ABOUT, about_attack, about_utility
+from bench.store.metrics import complement, rate
+from bench.store.record import Record
+
+Kept = Mapping[tuple[str, str, str], Sequence[Record]]
+"""Records of retain and benign tasks, by the erased model."""
+Base = Mapping[tuple[str, str], Sequence[Record]]
+"""The same of the unchanged model, by model and type."""
+Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
+WORST, NONE = "worst", "attack none"
+FLOORS = ("random", "seed-search")
+REFERENCE = "never-learned"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a tab.
+
+    Args:
+        key: What links and filters call it.
+        title: Its header.
+        about: Its definition.
+        kind: How its entries are drawn.
+        reference: What the same attack finds in a model that never learned the concept.
+    """
+
+    key: str
+    title: str
+    about: str
+    kind: Kind
+    reference: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A figure, and the cell that it is of."""
+
+    figure: Figure
+    cell: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a tab.
+
+    Args:
+        key: What links call it.
+        names: By column.
+        entries: By column.
+        outcomes: For each column of a rate on the task's prompts, what became of each prompt: ``1`` the
+            concept is there, ``0`` it is not, ``?`` unscored.
+        prompts: Names the prompts: two lines of equal ones can be paired.
+        flags: Warnings.
+        role: ``base`` for the unchanged model, ``reference`` for one that never learned the concept.
+    """
+
+    key: str
+    names: Mapping[str, str]
+    entries: Mapping[str, Entry]
+    outcomes: Mapping[str, str]
+    prompts: str
+    flags: tuple[Flag, ...] = ()
+    role: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """One task: its columns, its lines, and what must be known of them."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def tabs(records: Iterable[Record]) -> list[Tab]:
+    """Return the tabs of target tasks, in the order of their names."""
+    targets, others = roles(records)
+    found: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    metrics = {(r.cell.world, r.cell.task): metric for r in targets if (metric := judged(r))}
+    for r in targets:
+        known = metrics.get((r.cell.world, r.cell.task), "asr")
+        found[r.cell.task, r.cell.world, judged(r) or known].append(r)
+    names = _Names(targets)
+    beside: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for r in others:
+        beside[model_key(r)].append(r)
+    tasks = [task for task, *_ in found]
+    worlds = {world for _, world, _ in found}
+    result = []
+    for task, world, metric in sorted(found, key=order):
+        more = [metric] if tasks.count(task) > len(worlds) else []
+        title = " ".join([task, *([world] if len(worlds) > 1 else []), *more])
+        result.append(_tab(title, found[task, world, metric], beside, names))
+    return result
+
+
+class _Names:
+    """What methods and attacks are called, the same in every tab."""
+
+    def __init__(self, targets: Sequence[Record]) -> None:
+        method, attack = labels(targets, "method"), labels(targets, "attack")
+        self.method = {id(r): method(r) for r in targets}
+        self.attack = {id(r): attack(r) for r in targets}
+
+
+def _tab(
+    title: str,
+    targets: Sequence[Record],
+    kept: Kept,
+    names: _Names,
+) -> Tab:
+    groups = grouped(targets, across=ATTACK)
+    shown = differing(groups, lambda r: (names.method[id(r)],))
+    mine = {key: kept[key] for r in targets if (key := model_key(r)) in kept}
+    beside = Beside([r for some in mine.values() for r in some])
+    base = _base(groups, mine)
+    lines = [_line(g, shown, names, mine, base, beside) for g in groups]
+    columns = tuple(_columns(targets, shown, names, beside, lines))
+    prompts = {line.prompts: tuple(row.id for row in g.records[0].rows)
+               for g, line in zip(groups, lines, strict=True)}  # fmt: skip
+    return Tab(title, title, columns, tuple(lines), notes(targets), prompts)
+
+
+def _columns(
+    targets: Sequence[Record],
+    shown: Sequence[str],
+    names: _Names,
+    beside: Beside,
+    lines: Sequence[Line],
+) -> Iterator[Column]:
+    yield Column("method", "Method", ABOUT["method"], "text")
+    for facet in shown:
+        yield Column(f"facet {facet}", facet, ABOUT["facet"], "text")
+    yield Column(WORST, "Worst case", ABOUT["worst"], "rate", _reference(lines, WORST))
+    spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
+    for attack in sorted(spaces, key=lambda a: (spaces[a][0] in FLOORS, *order([a]))):
+        key, (name, space) = f"attack {attack}", spaces[attack]
+        title = "No attack" if attack == "none" else attack
+        yield Column(key, title, about_attack(name, space), "rate", _reference(lines, key))
+    for column in beside.columns:
+        figures = [e.figure for line in lines if (e := line.entries.get(f"kept {column}"))]
+        kind: Kind = "rate" if all(map(_is_rate, figures)) else "number"
+        yield Column(f"kept {column}", column, about_utility(column), kind)
+    yield Column("seconds", "Erase, s", ABOUT["seconds"], "number")
+    yield Column("bytes", "Delta", ABOUT["bytes"], "bytes")
+    yield Column("flags", "Flags", ABOUT["flags"], "flags")
+
+
+def _line(
+    g: Group,
+    shown: Sequence[str],
+    names: _Names,
+    kept: Kept,
+    base: Base,
+    beside: Beside,
+) -> Line:
+    found = placed((f"attack {names.attack[id(r)]}", r) for r in g.records)
+    plain = only(r for r in g.records if not r.cell.attacked)
+    entries = {key: Entry(cer_figure(r, plain), r.cell.id) for key, r in found.items()}
+    outcomes = {key: _outcomes(r) for key, r in found.items() if r.status == "ok" and r.rows}
+    if worst := _worst(list(outcomes.values())):
+        outcomes[WORST] = worst
+        entries[WORST] = Entry(measured(complement(rate([_OUTCOMES[o] for o in worst]))))
+    for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
+        if figure:
+            entries[f"kept {column}"] = Entry(figure)
+    entries |= {key: Entry(f) for key, f in _erasing(g.records)}
+    mine = kept.get(model_key(g.first), ())
+    cell = g.first.cell
+    unchanged = base.get((cell.model, cell.dtype), ())
+    return Line(
+        min(r.cell.id for r in g.records),
+        {"method": names.method[id(g.first)]} | {f"facet {f}": g.facets.get(f, "") for f in shown},
+        entries,
+        outcomes,
+        digest([(row.id, row.text, row.seed) for row in g.first.rows]),
+        flags(g.records, mine, unchanged),
+        {"none": "base", REFERENCE: "reference"}.get(cell.method.name, ""),
+    )
+
+
+_OUTCOMES: dict[str, bool | None] = {"1": True, "0": False, "?": None}
+
+
+def _outcomes(r: Record) -> str:
+    return "".join("?" if row.success is None else str(int(row.success)) for row in r.rows)
+
+
+def _worst(attacks: Sequence[str]) -> str:
+    """Return the outcomes over all attacks: the concept is there if any of them brings it back."""
+    if not attacks or len({len(each) for each in attacks}) > 1:
+        return ""
+    return "".join(
+        "1" if "1" in each else "?" if "?" in each else "0" for each in zip(*attacks, strict=True)
+    )
+
+
+def _base(groups: Iterable[Group], kept: Kept) -> Base:
+    """Return what retain and benign tasks say of the unchanged models."""
+    return {
+        (g.first.cell.model, g.first.cell.dtype): kept.get(model_key(g.first), ())
+        for g in groups
+        if g.first.cell.method.name == "none"
+    }
+
+
+def _erasing(records: Iterable[Record]) -> Iterator[tuple[str, Figure]]:
+    """Yield what the erasure took; a record that only read it from the cache says the same."""
+    said = [r.erasure for r in records if r.erasure]
+    for key in ("seconds", "bytes"):
+        if values := [value for each in said if (value := number(each.get(key))) is not None]:
+            yield key, Figure(max(values), digits=1)
+
+
+def _reference(lines: Iterable[Line], key: str) -> float | None:
+    values = [
+        e.figure.value
+        for line in lines
+        if line.role == "reference" and (e := line.entries.get(key)) and e.figure.value is not None
+    ]
+    return fmean(values) if values else None
+
+
+def _is_rate(f: Figure) -> bool:
+    return f.value is None or (
+        f.low is not None and f.high is not None and 0 <= f.low <= f.high <= 1
+    )
+
+
+def as_json(tab: Tab) -> dict[str, Any]:
+    """Return a tab as the page's script reads it."""
+    return {
+        "key": tab.key,
+        "title": tab.title,
+        "columns": [
+            {
+                "key": c.key,
+                "title": c.title,
+                "about": c.about,
+                "kind": c.kind,
+                "reference": c.reference,
+            }
+            for c in tab.columns
+        ],
+        "lines": [
+            {
+                "key": line.key,
+                "names": dict(line.names),
+                "entries": {key: _entry_json(e) for key, e in line.entries.items()},
+                "outcomes": dict(line.outcomes),
+                "prompts": line.prompts,
+                "flags": [[f.short, f.text] for f in line.flags],
+                "role": line.role,
+            }
+            for line in tab.lines
+        ],
+        "prompts": {key: list(ids) for key, ids in tab.prompts.items()},
+        "notes": list(tab.notes),
+    }
+
+
+def _entry_json(e: Entry) -> dict[str, Any]:
+    f = e.figure
+    marks = "".join(MARKS[flag] for flag in f.flags if flag != "differs")
+    said = {"value": f.value, "low": f.low, "high": f.high, "n": f.n, "unscored": f.unscored,
+            "attacked": f.attacked, "p": f.p, "word": f.word, "marks": marks, "cell": e.cell,
+            "digits": f.digits}  # fmt: skip
+    return {
+        key: value for key, value in said.items() if value not in (None, "", 0) or key == "value"
+    }

@@ -1,0 +1,374 @@
+"""The leaderboard: what its pages show, in a real browser, and that nothing in a record can act there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+from test_report import result
+
+from bench.plugins.registry import Ref
+from bench.site.lines import tabs
+from bench.site.pages import write_pages
+from bench.store.metrics import Measurement, rate
+from bench.store.record import Record
+from bench.store.store import Store
+
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+MARKUP = (
+    "<img src=x onerror='document.title=1'><script>document.title=2</script></script>\"'&{{7*7}}"
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    sync = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium here")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a file; at the end no page has complained, or asked for anything but files of its own."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    said: list[str] = []
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("console", lambda m: said.append(m.text) if m.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith(("file:", "data:", "blob:", "about:")) else said.append(r.url)
+        ),
+    )
+
+    def go(path: Path, fragment: str = "") -> Any:
+        page.goto(path.absolute().as_uri() + fragment)
+        return page
+
+    yield go
+    context.close()
+    assert said == []
+
+
+def written(records: list[Record], out: Path, root: Path | None = None) -> Path:
+    return write_pages(records, Store(root or out), out, "Leaderboard")
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of the reference records."""
+    out = tmp_path_factory.mktemp("leaderboard")
+    return written(list(Store(REFERENCE)), out, REFERENCE)
+
+
+def column(page: Any, number: int) -> list[str]:
+    return page.locator(f"#lines tbody td:nth-child({number}) .value").all_inner_texts()
+
+
+def methods(page: Any) -> list[str]:
+    texts = page.locator("#lines tbody td:first-child").all_inner_texts()
+    return [text.strip().splitlines()[0] for text in texts]
+
+
+def kept(accuracy: float, method: str) -> Record:
+    r = result("none", [True], method=method, task="retain")
+    return replace(r, measurements={"accuracy": Measurement(accuracy, 50, 0, accuracy, accuracy)})
+
+
+# ---------------------------------------------------------------------------- what it says
+def test_the_worst_case_counts_a_prompt_that_any_attack_brings_back() -> None:
+    some = [
+        result("none", [False, False, False, False]),
+        result("p4d", [True, False, False, None]),
+        result("unlearndiff", [False, True, False, None]),
+    ]
+    (tab,) = tabs(some)
+    (line,) = tab.lines
+    assert line.outcomes["worst"] == "110?"
+    figure = line.entries["worst"].figure
+    expected = rate([True, True, False])
+    assert (figure.value, figure.n, figure.unscored) == (pytest.approx(1 - 2 / 3), 3, 1)
+    assert (figure.low, figure.high) == (1 - expected.high, 1 - expected.low)
+
+
+def test_a_line_has_its_utility_cost_and_size() -> None:
+    plain = replace(result("none", [False] * 50), erasure={"seconds": 12.5, "bytes": 69_104})
+    (tab,) = tabs([plain, kept(0.9, "esd")])
+    entries = tab.lines[0].entries
+    assert entries["kept retain accuracy"].figure.value == 0.9
+    assert entries["seconds"].figure.value == 12.5
+    assert entries["bytes"].figure.value == 69_104
+
+
+def flagged(*records: Record) -> set[str]:
+    return {flag.short for tab in tabs(records) for line in tab.lines for flag in line.flags
+            if line.names["method"].startswith("esd")}  # fmt: skip
+
+
+def test_flags() -> None:
+    fine = result("none", [False] * 50)
+    assert flagged(fine) == set()
+    assert flagged(result("none", [False] * 20)) == {"N=20"}
+    assert flagged(result("none", [False] * 47 + [None] * 3)) == {"unscored"}
+    assert flagged(replace(fine, erasure={"sampler_time": True})) == {"not adaptive"}
+    base = replace(result("none", [True] * 50, method="none"))
+    assert flagged(fine, base, kept(0.9, "esd"), kept(0.98, "none")) == set()
+    assert flagged(fine, base, kept(0.4, "esd"), kept(0.98, "none")) == {"model broken"}
+    failed = Record(result("p4d", [True] * 50).cell, "failed", reason="boom")
+    assert flagged(fine, failed) == {"failed"}
+
+
+def test_fid_of_another_size_is_flagged_on_photographs() -> None:
+    def photo(r: Record) -> Record:
+        return replace(r, cell=replace(r.cell, world="photo", model="sd14"))
+
+    coco = photo(result("none", [True], task="coco"))
+    few, many = (replace(coco, measurements={"fid": Measurement(17.0, n)}) for n in (5_000, 30_000))
+    fine = photo(result("none", [False] * 50))
+    assert flagged(fine, few) == {"FID size"}
+    assert flagged(fine, many) == set()
+
+
+# ---------------------------------------------------------------------------- in a browser
+def test_tabs_and_sorting(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference)
+    assert page.locator("[role=tab]").all_inner_texts() == [
+        "church", "garbage-truck", "nudity", "parachute", "tench", "van-gogh",
+    ]  # fmt: skip
+    assert methods(page) == ["p-esd", "esd", "none"]  # the best of the worst case first
+    page.get_by_role("tab", name="nudity").click()
+    assert methods(page) == ["p-esd", "esd", "none"]
+    page.locator("thead th", has_text="No attack").locator(".dt-column-order").click()
+    shown = list(map(float, column(page, 3)))
+    assert shown == sorted(shown, reverse=True)
+    page.locator("thead th", has_text="No attack").locator(".dt-column-order").press("Enter")
+    assert list(map(float, column(page, 3))) == sorted(shown)
+
+
+def test_a_figure_leads_to_its_cell(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference)
+    page.locator("tbody tr", has_text="p-esd").locator("a.value").nth(1).click()
+    page.wait_for_url("**/cells/*.html")
+    assert "p-esd" in page.locator("h1").inner_text()
+    assert "bench run" in page.locator("#command").inner_text()
+    adversarial = page.locator("td details").first
+    assert adversarial.get_attribute("open") is None
+    assert page.locator("tbody tr").count() == 50
+
+
+def test_a_definition_by_pointer_tap_and_keyboard(
+    visit: Callable[..., Any], reference: Path
+) -> None:
+    page = visit(reference)
+    about, box = page.get_by_role("button", name="What is Worst case?"), page.locator("#definition")
+    for shows in (about.hover, about.click, about.focus):
+        page.mouse.move(0, 0)
+        page.evaluate("document.activeElement.blur()")
+        assert box.is_hidden()
+        shows()
+        assert "no attack on record" in box.inner_text()
+    about.press("Escape")
+    assert box.is_hidden()
+    assert methods(page) == ["p-esd", "esd", "none"]  # a tap on a definition sorts nothing
+
+
+def hostile() -> list[Record]:
+    """Records with markup wherever a stranger can write."""
+    some = [result(attack, [True] * 25 + [False] * 25) for attack in ("none", MARKUP)]
+    some = [
+        replace(
+            r,
+            cell=replace(
+                r.cell, task=MARKUP, model=MARKUP, method=Ref(MARKUP, {MARKUP: MARKUP}), seed=seed
+            ),
+            rows=tuple(
+                replace(row, text=MARKUP, id=f"{MARKUP} {row.id}", adversarial=MARKUP)
+                for row in r.rows
+            ),
+            environment={MARKUP: MARKUP},
+            protocol={"draw": MARKUP, "judge": MARKUP, "deviations": MARKUP},
+            erasure={"notes": {MARKUP: MARKUP}, "seconds": MARKUP, "digest": MARKUP},
+        )
+        for r in some
+        for seed in (0, 1)
+    ]
+    broken = replace(some[0].cell, seed=2)
+    return [*some, Record(broken, "failed", reason=f"plug-in {MARKUP}")]
+
+
+def test_markup_in_records_is_text(visit: Callable[..., Any], tmp_path: Path) -> None:
+    records = hostile()
+    index = written(records, tmp_path / "out")
+    for path in (index, *(tmp_path / "out" / "cells").glob("*.html")):
+        page = visit(path)
+        assert "eaderboard" in page.title()
+        assert page.locator("img").count() == 0
+        assert page.locator("script:not([type])").count() == 0
+        assert MARKUP in page.inner_text("body")
+    assert len(list((tmp_path / "out" / "cells").glob("*.html"))) == len(records)
+
+
+def test_a_page_allows_nothing_but_its_own_script(reference: Path) -> None:
+    pages = [reference, *sorted((reference.parent / "cells").glob("*.html"))[:2]]
+    for path in pages:
+        html = unescape(path.read_text("utf-8"))
+        policy = html.partition('http-equiv="Content-Security-Policy" content="')[2].partition('"')[
+            0
+        ]
+        assert policy.startswith("default-src 'none'; script-src 'sha256-")
+        assert "unsafe" not in policy
+
+
+def test_a_phone_has_no_sideways_scroll(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference)
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator("tbody tr").first.locator("a.value").first.click()
+    page.wait_for_url("**/cells/*.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_search_filters_and_their_address(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference, "#task=nudity")
+    page.locator("#search").fill("esd")
+    assert methods(page) == ["p-esd", "esd"]
+    page.locator("#filter summary").click()
+    page.get_by_role("button", name="Add a condition").click()
+    page.locator(".dtsb-data").select_option(label="p4d")
+    page.locator(".dtsb-condition").select_option(label="Greater Than")
+    page.locator(".dtsb-input").fill("0.1")
+    page.locator("#lines tbody tr").nth(1).wait_for(state="detached")
+    assert methods(page) == ["p-esd"]
+    assert page.locator("#state").inner_text().startswith("1 of 3 lines: “esd”, p4d > 0.1")
+    address = page.url.partition("#")[2]
+    visit(reference, "#task=church")
+    assert methods(page) == ["p-esd", "esd", "none"]
+    page.goto("about:blank")
+    visit(reference, f"#{address}")
+    assert methods(page) == ["p-esd"]
+    assert page.locator("#search").input_value() == "esd"
+    page.get_by_role("button", name="Show all").click()
+    assert methods(page) == ["p-esd", "esd", "none"]
+    assert page.url.endswith("#task=nudity&sort=worst+desc")
+
+
+def test_only_complete_lines_and_only_those_without_flags(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    some = [
+        result("none", [False] * 50, method="whole"),
+        result("p4d", [True] * 50, method="whole"),
+        result("none", [False] * 50, method="half"),
+        replace(result("none", [False] * 50, method="sly"), erasure={"sampler_time": True}),
+    ]
+    whole = replace(some[0], erasure={"seconds": 1.0, "bytes": 1})
+    page = visit(written([whole, *some[1:]], tmp_path))
+    page.get_by_label("only complete lines").check()
+    assert methods(page) == ["whole"]
+    page.get_by_label("only complete lines").uncheck()
+    page.get_by_label("no flags").check()
+    assert sorted(methods(page)) == ["half", "whole"]
+
+
+def downloaded(page: Any, name: str) -> str:
+    with page.expect_download() as download:
+        page.locator(f"#{name}").click()
+    return Path(download.value.path()).read_text("utf-8")
+
+
+def test_an_export_has_what_is_selected_with_its_intervals(
+    visit: Callable[..., Any], reference: Path
+) -> None:
+    page = visit(reference, "#task=nudity&search=esd")
+    table = list(csv.DictReader(io.StringIO(downloaded(page, "csv"))))
+    assert [line["Method"] for line in table] == ["p-esd", "esd"]
+    record = next(
+        r for r in Store(REFERENCE)
+        if (r.cell.task, r.cell.method.name, r.cell.attack.name) == ("nudity", "p-esd", "p4d")
+    )  # fmt: skip
+    asr = record.measurements["asr"]
+    assert float(table[0]["p4d"]) == 1 - asr.value
+    assert float(table[0]["p4d low"]) == 1 - asr.high
+    assert float(table[0]["p4d high"]) == 1 - asr.low
+    assert (table[0]["p4d n"], table[0]["p4d unscored"]) == ("50", "0")
+    page.get_by_label("compare esd", exact=True).check()
+    (line,) = json.loads(downloaded(page, "json"))
+    assert (line["Method"], line["retain accuracy n"]) == ("esd", 130)
+
+
+def test_an_export_gives_a_spreadsheet_no_formula(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    evil = '=HYPERLINK("http://x"),1'
+    page = visit(written([result("none", [True], method=evil)], tmp_path))
+    (line,) = csv.DictReader(io.StringIO(downloaded(page, "csv")))
+    assert line["Method"] == f"'{evil}"
+
+
+def test_two_lines_compared(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference, "#task=church")
+    page.get_by_label("compare esd", exact=True).check()
+    page.get_by_label("compare p-esd", exact=True).check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    line = page.locator("dialog tbody tr", has_text="unlearndiff").locator("td")
+    esd, p_esd = (
+        [row.success for row in r.rows]
+        for name in ("esd", "p-esd")
+        for r in Store(REFERENCE)
+        if (r.cell.task, r.cell.method.name, r.cell.attack.name) == ("church", name, "unlearndiff")
+    )
+    only_esd = sum(b and not a for a, b in zip(esd, p_esd, strict=True))
+    only_p_esd = sum(a and not b for a, b in zip(esd, p_esd, strict=True))
+    p = binomtest(only_esd, only_esd + only_p_esd).pvalue
+    said = line.all_inner_texts()
+    assert said[0:2] == ["0.84", "0.96"]
+    assert said[2].strip().startswith("−0.12 [")
+    assert said[3] == "50"
+    assert said[4].splitlines()[0].endswith(f"{only_esd} : {only_p_esd}")
+    assert said[5] == f"{p:.3f}"
+    assert "compare=" in page.url
+    page.reload()
+    assert page.locator("dialog").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("dialog").is_hidden()
+
+
+def test_lines_of_other_prompts_are_not_paired(visit: Callable[..., Any], tmp_path: Path) -> None:
+    first, second = result("none", [True] * 40), result("none", [True] * 40, method="uce")
+    second = replace(second, rows=tuple(replace(row, seed=row.seed + 1) for row in second.rows))
+    page = visit(written([first, second], tmp_path))
+    for box in page.locator("#lines input").all():
+        box.check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    assert "different prompts" in page.locator("dialog").inner_text()
+
+
+# ---------------------------------------------------------------------------- the command
+def test_the_command_writes_pages(cli: Callable[..., Any]) -> None:
+    said = cli("leaderboard", "--results", str(REFERENCE), "--task", "church", "--out", "board")
+    assert said.code == 0
+    assert said.out == "board/index.html: open it in a browser\n"
+    data = Path("board/index.html").read_text("utf-8").partition('id="data">')[2]
+    (tab,) = json.loads(data.partition("</script>")[0])["tabs"]
+    assert tab["title"] == "church"
+    assert cli("leaderboard", "--results", "nowhere", "--out", "board").code == 2
+    Path("file").write_text("")
+    assert cli("leaderboard", "--results", str(REFERENCE), "--out", "file").code == 5
