@@ -24,6 +24,7 @@ EXIT_CODES = {
     3: "a plug-in broke its contract, or a cell failed",
     4: "weights or data are missing or damaged",
     5: "a file or record cannot be read or written",
+    6: "the time of --max-hours is used up; the same command goes on",
     130: "stopped by Ctrl-C; the same command resumes",
 }
 """What the exit codes of `bench` mean."""

@@ -21,6 +21,7 @@ from bench.cli.options import (
     KeepUnsafe,
     Kind,
     Limit,
+    MaxHours,
     Model,
     OwnConcept,
     Prompts,
@@ -28,6 +29,7 @@ from bench.cli.options import (
     Request,
     Results,
     Seed,
+    Specs,
     Tasks,
     Workers,
     World,
@@ -60,6 +62,9 @@ speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on t
 app.add_typer(speed, name="speed")
 
 
+TIME_IS_UP = 6
+
+
 class What(StrEnum):
     """What can be listed."""
 
@@ -69,12 +74,19 @@ class What(StrEnum):
     tasks = "tasks"
     models = "models"
     figures = "figures"
+    suites = "suites"
+
+
+class Export(StrEnum):
+    """What a plan can be written as."""
+
+    sbatch = "sbatch"
 
 
 @app.command()
 @request
 def run(
-    asked: Request,
+    specs: Specs,
     batch_size: BatchSize = 64,
     device: Device = "cpu",
     workers: Workers = 1,
@@ -82,42 +94,78 @@ def run(
     images: Images = None,
     keep_unsafe_images: KeepUnsafe = False,
     fresh: Fresh = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
     A command that was stopped resumes when it is given again.
 
     Example: bench run --method p-esd --attack unlearndiff --task nudity
+
+    Example: bench run --suite emoji-quick --workers 2
     """
     from bench.engine import api
     from bench.report.tables import cer_tables
 
     found = api.run(
-        asked.spec(), results=results, device=device, batch_size=batch_size, workers=workers,
-        keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, console=err,
+        *specs, results=results, device=device, batch_size=batch_size, workers=workers,
+        keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, max_hours=max_hours,
+        console=err,
     )  # fmt: skip
     for table in cer_tables(found):
         print_table(table)
-    say(f"{found.known} of {len(found)} cells were there already. Records: {results}")
+    say(f"{found.known} of {found.cells} cells were there already. Records: {results}")
+    if found.stopped:
+        done = f"{len(found) - len(found.failed)} of {found.cells} cells are done"
+        say(f"stopped: {found.stopped}; {done}. The same command goes on.", err)
+        raise typer.Exit(TIME_IS_UP)
     if found.failed:
         raise typer.Exit(3)
 
 
 @app.command("plan")
 @request
-def plan_(asked: Request, results: Results = RESULTS) -> None:
-    """Show the cells of a request and which of them are done. Computes nothing.
+def plan_(
+    specs: Specs,
+    results: Results = RESULTS,
+    device: Device = "cpu",
+    export: Annotated[
+        tuple[Export, Path] | None,
+        typer.Option(
+            metavar="sbatch FILE",
+            help="Write a Slurm array job with a command for each erased model.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Workers = 1,
+) -> None:
+    """Show the cells of a request, which of them are done, and what the rest costs. Computes nothing.
 
-    Example: bench plan --method esd --method p-esd --attack unlearndiff --task church
+    What it costs is learnt from the finished cells in --results on the same kind of device, and where they
+    say nothing from figures that ship.
+
+    Example: bench plan --suite emoji-quick
+
+    Example: bench plan --suite paper-style --device cuda --export sbatch style.sh
     """
     from bench.plan.plan import plan
-    from bench.report.tables import plan_table
+    from bench.report.costs import finished, forecast
+    from bench.report.plans import bill, plan_table
+    from bench.store.artifacts import Artifacts
     from bench.store.store import Store
 
-    planned, store = plan(asked.spec()), Store(results)
-    print_table(plan_table([(job.cell, job.cell in store) for job in planned]))
-    for line in (*planned.notes, *planned.problems):
+    planned, store = plan(*specs), Store(results)
+    costs = forecast(device, finished(store), Artifacts().has_erasure)
+    found = bill([(job.cell, job.cell in store) for job in planned], costs, device)
+    print_table(plan_table(found))
+    for line in (*planned.notes, *planned.problems, found):
         say(line)
+    if export:
+        from bench.cli.batch import sbatch
+        from bench.store.files import write
+
+        write(export[1], sbatch(specs, found, results=results, workers=workers).encode())
+        say(f"sbatch {export[1]}")
 
 
 @app.command("judge")
@@ -195,7 +243,7 @@ def list_(
     model: Model = "emoji-sd",
     world: World = None,
 ) -> None:
-    """List plug-ins, tasks or models by name.
+    """List plug-ins, tasks, models or suites by name.
 
     Example: bench list methods
     """
@@ -212,7 +260,7 @@ def show(
     model: Model = "emoji-sd",
     world: World = None,
 ) -> None:
-    """Show one plug-in's parameters and paper, one task's prompts, or one model.
+    """Show one plug-in's parameters and paper, one task's prompts, one model, or one suite.
 
     Example: bench show methods p-esd
     """

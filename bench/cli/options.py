@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
@@ -14,11 +14,13 @@ from bench.core.types import World as World_
 from bench.errors import SpecError
 
 if TYPE_CHECKING:
+    from bench.plan.matrix import Part
     from bench.plan.spec import Spec
     from bench.plugins.registry import Ref
     from bench.tasks.entries import Entry
 
 RESULTS = Path("results/local")
+Specs = tuple[Any, ...]  # of bench.plan.spec.Spec, which a command imports when it runs
 FIRST_LOOK = "A first look at your own concept, without a task"
 
 Model = Annotated[
@@ -108,6 +110,43 @@ Floors = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Seed of every random stream; 0 by default. Repeatable.",
+        show_default=False,
+    ),
+]
+EraseSeeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--erase-seed",
+        metavar="N",
+        help="Seed of the erasures; --seed is that of attacks then. Repeatable.",
+        show_default=False,
+    ),
+]
+MatrixFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        help="A matrix in a file: methods, attacks, tasks, seeds, model, limit, ... "
+        "(`bench show suites emoji`). Options that are given replace the file's.",
+        show_default=False,
+        rich_help_panel="A matrix in a file",
+    ),
+]
+Suite = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="A matrix that ships: `bench list suites`.",
+        show_default=False,
+        rich_help_panel="A matrix in a file",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option(metavar="N", help="Only the first N prompts of each task.")
 ]
@@ -218,6 +257,16 @@ Fresh = Annotated[
     ),
 ]
 
+MaxHours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="H",
+        help="Begin no cell that would take longer than what is left of this time; exit code 6 says that "
+        "cells are left, and the same command goes on.",
+        show_default=False,
+        rich_help_panel="How it is computed",
+    ),
+]
 Images = Annotated[
     bool | None,
     typer.Option(
@@ -247,7 +296,8 @@ class Request:
     attack: Attacks = None
     task: Tasks = None
     model: Model = "emoji-sd"
-    seed: Seed = 0
+    seed: Seeds = None
+    erase_seed: EraseSeeds = None
     limit: Limit = None
     dtype: Dtype = "fp32"
     asset: Assets = None
@@ -264,9 +314,44 @@ class Request:
     kind: Kind = ""
     anchor: Anchor = ""
     floors: Floors = False
+    matrix: MatrixFile = None
+    suite: Suite = ""
+
+    def specs(self, stated: Collection[str] = ()) -> tuple[Spec, ...]:
+        """Return the requests, checked: one for each seed, and for each part of a matrix.
+
+        Args:
+            stated: The options that were given, which replace what a matrix says.
+        """
+        from bench.plan.matrix import read_matrix, seeded, suite
+
+        if self.matrix and self.suite:
+            raise SpecError("expected --matrix or --suite, got both")
+        parts = [self]
+        if self.matrix or self.suite:
+            matrix = read_matrix(self.matrix) if self.matrix else suite(self.suite)
+            parts = [self._with(part, stated) for part in matrix.parts]
+        return tuple(
+            spec
+            for part in parts
+            for spec in seeded(part.spec(), tuple(part.seed or ()), tuple(part.erase_seed or ()))
+        )
+
+    def _with(self, part: Part, stated: Collection[str]) -> Request:
+        """Return the request with what a part of a matrix says, as far as no option says it."""
+        lists = {"method": part.methods, "attack": part.attacks, "task": part.tasks,
+                 "seed": part.seeds, "erase_seed": part.erase_seeds}  # fmt: skip
+        guidance = {} if part.guidance is None else {"guidance": f"{part.guidance:g}"}
+        single = ("model", "limit", "dtype", "world", "prompts", "judge", "protocol", "floors")
+        said = {
+            **{name: list(values) for name, values in lists.items()},
+            **{name: getattr(part, name) for name in single},
+            **guidance,
+        }
+        return replace(self, **{k: v for k, v in said.items() if k not in stated})
 
     def spec(self) -> Spec:
-        """Return the request, checked."""
+        """Return the request for the first seed, checked."""
         from bench.plan.spec import Spec
         from bench.plugins.registry import Ref
         from bench.sources.catalog import joined, model_info
@@ -282,7 +367,7 @@ class Request:
             self._methods(),
             tuple(Ref.parse(text) for text in self.attack or ()),
             (*look, *(self.task or ())),
-            self.seed,
+            0,
             self.limit,
             self.dtype,
             given(self.asset),
@@ -305,17 +390,23 @@ class Request:
 
 
 def request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a :class:`Request`, which is its first argument."""
+    """Give a command the options of a :class:`Request`; its first argument is what they ask for."""
     _, *others = inspect.signature(command).parameters.values()
     hints = get_type_hints(Request, include_extras=True)
-    hints |= get_type_hints(command, include_extras=True)
+    hints |= get_type_hints(command, include_extras=True) | {"ctx": typer.Context}
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [inspect.Parameter(f.name, keyword, default=f.default) for f in fields(Request)]
-    parameters = [*own, *(p.replace(kind=keyword) for p in others)]
+    ctx = inspect.Parameter("ctx", keyword)
+    parameters = [ctx, *own, *(p.replace(kind=keyword) for p in others)]
 
-    def call(**options: Any) -> None:
+    def call(ctx: typer.Context, **options: Any) -> None:
         asked = Request(**{field.name: options.pop(field.name) for field in fields(Request)})
-        command(asked, **options)
+        stated = [
+            field.name
+            for field in fields(Request)
+            if (source := ctx.get_parameter_source(field.name)) and source.name == "COMMANDLINE"
+        ]
+        command(asked.specs(stated), **options)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__annotations__ = {p.name: hints[p.name] for p in parameters}

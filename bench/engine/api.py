@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bench.core.types import World
+from bench.engine.budget import Time
 from bench.errors import IncompatibleError, PluginError, SpecError, UnknownNameError
 from bench.plan.plan import Plan, plan
 from bench.plan.spec import Spec
@@ -44,11 +45,15 @@ class Results:
         records: One per cell.
         known: How many of them were there already.
         folder: Where they are.
+        cells: How many cells there are; of those that were not computed there is no record.
+        stopped: Why not all were computed, in words; empty if they were.
     """
 
     records: tuple[Record, ...]
     known: int
     folder: Path
+    cells: int = 0
+    stopped: str = ""
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -69,8 +74,7 @@ class Results:
 
 
 def run(
-    spec: Spec,
-    *,
+    *specs: Spec,
     results: Path = RESULTS,
     device: str = "cpu",
     batch_size: int = 64,
@@ -78,6 +82,7 @@ def run(
     keep_images: bool | None = None,
     keep_unsafe: bool = False,
     fresh: bool = False,
+    max_hours: float | None = None,
     console: Console = QUIET,
 ) -> Results:
     """Compute what is missing of a result matrix, and return all of it.
@@ -85,7 +90,7 @@ def run(
     A cell whose record is there is not computed again; a run that was stopped resumes.
 
     Args:
-        spec: What to compute.
+        specs: What to compute, each cell once.
         results: Folder of records.
         device: Where models run: "cpu", "cuda", "cuda:1", "mps".
         batch_size: Images made or attacked at once.
@@ -93,6 +98,8 @@ def run(
         keep_images: Keep images and draw one grid per cell; by default all but those of streamed tasks.
         keep_unsafe: Keep photographs for an nsfw concept as they are; else only blurred ones.
         fresh: Compute again what is there.
+        max_hours: Begin no cell that would not be finished in this time, as far as finished cells tell;
+            ``None`` is no end.
         console: Where progress is shown, and a line for each finished cell.
 
     Raises:
@@ -102,8 +109,10 @@ def run(
     """
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
-    settle(spec.model)
-    planned = plan(spec)
+    time = Time(max_hours)
+    for spec in specs:
+        settle(spec.model)
+    planned = plan(*specs)
     ids = [job.cell.id for job in planned]
     since = Artifacts().begin(ids, fresh=fresh)
     store, cache = Store(results, since), Artifacts(since=since)
@@ -122,14 +131,16 @@ def run(
             from bench.engine.settings import Settings, check_device
 
             check_device(device)
-            settings = Settings(
-                device, batch_size, keep_images, keep_unsafe, cache, assets=spec.assets
-            )
-            for record, _ in run_cells(todo.jobs, store, settings, console, crew):
+            assets = {name: path for spec in specs for name, path in spec.assets.items()}
+            settings = Settings(device, batch_size, keep_images, keep_unsafe, cache, assets=assets)
+            time.learn(device, store, cache)
+            for record, _ in run_cells(todo.jobs, store, settings, console, crew, time.fits):
                 say(in_a_line(record), console)
-    cache.end(ids)
+                time.count(record)
+    if not time.up:
+        cache.end(ids)
     records = tuple(found for job in planned if (found := store.get(job.cell)))
-    return Results(records, len(planned.jobs) - len(todo.jobs), results)
+    return Results(records, len(planned.jobs) - len(todo.jobs), results, len(planned.jobs), time.up)
 
 
 def unfinished(planned: Plan, store: Store) -> Plan:

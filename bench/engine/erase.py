@@ -158,7 +158,7 @@ class Eraser:
                 "method": asdict(cell.method),
                 "concept": asdict(cell.concept),
                 "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
-                "seed": cell.seed,
+                "seed": cell.erased_with,
                 "digest": delta.digest(change),
                 "tensors": len(change),
                 "bytes": len(delta.to_bytes(change)),

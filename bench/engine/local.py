@@ -42,17 +42,21 @@ def run_cells(
     settings: Settings,
     console: Console,
     workers: Workers | None = None,
+    fits: Callable[[Cell], bool] = lambda cell: True,
 ) -> Iterator[tuple[Record, bool]]:
     """Yield each cell's record, and whether it was there already.
 
     A record is written as soon as its cell is finished. Two processes may share a store: a cell is
-    computed by the first and read by the second. ``workers`` attack one cell together.
+    computed by the first and read by the second. ``workers`` attack one cell together. ``fits`` is asked
+    before each cell; the first that does not fit is the end.
     """
     settings.artifacts.check_writable()
     with _bars(console, len(jobs)) as (begin, stage):
         runner = Runner(replace(settings, progress=stage), workers)
         for job in jobs:
             cell = job.cell
+            if not fits(cell):
+                return
             names = f"{cell.task} · {cell.method.name} · {cell.attack.name}"
             begin(names)
             with settings.artifacts.lock(cell.id, names):

@@ -33,6 +33,7 @@ class Cell:
         assets: Digest of each file that a judge needs.
         judges: Version of each judge that is past its first.
         sources: Digest of the source of each judge that is not as released.
+        erase_seed: Seed of the erasure, where that is another; then ``seed`` is the attack's alone.
     """
 
     world: World
@@ -49,6 +50,7 @@ class Cell:
     assets: dict[str, str] = field(default_factory=dict)
     judges: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    erase_seed: int | None = None
 
     @property
     def attacked(self) -> bool:
@@ -61,8 +63,13 @@ class Cell:
         values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}
         if self.dtype != TRAIN:  # the first versions erased in the type of drawing
             values["train"] = TRAIN
-        later = {"assets", "judges", "sources"}  # added after the first records
-        return digest({k: v for k, v in values.items() if v or k not in later})
+        later = {"assets", "judges", "sources", "erase_seed"}  # added after the first records
+        return digest({k: v for k, v in values.items() if v not in ({}, None) or k not in later})
+
+    @property
+    def erased_with(self) -> int:
+        """The seed of the erasure."""
+        return self.seed if self.erase_seed is None else self.erase_seed
 
     @property
     def erase_key(self) -> str:
@@ -74,7 +81,7 @@ class Cell:
                 TRAIN,
                 self.method.identity,
                 asdict(self.concept),
-                self.seed,
+                self.erased_with,
             ]
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,16 +81,48 @@ class _Faults(list[str]):
             self.append(f"{type(exc).__name__}: {exc}")
 
 
-def plan(spec: Spec) -> Plan:
-    """Return the cells of a request.
+def plan(*specs: Spec) -> Plan:
+    """Return the cells of requests, each once.
+
+    Cells of one erasure stand next to each other, whichever request they are of.
 
     Raises:
         SpecError: Something in the request is unknown or does not go together.
         AssetError: Files that it needs are not here; all of them are named.
     """
+    _check_assets(specs)
+    plans = [_plan(spec) for spec in specs]
+    together: dict[str, dict[str, Job]] = {}
+    for job in chain.from_iterable(plans):
+        together.setdefault(job.cell.erase_key, {}).setdefault(job.cell.id, job)
+    jobs = chain.from_iterable(group.values() for group in together.values())
+    return Plan(tuple(jobs), tuple(dict.fromkeys(note for each in plans for note in each.notes)))
+
+
+def pieces(specs: Iterable[Spec]) -> Iterator[tuple[Spec, list[str]]]:
+    """Yield the requests for one erased model each, with the ids of those of its cells that are new.
+
+    Raises:
+        SpecError, AssetError: As :func:`plan`.
+    """
+    known: set[str] = set()
+    for spec in specs:
+        entries = _entries(spec, model_info(spec.model, spec.world).world)
+        concepts = list(dict.fromkeys(e.concept for e in entries if e.role == "target"))
+        for concept in concepts or [None]:
+            shared = [e.role != "target" or e.concept == concept for e in entries]
+            tasks = tuple(task for task, on in zip(spec.tasks, shared, strict=True) if on)
+            for method in spec.methods:
+                piece = replace(spec, methods=(method,), tasks=tasks)
+                ids = [job.cell.id for job in plan(piece)]
+                if new := [name for name in ids if name not in known]:
+                    known.update(new)
+                    yield piece, new
+
+
+def _plan(spec: Spec) -> Plan:
     info = model_info(spec.model, spec.world)
     entries = _entries(spec, info.world)
-    _check_assets(entries, spec, info)
     faults = {entry.name: _Faults() for entry in entries}
     tasks = []
     for entry in entries:
@@ -154,6 +187,7 @@ def _jobs(
                     full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
                     check_attack(full_attack, concept, info.world, task.prompts[:count], context)
                     judged = _judged_with(task, full_attack, spec.assets)
+                seed, erase_seed = _seeds(full_method, task, full_attack, spec)
                 cell = Cell(
                     *identity,
                     full_method,
@@ -162,11 +196,25 @@ def _jobs(
                     task.digest,
                     count,
                     full_attack,
-                    spec.seed,
+                    seed,
                     *judged,
+                    erase_seed,
                 )
                 problems = dict.fromkeys([*of_method, *wrong[task.name], *of_attack])
                 yield Job(cell, task, "; ".join(problems))
+
+
+def _seeds(method: Ref, task: Task, attack: Ref, spec: Spec) -> tuple[int, int | None]:
+    """Return a cell's seed and, where it is another, that of its erasure.
+
+    Without an attack nothing but the erasure is random: such a cell has the erasure's seed alone, so that
+    there is one for all seeds of attacks. Prompts without seeds of their own take ``spec.seed``: it stays.
+    """
+    if method.name == "none" or spec.erase_seed in (None, spec.seed):
+        return spec.seed, None
+    if attack.name == "none" and task.seeded:
+        return spec.erase_seed or 0, None
+    return spec.seed, spec.erase_seed
 
 
 class _Judged(NamedTuple):
@@ -396,10 +444,18 @@ def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
             raise SpecError(f"--protocol paper: {'; '.join(sorted(lacking))}")
 
 
-def _check_assets(entries: Sequence[Entry], spec: Spec, info: ModelInfo) -> None:
-    """Name all files that a request needs and that are not here."""
+def _check_assets(specs: Iterable[Spec]) -> None:
+    """Name all files that requests need and that are not here."""
+    if lines := [line for spec in specs for line in _missing(spec)]:
+        models = [line for spec in specs for line in absent(spec.model)]
+        raise AssetError("; ".join(dict.fromkeys([*lines, *models])))
+
+
+def _missing(spec: Spec) -> list[str]:
+    """Return a line for each file that a request needs and that is not here."""
+    info = model_info(spec.model, spec.world)
     names: list[str] = []
-    for entry in entries:
+    for entry in _entries(spec, info.world):
         with _Faults().noted():
             names += needs(
                 entry, info.world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol
@@ -412,8 +468,7 @@ def _check_assets(entries: Sequence[Entry], spec: Spec, info: ModelInfo) -> None
             with _Faults().noted():
                 full = resolved(kind, ref, entry.concept, info.world, info.defaults)
                 names += _assets_of(create(kind, full))
-    if lines := missing(names, spec.assets):
-        raise AssetError("; ".join([*lines, *absent(spec.model)]))
+    return missing(names, spec.assets)
 
 
 def missing(names: Iterable[str], given: Mapping[str, Path]) -> list[str]:

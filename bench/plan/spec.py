@@ -36,6 +36,7 @@ class Spec:
         guidance: Scale of guidance for all rows; ``None`` is each row's own.
         protocol: "paper" takes the prompts, judges and guidance of the tasks' papers.
         floors: Also random tokens and other seeds, with as many images as each attack makes at most.
+        erase_seed: Seed of the erasures, where it is another; then ``seed`` is that of attacks.
 
     Raises:
         SpecError: An axis is empty, something is there twice, or a value makes no sense.
@@ -55,6 +56,7 @@ class Spec:
     guidance: float | None = None
     protocol: ProtocolName = "default"
     floors: bool = False
+    erase_seed: int | None = None
 
     def __post_init__(self) -> None:
         for axis in ("methods", "attacks", "tasks"):
@@ -70,6 +72,7 @@ class Spec:
                 raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
         check_whole("--limit", self.limit, 1)
         check_whole("--seed", self.seed, 0)
+        check_whole("--erase-seed", self.erase_seed, 0)
         check_dtype(self.dtype)
         if self.world not in (None, "emoji", "photo"):
             raise SpecError(f"--world: expected emoji or photo, got {self.world!r}")

@@ -17,7 +17,9 @@ from bench.store.record import Record
 
 Key = TypeVar("Key", bound=Hashable)
 ATTACK = frozenset({"attack"})
-MODEL = frozenset({"world", "model", "revision", "dtype", "method", "concept", "seed"})
+MODEL = frozenset(
+    {"world", "model", "revision", "dtype", "method", "concept", "seed", "erase_seed"}
+)
 TASK = frozenset({"task", "task_digest", "prompts", "judges", "sources"})
 """The fields of a cell that belong to the attack, to the erased model, and to what is asked of it."""
 _TASK_PROTOCOL = {"prompts", "excluded", "judge", "guidance"}
@@ -33,8 +35,21 @@ _NOT_FACETS = {
     "concept",
     "assets",
 }  # shown in another way
-_RENAMED = {"prompts": "N", "judges": "judge versions", "sources": "judge sources"}
-_ALWAYS = ("world", "model", "dtype", "seed", "N", "train")  # shown if any two records differ in it
+_RENAMED = {
+    "prompts": "N",
+    "judges": "judge versions",
+    "sources": "judge sources",
+    "erase_seed": "erase seed",
+}
+_ALWAYS = (
+    "world",
+    "model",
+    "dtype",
+    "seed",
+    "erase seed",
+    "N",
+    "train",
+)  # shown if any two records differ in it
 _LAST = (
     "draw",
     "prediction",
@@ -199,6 +214,8 @@ def _said(r: Record, columns: frozenset[str]) -> dict[str, str]:
 def _facets(records: Sequence[Record], columns: frozenset[str], key: str) -> dict[str, str]:
     cell = records[0].cell
     values = asdict(cell) | {"revision": cell.revision[:8]}
+    if cell.erase_seed is None:
+        values["erase_seed"] = "as seed"
     own = {
         _RENAMED.get(name, name): _short(value)
         for name, value in values.items()

@@ -14,6 +14,7 @@ from pydantic.errors import PydanticUserError
 
 from bench.core.types import ByKind, Concept, Threat, World
 from bench.errors import BenchError
+from bench.plan import matrix
 from bench.plan.floors import most_images
 from bench.plugins import registry
 from bench.plugins.registry import Kind, Ref
@@ -21,7 +22,7 @@ from bench.report.figures.catalog import FIGURES, figure_about
 from bench.sources import catalog
 from bench.tasks import tasks
 
-What = Literal["methods", "attacks", "evaluators", "tasks", "models", "figures"]
+What = Literal["methods", "attacks", "evaluators", "tasks", "models", "figures", "suites"]
 KINDS: tuple[Literal["nsfw", "style", "object"], ...] = ("nsfw", "style", "object")
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _TYPES = {
@@ -83,7 +84,11 @@ class Plugin:
 
 def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
     """Yield names, and what each is; a plug-in that cannot be loaded is listed with the cause."""
-    if what == "models":
+    if what == "suites":
+        yield from (
+            (name, matrix.read_matrix(path).about) for name, path in matrix.suites().items()
+        )
+    elif what == "models":
         yield from ((name, info.about) for name, info in catalog.MODELS.items())
     elif what == "figures":
         yield from FIGURES.items()
@@ -117,6 +122,9 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
         model: The model with which a plug-in would be used.
         world: The world of that model, where it fits both.
     """
+    if what == "suites":
+        yield from _suite(name)
+        return
     info = catalog.model_info(model, world)
     if what == "models":
         yield from _model(name)
@@ -134,6 +142,8 @@ def details(what: What, name: str, model: str, world: World | None) -> Iterator[
 def facts(what: What, name: str, model: str, world: World | None) -> dict[str, Any]:
     """Return the same as :func:`details`, as values that JSON can hold; of prompts their number."""
     info = catalog.model_info(model, world)
+    if what == "suites":
+        return {"name": name, **asdict(matrix.suite(name))}
     if what == "models":
         return {"name": name, **asdict(catalog.model_info(name))}
     if what == "figures":
@@ -231,6 +241,19 @@ def _model(name: str) -> Iterator[str]:
     yield f"world {info.world}, from {info.source}"
     yield str(info.sampling)
     yield "the built-in safety checker is off: images are judged as they are made"
+
+
+def _suite(name: str) -> Iterator[str]:
+    found = matrix.suite(name)
+    yield f"{name}: {found.about}"
+    for part in found.parts:
+        yield ""
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if value != field.default or field.name == "model":
+                several = isinstance(value, tuple)
+                shown = ", ".join(map(str, value)) if several else str(value)
+                yield f"{field.name.replace('_', '-')}: {shown}"
 
 
 def _task(name: str, world: World) -> Iterator[str]:

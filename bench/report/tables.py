@@ -7,7 +7,6 @@ from dataclasses import astuple, replace
 
 from bench.core.types import Cost
 from bench.errors import BenchError
-from bench.plan.cell import Cell
 from bench.report.axes import (
     ATTACK,
     MODEL,
@@ -144,21 +143,6 @@ def kept_table(records: Iterable[Record]) -> Table:
         records=beside.records,
         hidden="concept",
     )
-
-
-def plan_table(cells: Sequence[tuple[Cell, bool]]) -> Table:
-    """Lay out the cells of a request, in their order, and which of them are done."""
-    planned = [Record(cell, "ok") for cell, _ in cells]
-    method_of, attack_of = labels(planned, "method"), labels(planned, "attack")
-    lines = [
-        Line(
-            (r.cell.concept.name, r.cell.task, method_of(r), attack_of(r), r.cell.id),
-            (Figure(r.cell.prompts), Figure(word="done" if done else "to do")),
-        )
-        for r, (_, done) in zip(planned, cells, strict=True)
-    ]
-    names = ("concept", "task", "method", "attack", "cell")
-    return Table("Cells", names, ("prompts", "state"), tuple(lines))
 
 
 def in_a_line(record: Record) -> str:

@@ -91,6 +91,10 @@ class Artifacts:
         """Return the folder of an erasure: ``delta.safetensors`` and ``card.json``."""
         return self.root / "erasures" / key
 
+    def has_erasure(self, key: str) -> bool:
+        """Say whether an erasure is there; its files are not read."""
+        return (self.erasure(key) / "card.json").exists() and not self.since
+
     def image(self, key: str) -> Path:
         """Return the file of an image."""
         return self.root / "images" / key[:2] / f"{key}.png"

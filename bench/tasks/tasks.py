@@ -51,6 +51,7 @@ class Task:
         paper: The paper whose protocol the task follows; empty if none.
         deviations: What differs from that protocol, in words; empty with the protocol "paper".
         rows: Ids of all rows of the set in its order, those that never run included.
+        seeded: Whether the set says its prompts' seeds; else they follow from the run's.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     paper: str = ""
     deviations: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+    seeded: bool = True
 
     @property
     def judge(self) -> Measure:
@@ -159,6 +161,7 @@ def load_task(
             deviations(entry, measures, entry.guidance, source.name if prompts else "")
         ),
         rows=tuple(prompt.id for prompt in found.prompts),
+        seeded=found.seeded,
     )
     if task.streamed and task.role != "benign":
         raise SpecError(f"task {task.name!r}: reduce 'set' needs the role benign, got {task.role}")

@@ -1,0 +1,226 @@
+"""A matrix in a file, suites, and seeds of erasures and attacks."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.plan.matrix import read_matrix, suite, suites
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref, names
+from bench.tasks.lookup import homes
+
+FILE = """
+model = "tiny-random"
+methods = ["none", "esd:steps=2"]
+attacks = ["none", "random:draws=1"]
+tasks = ["church", "retain"]
+limit = 2
+"""
+
+
+def spec(**changes: object) -> Spec:
+    base = Spec("tiny-random", (Ref("esd"),), (Ref("none"), Ref("random")), ("church",), limit=2)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def ids(*specs: Spec) -> list[str]:
+    return [job.cell.id for job in plan(*specs)]
+
+
+def test_a_file_is_the_same_as_repeated_options(cli, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(FILE)
+    said = cli("plan", "--matrix", str(path))
+    options = cli(
+        "plan", "--model", "tiny-random", "--method", "none", "--method", "esd:steps=2",
+        "--attack", "none", "--attack", "random:draws=1", "--task", "church", "--task", "retain",
+        "--limit", "2",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    assert said.out == options.out
+    # An option that is given replaces the file's value, also where it is the option's default.
+    fewer = cli("plan", "--matrix", str(path), "--limit", "1", "--method", "none")
+    assert fewer.out == cli(
+        "plan", "--model", "tiny-random", "--method", "none", "--attack", "none",
+        "--attack", "random:draws=1", "--task", "church", "--task", "retain", "--limit", "1",
+    ).out  # fmt: skip
+    assert "emoji-sd" not in said.out
+    emoji = cli("plan", "--matrix", str(path), "--model", "emoji-sd", "--method", "none")
+    assert emoji.out != cli("plan", "--matrix", str(path), "--method", "none").out
+
+
+def test_parts_share_what_stands_above_them_and_cells_are_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    part = '\n[[part]]\nmethods = ["{}"]\ntasks = ["church"]\n'
+    path.write_text(
+        'model = "tiny-random"\nattacks = ["none"]\nlimit = 1\nseeds = [0, 1]\n'
+        + part.format("none") + part.format("esd") + part.format("none")
+    )  # fmt: skip
+    matrix = read_matrix(path)
+    assert [s.seed for s in matrix.specs()] == [0, 1] * 3
+    cells = [job.cell for job in plan(*matrix.specs())]
+    assert [(c.method.name, c.seed) for c in cells] == [
+        ("none", 0), ("none", 1), ("esd", 0), ("esd", 1),
+    ]  # fmt: skip
+
+
+def test_files_of_a_matrix_lie_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "mine.toml"
+    path.write_text('methods = ["none"]\nattacks = ["none"]\ntasks = ["own.toml", "church"]\n')
+    assert read_matrix(path).parts[0].tasks == (str(tmp_path / "deep" / "own.toml"), "church")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("methods = [", "is no TOML file"),
+        ('method = ["none"]', "unknown key 'method'. Did you mean 'methods'?"),
+        ('methods = "none"', "methods: expected a list, got 'none'"),
+        ("methods = [1]", "methods: expected a valid string, got 1"),
+        ("seeds = [true]", "seeds: expected a valid integer, got True"),
+        ('limit = "3"', "limit: expected a valid integer, got '3'"),
+        ('world = "moon"', "world: expected 'emoji' or 'photo', got 'moon'"),
+        ("part = 3", "expected tables [[part]], got 3"),
+        ("part = []", "expected tables [[part]], got []"),
+        ("[part]\nlimit = 3", "expected tables [[part]]"),
+        ("", "nothing to run: expected at least one of --method, got none"),
+        ('methods = ["nonsuch"]\nattacks = ["none"]\ntasks = ["church"]', "unknown method 'nonsuch'"),
+        (FILE + "seeds = [-1]", "--seed: expected at least 0, got -1"),
+        (FILE + "erase-seeds = [-1]", "--erase-seed: expected at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_one_line(cli, tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    said = cli("plan", "--matrix", str(path))
+    assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1), said.err
+    assert line in said.err
+
+
+def test_a_file_or_suite_that_is_not_there_is_one_line(cli, tmp_path: Path) -> None:
+    for args, line in (
+        (("--matrix", "no.toml"), "no.toml cannot be read: No such file"),
+        (("--matrix", str(tmp_path)), "cannot be read: Is a directory"),
+        (("--suite", "emojis"), "unknown suite 'emojis'. Did you mean 'emoji'?"),
+        (("--suite", "emoji", "--matrix", "a.toml"), "expected --matrix or --suite, got both"),
+    ):
+        said = cli("plan", *args)
+        assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
+        assert line in said.err
+
+
+@pytest.mark.parametrize("name", suites())
+def test_a_suite_names_what_there_is(name: str) -> None:
+    matrix = suite(name)
+    assert matrix.about
+    for part in matrix.parts:
+        assert {m.partition(":")[0] for m in part.methods} <= names("methods").keys()
+        assert {a.partition(":")[0] for a in part.attacks} <= names("attacks").keys()
+        world = "photo" if name.startswith("paper-") else "emoji"
+        assert part.model == {"photo": "sd14", "emoji": "emoji-sd"}[world]
+        assert part.protocol == ("paper" if world == "photo" else "default")
+        assert all(world in homes(task) for task in part.tasks)
+    assert all(len(s.methods) and len(s.attacks) and len(s.tasks) for s in matrix.specs())
+
+
+def test_a_table_of_a_paper_takes_at_most_ten_lines() -> None:
+    """Tables 1 and 5 of the paper as files of their own."""
+    for name, n in (("paper-nudity", 0), ("paper-objects", 0)):
+        part = tomllib.loads(suites()[name].read_text())
+        merged = {k: v for k, v in part.items() if k not in ("part", "about")} | part["part"][n]
+        assert len(merged) <= 10
+
+
+def test_suites_are_listed_and_shown(cli) -> None:
+    assert "paper-ablation" in cli("list", "suites").out
+    said = cli("show", "suites", "emoji")
+    assert "erase-seeds: 0, 1, 2" in said.out
+    assert "unknown suite 'x'" in cli("show", "suites", "x").err
+
+
+def test_the_whole_emoji_suite_is_planned() -> None:
+    jobs = plan(*suite("emoji").specs()).jobs
+    assert len({job.cell.id for job in jobs}) == len(jobs)
+    assert not any(job.problem for job in jobs)
+    attacked = {
+        (c.erased_with, c.seed)
+        for job in jobs
+        if (c := job.cell).method.name == "p-esd" and c.attacked and c.task == "church"
+    }
+    assert attacked == {(erase, seed) for erase in (0, 1, 2) for seed in (0, 1)}
+
+
+# ---------------------------------------------------------------------------- seeds
+def test_an_erase_seed_that_is_the_seed_is_no_other_cell() -> None:
+    assert ids(spec(erase_seed=0)) == ids(spec())
+    assert ids(spec(seed=3, erase_seed=3)) == ids(spec(seed=3))
+
+
+def test_erasures_have_their_own_seed() -> None:
+    """Cells (erase seed, seed): the erasure depends on the first alone, the attack on both."""
+    cells = {
+        (e, s): next(j.cell for j in plan(spec(seed=s, erase_seed=e)) if j.cell.attacked)
+        for e in (0, 1)
+        for s in (0, 1)
+    }
+    assert len({c.id for c in cells.values()}) == 4
+    assert len({c.attack_key for c in cells.values()}) == 4
+    assert cells[1, 0].erase_key == cells[1, 1].erase_key != cells[0, 0].erase_key
+    assert cells[0, 1].erase_key == cells[0, 0].erase_key
+    assert [c.erased_with for c in cells.values()] == [0, 0, 1, 1]
+    assert cells[1, 0].erase_seed == 1
+    assert cells[0, 1].erase_seed == 0  # falsy, but part of the identity
+    assert cells[0, 1].id != replace(cells[0, 1], erase_seed=None).id
+
+
+def test_without_an_attack_there_is_one_cell_for_each_erasure() -> None:
+    pairs = [spec(seed=s, erase_seed=e) for s in (0, 1) for e in (0, 1, 2)]
+    cells = [job.cell for job in plan(*pairs)]
+    plain = [c for c in cells if not c.attacked]
+    assert [(c.seed, c.erase_seed) for c in plain] == [(0, None), (1, None), (2, None)]
+    assert [c.id for c in plain] == ids(*(spec(seed=e, attacks=(Ref("none"),)) for e in (0, 1, 2)))
+    assert len([c for c in cells if c.attacked]) == 6
+    # nothing is erased: there is no such seed
+    base = [spec(methods=(Ref("none"),), seed=s, erase_seed=e) for s in (0, 1) for e in (0, 1, 2)]
+    assert ids(*base) == ids(*(replace(s, erase_seed=None) for s in base[::3]))
+
+
+def test_prompts_without_seeds_keep_the_seed_that_theirs_follow_from(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("a church in the sand\na church at night\n")
+    one = [spec(prompts=path, seed=s, erase_seed=1, attacks=(Ref("none"),)) for s in (0, 1)]
+    cells = [job.cell for job in plan(*one)]
+    assert [(c.seed, c.erase_seed) for c in cells] == [(0, 1), (1, None)]
+
+
+def test_seeds_are_told_apart_in_a_plan(cli) -> None:
+    args = ("plan", "--model", "tiny-random", "--method", "esd", "--attack", "random",
+            "--task", "church", "--limit", "2")  # fmt: skip
+    said = cli(*args, "--seed", "0", "--seed", "1", "--erase-seed", "1", "--erase-seed", "2")
+    lines = [line.split() for line in said.out.splitlines() if " esd " in line]
+    assert len(lines) == 4
+    header = next(line for line in said.out.splitlines() if "concept" in line)
+    assert "seed" in header
+
+
+def test_an_erasure_of_another_seed_is_another_model() -> None:
+    import bench
+
+    found = bench.run(
+        *(spec(methods=(Ref("esd", {"steps": 1}),), attacks=(Ref("random", {"draws": 1}),),
+               limit=1, seed=s, erase_seed=e) for e, s in ((0, 0), (1, 0), (1, 1))),
+        keep_images=False,
+    )  # fmt: skip
+    first, other, same = (r.erasure for r in found)
+    assert [r.status for r in found] == ["ok"] * 3
+    assert first["digest"] != other["digest"]
+    assert other == same
+    assert [r.erasure["seed"] for r in found] == [0, 1, 1]
+    texts = [r.rows[0].adversarial for r in found]
+    assert len(set(texts)) == 3
