@@ -48,7 +48,7 @@ from bench.cli.terminal import (
     say,
     say_wrapped,
 )
-from bench.errors import EXIT_CODES, SpecError
+from bench.errors import EXIT_CODES, SpecError, UnknownNameError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -255,19 +255,46 @@ def list_(
 
 @app.command()
 def show(
-    what: Annotated[What, typer.Argument(help="Of which kind.")],
-    name: Annotated[str, typer.Argument(help="Which one.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND|CELL",
+            help="methods, attacks, evaluators, tasks, models, suites, figures; or the id of a "
+            "cell, or the beginning of it.",
+        ),
+    ],
+    name: Annotated[str | None, typer.Argument(help="Which one of that kind.")] = None,
     model: Model = "emoji-sd",
     world: World = None,
+    results: Results = RESULTS,
+    out_: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Of a cell, also a picture: .png, .svg or .pdf."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts in that picture.")] = 6,
+    device: Device = "cpu",
 ) -> None:
-    """Show one plug-in's parameters and paper, one task's prompts, one model, or one suite.
+    """Show a plug-in's parameters, a task's prompts, a model, a suite; or the story of one cell.
 
     Example: bench show methods p-esd
-    """
-    from bench.report.describe import details
 
-    for line in details(what.value, name, model, cast("Any", world)):
-        say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
+    Example: bench show 7b6f832a --results results/reference --out church.png
+    """
+    if what in list(What):
+        if name is None:
+            raise SpecError(f"show {what}: expected a name as well, see `bench list {what}`")
+        from bench.report.describe import details
+
+        for line in details(cast("Any", what), name, model, cast("Any", world)):
+            say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
+        return
+    if name is not None:
+        raise UnknownNameError("kind", what, [kind.value for kind in What])
+    from bench.cli.cells import show_cell
+
+    show_cell(what, results, out_, device, limit)
 
 
 @app.command()

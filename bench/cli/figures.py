@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Results
+from bench.cli.options import RESULTS, Device, Results
 from bench.cli.records import records_in
-from bench.cli.terminal import say, say_wrapped
+from bench.cli.terminal import err, say, say_wrapped
 from bench.errors import SpecError
 
 
@@ -41,13 +41,17 @@ def figure(
             metavar='"TASK METRIC"', help='pareto: what is kept, as "coco fid".', show_default=False
         ),
     ] = "",
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="examples: prompts of each cell.")
+    ] = 6,
+    device: Device = "cpu",
     results: Results = RESULTS,
 ) -> None:
     """Draw a figure of stored records as a PNG, SVG or PDF file.
 
     Example: bench figure pareto --task church --out pareto.svg --data pareto.csv
     """
-    from bench.report.figures.catalog import FIGURES, csv_of, figure_about, from_records
+    from bench.report.figures.catalog import ALONE, FIGURES, csv_of, figure_about, from_records
     from bench.report.figures.select import Wanted
     from bench.report.figures.style import format_of
     from bench.store.files import write
@@ -62,7 +66,14 @@ def figure(
     format_of(out)
     records = records_in(results)
     wanted = Wanted(*(tuple(axis or ()) for axis in (task, method, attack)))
-    drawing, numbers = from_records(name, records, wanted, measure)
+    if name in ALONE:
+        drawing, numbers = from_records(name, records, wanted, measure)
+    else:
+        from bench.engine.figures import with_model
+
+        drawing, numbers = with_model(
+            name, records, wanted, device=device, limit=limit, console=err
+        )
     drawing.save(out)
     if data:
         write(data, csv_of(numbers).encode())

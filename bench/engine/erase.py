@@ -88,9 +88,12 @@ class Eraser:
 
     def victim(self, cell: Cell, task: Task) -> Erased:
         """Return the erased model of a cell, which draws no minors where images may be unsafe."""
-        hide = unsafe(cell.world, task.concept, task.measures)
+        return self.screened(cell, hide=unsafe(cell.world, task.concept, task.measures))
+
+    def screened(self, cell: Cell, *, hide: bool) -> Erased:
+        """Return the erased model of a cell; ``hide`` says whether its images may be unsafe."""
         erased = replace(self.erase(cell), unsafe=hide)
-        refuse = may_mention_minors if erased.unsafe else None
+        refuse = may_mention_minors if hide else None
         erased.model.refuse = self.original(cell).refuse = refuse
         return erased
 

@@ -51,7 +51,7 @@ def run_cells(
     before each cell; the first that does not fit is the end.
     """
     settings.artifacts.check_writable()
-    with _bars(console, len(jobs)) as (begin, stage):
+    with bars(console, len(jobs)) as (begin, stage):
         runner = Runner(replace(settings, progress=stage), workers)
         for job in jobs:
             cell = job.cell
@@ -75,7 +75,7 @@ def judge_cell(
     """Return the record of images that were made elsewhere, and whether it was there already."""
     settings.artifacts.check_writable()
     cell = job.cell
-    with _bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
+    with bars(console) as (_, stage), settings.artifacts.lock(cell.id, f"{cell.task} of images"):
         found = store.get(cell)
         if found and found.status != "failed":
             return found, True
@@ -88,7 +88,7 @@ def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased
     """Return a cell's erased model, and by name the files of what changed."""
     cache, what = settings.artifacts, f"{cell.method.name} of {cell.concept.name}"
     cache.check_writable()
-    with _bars(console) as (_, stage), cache.lock(cell.erase_key, what):
+    with bars(console) as (_, stage), cache.lock(cell.erase_key, what):
         erased = Runner(replace(settings, progress=stage)).erase(cell)
         return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
 
@@ -107,9 +107,7 @@ def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:
 
 
 @contextmanager
-def _bars(
-    console: Console, cells: int = 1
-) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
+def bars(console: Console, cells: int = 1) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
     """Yield two functions that show progress, of cells and of stages: as bars, or as lines in a log."""
     if not console.is_terminal:
         yield _lines(console)

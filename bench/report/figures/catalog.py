@@ -18,7 +18,10 @@ FIGURES = {
     "pareto": "concept erasing rate against what is kept, with the Pareto front",
     "budget": "concept erasing rate by what the attacker may spend: images and passes",
     "threshold": "attack success by the judge's threshold, with the judge's own",
+    "examples": "pictures of prompts: original, erased, attacked, with the judge's verdicts",
 }
+ALONE = ("pareto", "budget", "threshold")
+"""Those that records alone are enough for; for the others a model runs (:mod:`bench.engine.figures`)."""
 Made = tuple[Drawing, Sequence[Any]]
 """A drawing and its numbers: dataclasses of one kind."""
 
@@ -38,15 +41,12 @@ def from_records(name: str, records: Sequence[Record], wanted: Wanted, measure: 
     """Make a figure that records alone are enough for.
 
     Raises:
-        UnknownNameError: There is no such figure.
+        KeyError: It is none of them.
         SpecError: There are no records for it.
     """
     if name == "pareto":
         return _pareto(records, wanted, measure)
-    makers = {"budget": _budget, "threshold": _threshold}
-    if name not in makers:
-        raise UnknownNameError("figure", name, ("pareto", *makers))
-    return makers[name](records, wanted)
+    return {"budget": _budget, "threshold": _threshold}[name](records, wanted)
 
 
 def _pareto(records: Sequence[Record], wanted: Wanted, measure: str) -> Made:
