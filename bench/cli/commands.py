@@ -430,6 +430,15 @@ class ReportOf(StrEnum):
     paper = "paper"
 
 
+class Export(StrEnum):
+    """The formats of others that records can be written in."""
+
+    eee = "eee"
+    hf = "hf"
+    croissant = "croissant"
+    errorbars = "errorbars"
+
+
 @app.command()
 def report(
     of: Annotated[
@@ -477,6 +486,23 @@ def report(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
     ] = False,
+    export: Annotated[
+        Export | None,
+        typer.Option(
+            help="Write the records for others instead: eee (Every Eval Ever 0.3), hf (Hugging Face's "
+            "eval.yaml and .eval_results), croissant, errorbars (CSV).",
+            show_default=False,
+        ),
+    ] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="With --export: the folder.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="OWNER/NAME", help="With --export hf: the benchmark's data set there."
+        ),
+    ] = "",
 ) -> None:
     """Print tables of stored records: concept erasing rates, transfer, costs, or the paper's.
 
@@ -486,11 +512,20 @@ def report(
     Example: bench report --format markdown > table.md
 
     Example: bench report paper --table 1 --format latex > table1.tex
+
+    Example: bench report --export eee --out shared
     """
     from bench.report.paper import paper_tables
     from bench.report.tables import cer_tables
 
+    if (export is None) != (out_ is None):
+        raise SpecError(
+            "--export and --out are given together: in which format, and to which folder"
+        )
     records = _records(results, task, strict=strict)
+    if export and out_:
+        _write_export(export, records, out_, dataset)
+        return
     if of is None and (table or difference or seed is not None):
         raise SpecError("--table, --seed and --difference are for `bench report paper`")
     if of is ReportOf.paper:
@@ -512,6 +547,22 @@ def _records(results: Path, task: list[str] | None, *, strict: bool) -> list[Any
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     return records
+
+
+def _write_export(form: Export, records: list[Any], folder: Path, dataset: str) -> None:
+    from bench.report.interchange import exported
+    from bench.store.files import write
+
+    made = exported(form.value, records, dataset=dataset)
+    for line in made.left_out:
+        say(f"left out: {line}", err)
+    if not made.files:
+        raise SpecError(
+            f"none of the {len(records)} records has a number that {form.value} can hold"
+        )
+    for path, data in made.files.items():
+        write(folder / path, data)
+    say(f"{folder}: {len(made.files)} files of {len(records)} records")
 
 
 def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> list[Any]:
