@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import typer
 
-from bench.cli import figures  # noqa: F401  # its commands
+from bench.cli import figures, reports  # noqa: F401  # their commands
 from bench.cli.commands import app
 from bench.cli.terminal import err, out, say
 from bench.core.foreign import watched_keyboard

@@ -37,14 +37,12 @@ from bench.cli.options import (
     given,
     request,
 )
-from bench.cli.records import records_in
+from bench.cli.records import records_of
 from bench.cli.terminal import (
-    Format,
     assets_table,
     err,
     out,
     print_table,
-    print_tables,
     say,
     say_wrapped,
 )
@@ -424,160 +422,6 @@ def apply(
         _export(erasures.applied(delta_, model, force=force), export)
 
 
-class ReportOf(StrEnum):
-    """What `bench report` prints beside tables of one's own records."""
-
-    paper = "paper"
-
-
-class Export(StrEnum):
-    """The formats of others that records can be written in."""
-
-    eee = "eee"
-    hf = "hf"
-    croissant = "croissant"
-    errorbars = "errorbars"
-
-
-@app.command()
-def report(
-    of: Annotated[
-        ReportOf | None,
-        typer.Argument(
-            metavar="[paper]",
-            help="paper: Tables 1-8 of arXiv 2405.16534 (P-ESD), filled from records, beside its numbers.",
-            show_default=False,
-        ),
-    ] = None,
-    results: Results = RESULTS,
-    task: Tasks = None,
-    format_: Annotated[
-        Format,
-        typer.Option(
-            "--format",
-            help="How to print. CSV has a line for each figure; text that a spreadsheet would take "
-            "for a formula begins with an apostrophe there.",
-        ),
-    ] = Format.terminal,
-    transfer: Annotated[
-        bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
-    ] = False,
-    costs: Annotated[bool, typer.Option("--costs", help="What the attacks spent.")] = False,
-    curve: Annotated[
-        bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
-    ] = False,
-    labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
-    table: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--table", metavar="N", help="With paper: only this table. Several: give it again."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="With paper: the records' seed. Default: the lowest.")
-    ] = None,
-    difference: Annotated[
-        bool,
-        typer.Option(
-            "--difference",
-            help="With paper: differences from the paper's numbers also for other models than its own.",
-        ),
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
-    ] = False,
-    export: Annotated[
-        Export | None,
-        typer.Option(
-            help="Write the records for others instead: eee (Every Eval Ever 0.3), hf (Hugging Face's "
-            "eval.yaml and .eval_results), croissant, errorbars (CSV).",
-            show_default=False,
-        ),
-    ] = None,
-    out_: Annotated[
-        Path | None, typer.Option("--out", help="With --export: the folder.", show_default=False)
-    ] = None,
-    dataset: Annotated[
-        str,
-        typer.Option(
-            metavar="OWNER/NAME", help="With --export hf: the benchmark's data set there."
-        ),
-    ] = "",
-) -> None:
-    """Print tables of stored records: concept erasing rates, transfer, costs, or the paper's.
-
-    Records that cannot be read, disagree, or are not what their name says are
-    named and left out.
-
-    Example: bench report --format markdown > table.md
-
-    Example: bench report paper --table 1 --format latex > table1.tex
-
-    Example: bench report --export eee --out shared
-    """
-    from bench.report.paper import paper_tables
-    from bench.report.tables import cer_tables
-
-    if (export is None) != (out_ is None):
-        raise SpecError(
-            "--export and --out are given together: in which format, and to which folder"
-        )
-    records = _records(results, task, strict=strict)
-    if export and out_:
-        _write_export(export, records, out_, dataset)
-        return
-    if of is None and (table or difference or seed is not None):
-        raise SpecError("--table, --seed and --difference are for `bench report paper`")
-    if of is ReportOf.paper:
-        tables = paper_tables(records, table or (), compare=difference, seed=seed)
-    else:
-        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels}
-        tables = _asked_for(records, asked, results) or cer_tables(records)
-    print_tables(tables, format_)
-
-
-def _records(results: Path, task: list[str] | None, *, strict: bool) -> list[Any]:
-    """Return the records of a folder, of these tasks or of all."""
-    from bench.report.tables import of_tasks
-    from bench.tasks.lookup import name_of
-
-    records = records_in(results, strict=strict)
-    if task:
-        records = of_tasks(records, list(map(name_of, task)))
-    if not records:
-        raise SpecError(f"{results} has no records of this kind: run `bench run` first")
-    return records
-
-
-def _write_export(form: Export, records: list[Any], folder: Path, dataset: str) -> None:
-    from bench.report.interchange import exported
-    from bench.store.files import write
-
-    made = exported(form.value, records, dataset=dataset)
-    for line in made.left_out:
-        say(f"left out: {line}", err)
-    if not made.files:
-        raise SpecError(
-            f"none of the {len(records)} records has a number that {form.value} can hold"
-        )
-    for path, data in made.files.items():
-        write(folder / path, data)
-    say(f"{folder}: {len(made.files)} files of {len(records)} records")
-
-
-def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> list[Any]:
-    from bench.report.judging import label_table, threshold_curve
-    from bench.report.tables import cost_table, transfer_table
-
-    make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
-            "labels": label_table}  # fmt: skip
-    tables = [make[name](records) for name, on in asked.items() if on]
-    for table in tables:
-        if not table.lines:
-            raise SpecError(f"{table.title}: {results} has no record that it could be made of")
-    return tables
-
-
 @app.command()
 def leaderboard(
     out_: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the pages go.")],
@@ -597,7 +441,7 @@ def leaderboard(
     from bench.site.pages import write_pages
     from bench.store.store import Store
 
-    records = _records(results, task, strict=strict)
+    records = records_of(results, task, strict=strict)
     say(f"{write_pages(records, Store(results), out_, title)}: open it in a browser")
 
 

@@ -31,3 +31,21 @@ def records_in(results: Path, *, strict: bool = False) -> list[Record]:
             f"{results}: the {len(passed_over)} warnings above are errors with --strict"
         )
     return records
+
+
+def records_of(results: Path, tasks: list[str] | None, *, strict: bool) -> list[Record]:
+    """Return the records of a folder, of some tasks only if they are named.
+
+    Raises:
+        SpecError: There are none.
+        StoreError: As :func:`records_in`.
+    """
+    from bench.report.tables import of_tasks
+    from bench.tasks.lookup import name_of
+
+    records = records_in(results, strict=strict)
+    if tasks:
+        records = of_tasks(records, list(map(name_of, tasks)))
+    if not records:
+        raise SpecError(f"{results} has no records of this kind: run `bench run` first")
+    return records

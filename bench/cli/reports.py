@@ -1,0 +1,171 @@
+"""The command that prints tables of records, or writes records for others."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.commands import app
+from bench.cli.options import RESULTS, Results, Tasks
+from bench.cli.records import records_of
+from bench.cli.terminal import Format, err, print_tables, say
+from bench.errors import SpecError
+
+_PAPER = "With paper"
+_OTHERS = "Write the records for others, instead of tables"
+
+
+class ReportOf(StrEnum):
+    """What `bench report` prints beside tables of one's own records."""
+
+    paper = "paper"
+
+
+class Interchange(StrEnum):
+    """The formats of others that records can be written in."""
+
+    eee = "eee"
+    hf = "hf"
+    croissant = "croissant"
+    errorbars = "errorbars"
+
+
+@app.command()
+def report(
+    of: Annotated[
+        ReportOf | None,
+        typer.Argument(
+            metavar="paper",
+            help="paper: Tables 1-8 of arXiv 2405.16534 (P-ESD), filled from records, beside its numbers.",
+            show_default=False,
+        ),
+    ] = None,
+    results: Results = RESULTS,
+    task: Tasks = None,
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="How to print. CSV has a line for each figure; text that a spreadsheet would take "
+            "for a formula begins with an apostrophe there.",
+        ),
+    ] = Format.terminal,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Prompts found on A, given to B.")
+    ] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What the attacks spent.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
+    ] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
+    table: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--table", metavar="N", help="Only this table. Repeatable.", rich_help_panel=_PAPER
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The records' seed. Default: the lowest.", rich_help_panel=_PAPER),
+    ] = None,
+    difference: Annotated[
+        bool,
+        typer.Option(
+            "--difference",
+            help="Differences from the paper's numbers also for other models than its own.",
+            rich_help_panel=_PAPER,
+        ),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
+    ] = False,
+    export: Annotated[
+        Interchange | None,
+        typer.Option(
+            help="eee (Every Eval Ever 0.3), hf (Hugging Face's eval.yaml and .eval_results), croissant, "
+            "or errorbars (CSV).",
+            rich_help_panel=_OTHERS,
+            show_default=False,
+        ),
+    ] = None,
+    out_: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where to write them.",
+            rich_help_panel=_OTHERS,
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="For hf: the benchmark's data set there.",
+            rich_help_panel=_OTHERS,
+        ),
+    ] = "",
+) -> None:
+    """Print tables of stored records: concept erasing rates, transfer, costs, or the paper's.
+
+    Records that cannot be read, disagree, or are not what their name says are
+    named and left out.
+
+    Example: bench report --format markdown > table.md
+
+    Example: bench report paper --table 1 --format latex > table1.tex
+
+    Example: bench report --export eee --out shared
+    """
+    from bench.report.paper import paper_tables
+    from bench.report.tables import cer_tables
+
+    if (export is None) != (out_ is None):
+        raise SpecError(
+            "--export and --out are given together: in which format, and to which folder"
+        )
+    records = records_of(results, task, strict=strict)
+    if export and out_:
+        _write_export(export, records, out_, dataset)
+        return
+    if of is None and (table or difference or seed is not None):
+        raise SpecError("--table, --seed and --difference are for `bench report paper`")
+    if of is ReportOf.paper:
+        tables = paper_tables(records, table or (), compare=difference, seed=seed)
+    else:
+        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels}
+        tables = _asked_for(records, asked, results) or cer_tables(records)
+    print_tables(tables, format_)
+
+
+def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: str) -> None:
+    from bench.report.interchange import exported
+    from bench.store.files import write
+
+    made = exported(form.value, records, dataset=dataset)
+    for line in made.left_out:
+        say(f"left out: {line}", err)
+    if not made.files:
+        raise SpecError(
+            f"none of the {len(records)} records has a number that {form.value} can hold"
+        )
+    for path, data in made.files.items():
+        write(folder / path, data)
+    say(f"{folder}: {len(made.files)} files of {len(records)} records")
+
+
+def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> list[Any]:
+    from bench.report.judging import label_table, threshold_curve
+    from bench.report.tables import cost_table, transfer_table
+
+    make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
+            "labels": label_table}  # fmt: skip
+    tables = [make[name](records) for name, on in asked.items() if on]
+    for table in tables:
+        if not table.lines:
+            raise SpecError(f"{table.title}: {results} has no record that it could be made of")
+    return tables
