@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks._slot import Slot
 from attacks._token_search import TokenSearch
 from attacks.unlearndiff import UnlearnDiff
-from bench import Prompt
+from bench import Prompt, double
 
 _HALVINGS = 40  # enough for values up to ten million; probabilities need 17
 
@@ -70,10 +70,10 @@ def bisect(rows: Tensor, tolerance: float = 1e-5) -> Tensor:
     """
 
     def excess(shift: Tensor) -> Tensor:
-        return (rows - shift.to(rows.dtype)).clamp(0, 1).sum(-1, keepdim=True).double() - 1
+        return double((rows - shift.to(rows)).clamp(0, 1).sum(-1, keepdim=True)) - 1
 
-    low = rows.amin(-1, keepdim=True).double() - 1
-    high = rows.amax(-1, keepdim=True).double()
+    low = double(rows.amin(-1, keepdim=True)) - 1
+    high = double(rows.amax(-1, keepdim=True))
     middle = (low + high) / 2
     going = torch.ones_like(middle, dtype=torch.bool)
     for _ in range(_HALVINGS):
@@ -86,4 +86,4 @@ def bisect(rows: Tensor, tolerance: float = 1e-5) -> Tensor:
         low = torch.where(going & ~below, middle, low)
     clipped = rows.clamp(0, 1)
     there = (clipped.sum(-1, keepdim=True) - 1).abs() <= tolerance
-    return torch.where(there, clipped, (rows - middle.to(rows.dtype)).clamp(0, 1))
+    return torch.where(there, clipped, (rows - middle.to(rows)).clamp(0, 1))

@@ -18,6 +18,7 @@ from bench import (
     IncompatibleError,
     Target,
     Threat,
+    double,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class MaskRevival:
             signs = torch.randint(2, weight.shape, generator=rng).to(weight.device) * 2 - 1
             value = rest.mean() if self.fill == "layer-mean" else rest.abs().mean() * signs
             return torch.where(mask, value.to(weight.dtype), weight)
-        rows, gone = weight.detach().double().flatten(1), mask.flatten(1)
+        rows = double(weight.detach()).flatten(1)
+        gone = mask.flatten(1).to(rows.device)
         full = complete(rows, gone, self.rank, self.iterations, self.tolerance)
         dropped = int((1 - self.keep) * int(gone.sum()))
         if dropped > 0:
@@ -119,7 +121,7 @@ class MaskRevival:
             largest = rows.abs().amax(1, keepdim=True)
             largest = torch.where(largest > 0, largest, rows.abs().max())
             full = torch.where(gone, full.sign() * largest, full)
-        return full.view(weight.shape).to(weight.dtype)
+        return full.view(weight.shape).to(weight)
 
 
 def suspicious(weights: Mapping[str, Tensor], natural: float) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Importing it loads neither torch nor diffusers nor pydantic.
 import os
 from typing import TYPE_CHECKING, Any
 
+from bench.core.devices import double
 from bench.core.digest import digest
 from bench.core.phrases import check_length, framed, sentences
 from bench.core.protocols import (
@@ -83,6 +84,7 @@ __all__ = [
     "check_length",
     "content_digest",
     "digest",
+    "double",
     "evaluate",
     "fit",
     "framed",

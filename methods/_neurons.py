@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench import IncompatibleError, Model, Prompt
+from bench import IncompatibleError, Model, Prompt, double
 from methods._hooks import inputs_of
 
 Maps = dict[str, Tensor]
@@ -71,7 +71,7 @@ def concept_scores(
         for before, after in zip(*both, strict=True):
             for name in before:
                 z = before[name] - after[name]
-                values = (z.abs() if absolute else z).double()
+                values = double(z.abs() if absolute else z)
                 totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3)).cpu()
                 counts[name] = counts.get(name, 0) + z.shape[0] * z.shape[2] * z.shape[3]
     return {name: total / counts[name] for name, total in totals.items()}

@@ -17,6 +17,7 @@ from bench import (
     Model,
     by_kind,
     check_length,
+    double,
     read_table,
 )
 
@@ -117,7 +118,7 @@ class UCE:
         factor = torch.linalg.solve(right, toward.T).T
         with torch.no_grad():
             for matrix in matrices.values():
-                matrix.copy_(matrix.double() @ factor)
+                matrix.copy_(double(matrix) @ factor)
         model.notes.update(matrices=len(matrices), vectors=len(erased))
         ctx.progress("erase", 1, 1)
         return model
@@ -126,7 +127,7 @@ class UCE:
         """Return erased and guide vectors, ``(vectors, width)`` each, float64."""
         import torch
 
-        hidden = model.encode([*terms, guide]).double()
+        hidden = double(model.encode([*terms, guide]))
         # Position of the last subject token; for an empty text, of the start token.
         last = [len(ids) for ids in model.token_ids([*terms, guide])]
         erased, guides = [], []
@@ -143,7 +144,7 @@ class UCE:
         total = torch.zeros_like(like)
         for start in range(0, len(texts), CHUNK):
             some = list(texts[start : start + CHUNK])
-            hidden = model.encode(some).double()
+            hidden = double(model.encode(some))
             if self.token_mode == "tail":
                 vectors = hidden.flatten(0, 1)
             else:

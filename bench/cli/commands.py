@@ -86,7 +86,7 @@ class Export(StrEnum):
 def run(
     specs: Specs,
     batch_size: BatchSize = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     workers: Workers = 1,
     results: Results = RESULTS,
     images: Images = None,
@@ -199,7 +199,7 @@ def judge_(
     protocol: Protocol = "default",
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     results: Results = RESULTS,
     fresh: Fresh = False,
 ) -> None:
@@ -272,7 +272,7 @@ def show(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts in that picture.")] = 6,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Show a plug-in's parameters, a task's prompts, a model, a suite; or the story of one cell.
 
@@ -355,7 +355,7 @@ def erase(
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Also write a diffusers folder.")] = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "fp32",
     world: World = None,
 ) -> None:
@@ -375,12 +375,14 @@ def erase(
     known = find_concepts(concept, home, kind or (), anchor or ())
     cell = erasure_cell(model, Ref.parse(method), known, seed=seed, dtype=dtype, world=home)
 
+    from bench.core.devices import described, use
     from bench.engine.local import erase_cell
-    from bench.engine.settings import Settings, check_device
+    from bench.engine.settings import Settings
     from bench.models.erasures import check_export
     from bench.store.files import write
 
-    check_device(device)
+    device = use(device)
+    say(f"device: {described(device)}", err)
     if export:
         check_export(export)
     erased, files = erase_cell(cell, Settings(device), err)
@@ -457,7 +459,7 @@ def speed_attack(
     ] = False,
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
     ] = "fp32",

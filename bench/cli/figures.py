@@ -44,7 +44,7 @@ def figure(
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="examples: prompts of each cell.")
     ] = 6,
-    device: Device = "cpu",
+    device: Device = "auto",
     results: Results = RESULTS,
 ) -> None:
     """Draw a figure of stored records as a PNG, SVG or PDF file.

@@ -161,7 +161,9 @@ Dtype = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="cpu, cuda, cuda:1, mps.", rich_help_panel="How it is computed"
+        metavar="NAME",
+        help="auto (the first of cuda, mps, cpu), cpu, cuda, cuda:1, mps.",
+        rich_help_panel="How it is computed",
     ),
 ]
 BatchSize = Annotated[

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bench.core.devices import AUTO, described, use
 from bench.core.types import World
 from bench.engine.budget import Time
 from bench.errors import IncompatibleError, PluginError, SpecError, UnknownNameError
@@ -76,7 +77,7 @@ class Results:
 def run(
     *specs: Spec,
     results: Path = RESULTS,
-    device: str = "cpu",
+    device: str = AUTO,
     batch_size: int = 64,
     workers: int = 1,
     keep_images: bool | None = None,
@@ -92,7 +93,7 @@ def run(
     Args:
         specs: What to compute, each cell once.
         results: Folder of records.
-        device: Where models run: "cpu", "cuda", "cuda:1", "mps".
+        device: Where models run: "cpu", "cuda", "cuda:1", "mps", or the first that is there.
         batch_size: Images made or attacked at once.
         workers: Processes that attack together; each loads the models.
         keep_images: Keep images and draw one grid per cell; by default all but those of streamed tasks.
@@ -128,9 +129,9 @@ def run(
             min(workers, max(attacked, default=1))
         ) as crew:  # they load while this one does
             from bench.engine.local import run_cells
-            from bench.engine.settings import Settings, check_device
+            from bench.engine.settings import Settings
 
-            check_device(device)
+            device = _device(device, console)
             assets = {name: path for spec in specs for name, path in spec.assets.items()}
             settings = Settings(device, batch_size, keep_images, keep_unsafe, cache, assets=assets)
             time.learn(device, store, cache)
@@ -141,6 +142,13 @@ def run(
         cache.end(ids)
     records = tuple(found for job in planned if (found := store.get(job.cell)))
     return Results(records, len(planned.jobs) - len(todo.jobs), results, len(planned.jobs), time.up)
+
+
+def _device(name: str, console: Console) -> str:
+    """Return the device that a name stands for, and say which it is."""
+    device = use(name)
+    say(f"device: {described(device)}", console)
+    return device
 
 
 def unfinished(planned: Plan, store: Store) -> Plan:
@@ -161,7 +169,7 @@ def judge(
     protocol: ProtocolName = "default",
     limit: int | None = None,
     batch_size: int = 64,
-    device: str = "cpu",
+    device: str = AUTO,
     results: Path = RESULTS,
     fresh: bool = False,
     console: Console = QUIET,
@@ -190,7 +198,7 @@ def judge(
     """
     from bench.engine.folder import plan_folder
     from bench.engine.local import judge_cell
-    from bench.engine.settings import Settings, check_device
+    from bench.engine.settings import Settings
 
     job, matched = plan_folder(
         folder,
@@ -207,7 +215,7 @@ def judge(
     since = Artifacts().begin([job.cell.id], fresh=fresh)
     store, cache = Store(results, since), Artifacts(since=since)
     store.check_writable()
-    check_device(device)
+    device = _device(device, console)
     say(f"{job.task.world} world, {job.task.name}: {matched}", console)
     settings = Settings(device, batch_size, artifacts=cache, assets=assets or {})
     record, known = judge_cell(job, matched, store, settings, console)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from bench.core.devices import AUTO, use
 from bench.engine.again import Again, Picture
 from bench.engine.local import bars
-from bench.engine.settings import Settings, check_device
+from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.report import verdict
 from bench.report.axes import labels
@@ -87,7 +88,7 @@ def with_model(
     records: Sequence[Record],
     wanted: Wanted,
     *,
-    device: str = "cpu",
+    device: str = AUTO,
     limit: int = 6,
     console: Console,
 ) -> Made:
@@ -146,7 +147,7 @@ def drawn_cell(
     record: Record,
     records: Sequence[Record],
     *,
-    device: str = "cpu",
+    device: str = AUTO,
     limit: int = 6,
     console: Console,
 ) -> Made:
@@ -171,7 +172,7 @@ def drawn_cell(
 @contextmanager
 def drawing_with(device: str, console: Console) -> Iterator[Settings]:
     """Yield the settings of a figure, with bars that show progress."""
-    check_device(device)
+    device = use(device)
     with bars(console) as (_, stage):
         yield Settings(device, progress=stage)
 

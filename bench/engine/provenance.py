@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench.core.devices import facts
 from bench.core.paths import ROOT
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell
@@ -59,7 +60,7 @@ def environment(device: str) -> dict[str, str]:
         **{name: _version(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        **facts(device),
         "threads": str(torch.get_num_threads()),
         "git": _commit(),
         "peak_memory_mb": _peak_memory(),

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from bench.core.devices import restart_peak
 from bench.core.protocols import Adversarial
 from bench.core.types import Prompt, Sample
 from bench.engine.attack import CellAttack
@@ -48,6 +49,7 @@ class Runner:
     def run(self, job: Job) -> Record:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
         cell, space = job.cell, "prompt"
+        restart_peak(self.settings.device)
         if job.problem:
             return Record(cell, "failed", reason=job.problem)
         try:

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.core.types import Context
-from bench.errors import SpecError
 from bench.sources.assets import finder
 from bench.store.artifacts import Artifacts
 
@@ -91,19 +89,6 @@ class Settings:
 def tensors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as a file takes them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that cannot be used.
-
-    Raises:
-        SpecError: It is not there, or holds no data.
-    """
-    try:
-        torch.zeros(1, device=device).tolist()  # "meta" holds no data
-    except (RuntimeError, AssertionError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise SpecError(f"--device {device} cannot be used: {reason}; try --device cpu") from exc
 
 
 @contextmanager

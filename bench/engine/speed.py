@@ -28,11 +28,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from bench.core.devices import described, use
 from bench.core.protocols import Attack, Model, Target
 from bench.core.types import Context, Prompt, Sample, SamplerNoise
 from bench.engine.local import erase_cell
 from bench.engine.runner import Runner
-from bench.engine.settings import Settings, check_device
+from bench.engine.settings import Settings
 from bench.engine.workers import python
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import Job, plan
@@ -243,7 +244,7 @@ def compare(
     """
     (job,) = plan(spec)
     check_dtype(dtype)
-    check_device(settings.device)
+    settings = replace(settings, device=use(settings.device))
     erase_cell(job.cell, settings, console)  # before the clock runs
     crews: list[tuple[Job, Way, int]] = [(job, "batched", n) for n in dict.fromkeys((1, workers))]
     order = [*crews, (job, "official", 1), *crews[::-1]]  # machines drift: once before, once after
@@ -257,7 +258,7 @@ def compare(
     lines = tuple(_line(way, r) for way, r in zip(ways, runs, strict=True))
     cell = job.cell
     notes = [
-        f"{cell.attack.name} on {cell.method.name}, {cell.task}, {settings.device}, "
+        f"{cell.attack.name} on {cell.method.name}, {cell.task}, {described(settings.device)}, "
         f"{torch.get_num_threads()} threads",
         "s: the attack alone, and its share per prompt and timestep; wall: with start and loading",
     ]
@@ -323,8 +324,10 @@ def _main() -> None:
     one_of_several = order["way"] == "batched" and order["part"][0] > 0
     console = Console(stderr=True, quiet=one_of_several)
     with console.status("") as status:
+        settings = Settings.from_json(order["settings"])
+        use(settings.device)
         settings = replace(
-            Settings.from_json(order["settings"]),
+            settings,
             progress=lambda stage, done, total: status.update(f"{stage}: {done} of {total}"),
         )
         job = TypeAdapter(Job).validate_python(order["job"])

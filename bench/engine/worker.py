@@ -11,6 +11,7 @@ from threading import Thread
 import torch
 from pydantic import TypeAdapter
 
+from bench.core.devices import use
 from bench.core.foreign import watched_keyboard
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
@@ -34,7 +35,10 @@ def main() -> None:
     runner = None
     while job := json.loads(jobs.get()):
         torch.set_num_threads(job["threads"])
-        runner = runner or Runner(Settings.from_json(job["settings"]))
+        if runner is None:
+            settings = Settings.from_json(job["settings"])
+            use(settings.device)
+            runner = Runner(settings)
         try:
             runner.attack(
                 TypeAdapter(Job).validate_python(job["job"]),

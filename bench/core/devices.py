@@ -1,0 +1,95 @@
+"""Devices: which one is used, what it has, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from bench.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AUTO = "auto"
+"""Stands for the first of cuda, mps and cpu that this machine has."""
+_WITHOUT_FLOAT64 = {"mps"}
+
+
+def use(name: str) -> str:
+    """Return the device that a name stands for, ready: on cuda, float32 products are in TF32.
+
+    ``NVIDIA_TF32_OVERRIDE=0`` in the environment keeps them in float32.
+
+    Raises:
+        SpecError: The device is not there, or holds no data.
+    """
+    import torch
+
+    device = _first() if name == AUTO else name
+    try:
+        torch.zeros(1, device=device).tolist()  # "meta" holds no data
+    except (RuntimeError, AssertionError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise SpecError(f"--device {name} cannot be used: {reason}; try --device cpu") from exc
+    if _is_cuda(device):
+        torch.set_float32_matmul_precision("high" if _tf32() else "highest")
+    return device
+
+
+def _first() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _is_cuda(device: str) -> bool:
+    return device.partition(":")[0] == "cuda"
+
+
+def _tf32() -> bool:
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+
+
+def facts(device: str) -> dict[str, str]:
+    """Return what a record says of a device: its name, how it multiplies, and its memory at its fullest."""
+    if not _is_cuda(device):
+        return {"device": device}
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "matmul": "TF32" if torch.get_float32_matmul_precision() == "high" else "fp32",
+        "peak_device_memory_mb": str((peak_bytes(device) or 0) // 2**20),
+    }
+
+
+def described(device: str) -> str:
+    """Return a device in words, for the first line of a run."""
+    known = facts(device)
+    if not _is_cuda(device):
+        return device
+    return f"{device} ({known['device']}, float32 products in {known['matmul']})"
+
+
+def peak_bytes(device: str) -> int | None:
+    """Return the most memory that tensors took since :func:`restart_peak`; ``None`` if nobody counts it."""
+    if not _is_cuda(device):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def restart_peak(device: str) -> None:
+    """Count the peak of memory from now on."""
+    if _is_cuda(device):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def double(x: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU where its own device has no float64 (mps)."""
+    return (x.cpu() if x.device.type in _WITHOUT_FLOAT64 else x).double()
