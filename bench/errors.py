@@ -19,11 +19,11 @@ from difflib import get_close_matches
 
 EXIT_CODES = {
     0: "done; a cell that is skipped because method and model do not fit is named",
-    1: "method and model do not fit (`bench erase`, `bench apply`)",
+    1: "method and model do not fit (`bench erase`, `bench apply`); `bench doctor` found a fault",
     2: "the request is wrong: a name, a parameter, a file",
     3: "a plug-in broke its contract, or a cell failed",
     4: "weights or data are missing or damaged",
-    5: "a file or record cannot be read or written",
+    5: "a file or record cannot be read or written, or is damaged",
     6: "the time of --max-hours is used up; the same command goes on",
     130: "stopped by Ctrl-C; the same command resumes",
 }
@@ -47,8 +47,7 @@ class UnknownNameError(SpecError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
         names = sorted(known)
-        close = get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, names)
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}{advice}")
 
 
@@ -94,6 +93,12 @@ class StoreError(BenchError):
     """A record or an artifact cannot be read or written."""
 
     exit_code = 5
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question with the known name that is nearest, or nothing if none is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def first_line(exc: BaseException) -> str:

@@ -89,6 +89,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         # A wide terminal, so that tables and messages are not folded.
         monkeypatch.setattr(module.out, "_width", 300)
         monkeypatch.setattr(module.err, "_width", 300)
+        monkeypatch.setattr(module.progress, "_width", 300)
         code = 0
         try:
             module.main()

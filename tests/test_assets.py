@@ -113,7 +113,7 @@ def test_what_is_here_in_part_is_not_here(cli, tmp_path: Path) -> None:
         locate("network")
     shown = {item.name: (bool(item.path), item.partly) for item in inventory({})}
     assert shown["network"] == (False, True) and shown["judge"] == (False, False)
-    assert " in part " in cli("assets").out
+    assert "here: in part;" in cli("assets").out
     (folder / "preprocessor_config.json").write_text("{}")
     assert here(ASSETS["network"]) == locate("network") == folder
     (folder / "model.safetensors").unlink()

@@ -38,7 +38,9 @@ def test_every_plugin_has_a_card_and_a_docstring(kind) -> None:
 def test_unknown_names_and_parameters() -> None:
     with pytest.raises(UnknownNameError, match="unknown method 'esdd'. Did you mean 'esd'"):
         create("methods", Ref("esdd"))
-    with pytest.raises(ParamError, match=r"esd has no parameter stepz. It takes: batch, eta, lr,"):
+    with pytest.raises(
+        ParamError, match=r"esd has no parameter stepz. Did you mean 'steps'\? It takes: batch"
+    ):
         create("methods", Ref.parse("esd:stepz=3"))
     with pytest.raises(ParamError, match="esd: steps=many: Input should be a valid integer"):
         create("methods", Ref.parse("esd:steps=many"))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 import typer
 
-from bench.cli import figures, reports  # noqa: F401  # their commands
+from bench.cli import figures, reports, upkeep  # noqa: F401  # their commands
 from bench.cli.commands import app
-from bench.cli.terminal import err, out, say
+from bench.cli.terminal import err, out, progress, say
 from bench.core.foreign import watched_keyboard
-from bench.errors import BenchError, SpecError, StoreError
+from bench.errors import BenchError, SpecError, StoreError, did_you_mean
 
-__all__ = ["app", "err", "main", "out"]
+__all__ = ["app", "err", "main", "out", "progress"]
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])  # click's, wherever that is
 
 
@@ -37,7 +38,7 @@ def _run_app() -> int:
             f"expected text in UTF-8, got {odd[0]!r:.300}; rename it", SpecError.exit_code
         )
     try:
-        code = int(app(standalone_mode=False) or 0)
+        code = int(app(prog_name="bench", standalone_mode=False) or 0)
         sys.stdout.flush()
     except BenchError as exc:
         return _failed(exc, exc.exit_code)
@@ -87,5 +88,13 @@ def _misused(exc: Any) -> int:
         exc.show()
     else:
         command = exc.ctx.command_path if exc.ctx else "bench"
-        _failed(f"{exc.format_message().rstrip('.')}; see `{command} --help`", SpecError.exit_code)
+        _failed(f"{_in_words(exc.format_message())}; see `{command} --help`", SpecError.exit_code)
     return SpecError.exit_code
+
+
+def _in_words(message: str) -> str:
+    """Return the message of a wrong command line, with the choice that is nearest to what was given."""
+    message = message.replace("Value error, ", "").rstrip(".")
+    if match := re.search(r"'([^']*)' is not one of (.+)", message):
+        message += "." + did_you_mean(match[1], re.findall(r"'([^']+)'", match[2]))
+    return message.rstrip(".")

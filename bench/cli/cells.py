@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.text import Text
 
 from bench.cli.records import records_in
-from bench.cli.terminal import err, out, say
+from bench.cli.terminal import out, print_json, progress, remark
 from bench.report.text import plain
 
 _NAME = 12
 
 
-def show_cell(cell: str, results: Path, picture: Path | None, device: str, limit: int) -> None:
-    """Print the story of a cell; with ``picture`` draw its prompts as well."""
+def show_cell(
+    cell: str, results: Path, picture: Path | None, device: str, limit: int, *, json_: bool = False
+) -> None:
+    """Print the story of a cell, or its record; with ``picture`` draw its prompts as well."""
     from bench.report.figures.style import format_of
     from bench.report.story import of_id, story
 
@@ -22,7 +25,9 @@ def show_cell(cell: str, results: Path, picture: Path | None, device: str, limit
         format_of(picture)
     records = records_in(results)
     record = of_id(records, cell)
-    for line in story(record):
+    if json_:
+        print_json(asdict(record))
+    for line in () if json_ else story(record):
         text = Text(f"{plain(line.name):<{_NAME}} ")
         if len(line.name) >= _NAME:
             out.print(Text(plain(line.name)), soft_wrap=True)
@@ -34,9 +39,9 @@ def show_cell(cell: str, results: Path, picture: Path | None, device: str, limit
     if picture:
         from bench.engine.figures import drawn_cell
 
-        drawing, _ = drawn_cell(record, records, device=device, limit=limit, console=err)
+        drawing, _ = drawn_cell(record, records, device=device, limit=limit, console=progress)
         drawing.save(picture)
-        say(f"{'picture':<{_NAME}} {picture}")
+        remark(f"{'picture':<{_NAME}} {picture}", aside=json_)
 
 
 def _print_hanging(text: Text) -> None:

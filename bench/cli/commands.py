@@ -8,6 +8,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from bench.cli import complete
+from bench.cli.app import App
 from bench.cli.options import (
     RESULTS,
     Anchor,
@@ -17,6 +19,7 @@ from bench.cli.options import (
     Dtype,
     Fresh,
     Images,
+    Json,
     Judge,
     KeepUnsafe,
     Kind,
@@ -39,24 +42,28 @@ from bench.cli.options import (
 )
 from bench.cli.records import records_of
 from bench.cli.terminal import (
-    assets_table,
+    Format,
     err,
-    out,
+    print_assets,
+    print_json,
+    print_listing,
     print_table,
+    print_tables,
+    progress,
+    remark,
     say,
     say_wrapped,
 )
 from bench.errors import EXIT_CODES, SpecError, UnknownNameError
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
     help="Benchmark of robust concept erasure: erase a concept, attack the model, judge the images.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()),
 )
-speed = typer.Typer(no_args_is_help=True, help="Measure how fast things are on this machine.")
+speed = App(no_args_is_help=True, help="Measure how fast things are on this machine.")
 app.add_typer(speed, name="speed")
 
 
@@ -93,6 +100,7 @@ def run(
     keep_unsafe_images: KeepUnsafe = False,
     fresh: Fresh = False,
     max_hours: MaxHours = None,
+    json_: Json = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
 
@@ -103,16 +111,19 @@ def run(
     Example: bench run --suite emoji-quick --workers 2
     """
     from bench.engine import api
-    from bench.report.tables import cer_tables
+    from bench.report.tables import cer_tables, in_a_line
 
     found = api.run(
         *specs, results=results, device=device, batch_size=batch_size, workers=workers,
         keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, max_hours=max_hours,
-        console=err,
+        console=progress,
     )  # fmt: skip
-    for table in cer_tables(found):
-        print_table(table)
-    say(f"{found.known} of {found.cells} cells were there already. Records: {results}")
+    print_tables(cer_tables(found), Format.of(json_))
+    remark(
+        f"{found.known} of {found.cells} cells were there already. Records: {results}", aside=json_
+    )
+    for record in found.failed if progress.quiet else ():  # else it was said
+        say(in_a_line(record), err)
     if found.stopped:
         done = f"{len(found) - len(found.failed)} of {found.cells} cells are done"
         say(f"stopped: {found.stopped}; {done}. The same command goes on.", err)
@@ -136,6 +147,7 @@ def plan_(
         ),
     ] = None,
     workers: Workers = 1,
+    json_: Json = False,
 ) -> None:
     """Show the cells of a request, which of them are done, and what the rest costs. Computes nothing.
 
@@ -148,22 +160,26 @@ def plan_(
     """
     from bench.plan.plan import plan
     from bench.report.costs import finished, forecast
-    from bench.report.plans import bill, plan_table
+    from bench.report.plans import bill, plan_facts, plan_table
     from bench.store.artifacts import Artifacts
     from bench.store.store import Store
 
     planned, store = plan(*specs), Store(results)
     costs = forecast(device, finished(store), Artifacts().has_erasure)
     found = bill([(job.cell, job.cell in store) for job in planned], costs, device)
-    print_table(plan_table(found))
-    for line in (*planned.notes, *planned.problems, found):
-        say(line)
+    if json_:
+        facts = {"notes": planned.notes, "problems": planned.problems}
+        print_json({"cells": plan_facts(found), **facts})
+    else:
+        print_table(plan_table(found))
+        for line in (*planned.notes, *planned.problems, found):
+            say(line)
     if export:
         from bench.cli.batch import sbatch
         from bench.store.files import write
 
         write(export[1], sbatch(specs, found, results=results, workers=workers).encode())
-        say(f"sbatch {export[1]}")
+        remark(f"sbatch {export[1]}", aside=json_)
 
 
 @app.command("judge")
@@ -202,6 +218,7 @@ def judge_(
     device: Device = "auto",
     results: Results = RESULTS,
     fresh: Fresh = False,
+    json_: Json = False,
 ) -> None:
     """Judge images that were made elsewhere, as a task's own; no model is needed.
 
@@ -226,11 +243,10 @@ def judge_(
     record, known, path = api.judge(
         folder, look[0] if look else task or "", cast("Any", world), label=label, in_order=in_order,
         judge=judge, prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
-        limit=limit, batch_size=batch_size, device=device, results=results, fresh=fresh, console=err,
+        limit=limit, batch_size=batch_size, device=device, results=results, fresh=fresh, console=progress,
     )  # fmt: skip
-    for table in cer_tables([record]):
-        print_table(table)
-    say(f"{'It was there already. ' if known else ''}Record: {path}")
+    print_tables(cer_tables([record]), Format.of(json_))
+    remark(f"{'It was there already. ' if known else ''}Record: {path}", aside=json_)
     if record.status == "failed":
         raise typer.Exit(3)
 
@@ -240,15 +256,19 @@ def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
     model: Model = "emoji-sd",
     world: World = None,
+    json_: Json = False,
 ) -> None:
-    """List plug-ins, tasks, models or suites by name.
+    """List plug-ins, tasks, models, suites or figures by name, and what each does.
 
     Example: bench list methods
     """
     from bench.report.describe import listing
 
-    for name, about in listing(what.value, _world(model, world)):
-        say_wrapped(f"{name:<22} {about}", " " * 23)
+    rows = listing(what.value, _world(model, world))
+    if json_:
+        print_json([{"name": name, "about": about} for name, about in rows])
+    else:
+        print_listing(rows)
 
 
 @app.command()
@@ -261,7 +281,10 @@ def show(
             "cell, or the beginning of it.",
         ),
     ],
-    name: Annotated[str | None, typer.Argument(help="Which one of that kind.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Which one of that kind.", autocompletion=complete.named),
+    ] = None,
     model: Model = "emoji-sd",
     world: World = None,
     results: Results = RESULTS,
@@ -273,6 +296,7 @@ def show(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts in that picture.")] = 6,
     device: Device = "auto",
+    json_: Json = False,
 ) -> None:
     """Show a plug-in's parameters, a task's prompts, a model, a suite; or the story of one cell.
 
@@ -283,8 +307,11 @@ def show(
     if what in list(What):
         if name is None:
             raise SpecError(f"show {what}: expected a name as well, see `bench list {what}`")
-        from bench.report.describe import details
+        from bench.report.describe import details, facts
 
+        if json_:
+            print_json(facts(cast("Any", what), name, model, cast("Any", world)))
+            return
         for line in details(cast("Any", what), name, model, cast("Any", world)):
             say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
         return
@@ -292,7 +319,7 @@ def show(
         raise UnknownNameError("kind", what, [kind.value for kind in What])
     from bench.cli.cells import show_cell
 
-    show_cell(what, results, out_, device, limit)
+    show_cell(what, results, out_, device, limit, json_=json_)
 
 
 @app.command()
@@ -309,6 +336,7 @@ def assets(
     fetch: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Get it from the hub.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """List the weights and data that are not shipped, what is here of them, and fetch.
 
@@ -325,11 +353,14 @@ def assets(
     place, whose = cast("Any", world), cast("Any", protocol)
     home = _world(model, world) if model else place or cast("Any", "photo")
     tasks = (*first_look(concept, home, prompts, judge, kind=kind), *(task or ()))
-    items = list(inventory.inventory(given(asset), model, tasks, place, whose))
-    if not items:
+    found = inventory.inventory(given(asset), model, tasks, place, whose)
+    items = [item.facts() for item in found]
+    if json_:
+        print_json(items)
+    elif items:
+        print_assets(items)
+    else:
         say("nothing is needed beside what is shipped")
-        return
-    out.print(assets_table(items))
 
 
 @app.command()
@@ -382,10 +413,10 @@ def erase(
     from bench.store.files import write
 
     device = use(device)
-    say(f"device: {described(device)}", err)
+    say(f"device: {described(device)}", progress)
     if export:
         check_export(export)
-    erased, files = erase_cell(cell, Settings(device), err)
+    erased, files = erase_cell(cell, Settings(device), progress)
     for name, data in files.items():
         write(out_ / name, data)
     card = erased.card
@@ -433,6 +464,7 @@ def leaderboard(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Write the leaderboard of stored records: pages that open from disk, without a server.
 
@@ -464,6 +496,7 @@ def speed_attack(
         str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
     ] = "fp32",
     workers: Workers = 1,
+    json_: Json = False,
 ) -> None:
     """Time an attack batched and in the official way, one prompt at a time; memory of both.
 
@@ -474,7 +507,8 @@ def speed_attack(
 
     spec = Request([method], [attack], [task], model, limit=prompts).spec()
     settings = Settings(device, batch_size)
-    print_table(compare(spec, settings, err, workers=workers, dtype=dtype, scaling=scaling))
+    table = compare(spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling)
+    print_table(table, Format.of(json_))
 
 
 def _world(model: str, world: str | None) -> Any:

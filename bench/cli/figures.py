@@ -7,17 +7,22 @@ from typing import Annotated
 
 import typer
 
+from bench.cli import complete
 from bench.cli.commands import app
 from bench.cli.options import RESULTS, Device, Results
 from bench.cli.records import records_in
-from bench.cli.terminal import err, say, say_wrapped
+from bench.cli.terminal import print_listing, progress, say
 from bench.errors import SpecError
 
 
 @app.command()
 def figure(
     name: Annotated[
-        str | None, typer.Argument(help="Which one; without a name all are listed.")
+        str | None,
+        typer.Argument(
+            help="Which one; without a name all are listed.",
+            autocompletion=complete.names("figures"),
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -57,8 +62,7 @@ def figure(
     from bench.store.files import write
 
     if name is None:
-        for known, about in FIGURES.items():
-            say_wrapped(f"{known:<22} {about}", " " * 23)
+        print_listing(FIGURES.items())
         return
     figure_about(name)
     if out is None:
@@ -72,7 +76,7 @@ def figure(
         from bench.engine.figures import with_model
 
         drawing, numbers = with_model(
-            name, records, wanted, device=device, limit=limit, console=err
+            name, records, wanted, device=device, limit=limit, console=progress
         )
     drawing.save(out)
     if data:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
+from bench.cli import complete
 from bench.core.types import World as World_
 from bench.errors import SpecError
 
@@ -27,6 +28,7 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME|PATH",
+        autocompletion=complete.names("models"),
         help="A model's name, a diffusers folder, a checkpoint file, or a hub id.",
         rich_help_panel="Model",
     ),
@@ -59,18 +61,25 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
+        autocompletion=complete.names("methods"),
         help="`bench list methods`; NAME or NAME:key=value,... Repeatable.",
     ),
 ]
 Attacks = Annotated[
     list[str] | None,
-    typer.Option("--attack", metavar="NAME", help="`bench list attacks`, likewise. Repeatable."),
+    typer.Option(
+        "--attack",
+        metavar="NAME",
+        autocompletion=complete.names("attacks"),
+        help="`bench list attacks`, likewise. Repeatable.",
+    ),
 ]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
         metavar="NAME|FILE.toml",
+        autocompletion=complete.names("tasks"),
         help="`bench list tasks`, or a task file of your own. Repeatable.",
     ),
 ]
@@ -185,6 +194,7 @@ Judge = Annotated[
     str,
     typer.Option(
         metavar="NAME",
+        autocompletion=complete.names("evaluators"),
         help="Evaluator in place of the target tasks' judge: name or name:key=value,...",
         show_default=False,
         rich_help_panel="Prompts, judges and other files",
@@ -248,6 +258,10 @@ Workers = Annotated[
 Results = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="Folder of records.", rich_help_panel="How it is computed"),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON.", rich_help_panel="What is printed"),
 ]
 Fresh = Annotated[
     bool,

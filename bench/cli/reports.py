@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Results, Tasks
+from bench.cli.options import RESULTS, Json, Results, Tasks
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, say
 from bench.errors import SpecError
@@ -109,6 +109,7 @@ def report(
             rich_help_panel=_OTHERS,
         ),
     ] = "",
+    json_: Json = False,
 ) -> None:
     """Print tables of stored records: concept erasing rates, transfer, costs, or the paper's.
 
@@ -139,7 +140,7 @@ def report(
     else:
         asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels}
         tables = _asked_for(records, asked, results) or cer_tables(records)
-    print_tables(tables, format_)
+    print_tables(tables, Format.of(json_, format_))
 
 
 def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: str) -> None:

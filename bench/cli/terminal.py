@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from textwrap import wrap
 from typing import Any
@@ -16,6 +16,8 @@ from bench.report.text import say as _say_to
 
 out = Console(markup=False, emoji=False, highlight=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
+progress = Console(markup=False, emoji=False, highlight=False, stderr=True)
+"""Where it is said what goes on; ``--quiet`` silences it."""
 
 
 class Format(StrEnum):
@@ -27,10 +29,36 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
 
+    @classmethod
+    def of(cls, json_: bool, otherwise: Format | None = None) -> Format:
+        """Return the format that ``--json`` asks for, or else another."""
+        return cls.json if json_ else otherwise or cls.terminal
+
 
 def say(line: object, to: Console = out, style: str = "") -> None:
     """Print one line; whatever is in it, it stays one line of text."""
     _say_to(line, to, style)
+
+
+def remark(line: object, *, aside: bool = False) -> None:
+    """Print one line beside a result, unless ``--quiet`` was given; ``aside``: not among the result."""
+    if not progress.quiet:
+        say(line, err if aside else out)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON; paths and the like as their text."""
+    import json
+
+    typer.echo(json.dumps(values, indent=1, default=str, ensure_ascii=False))
+
+
+def print_listing(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names, and beside each what it is."""
+    known = list(rows)
+    width = max((len(plain(name)) for name, _ in known), default=0) + 2
+    for name, about in known:
+        say_wrapped(f"{plain(name):<{width}}{plain(about)}", " " * width)
 
 
 def say_wrapped(line: str, indent: str) -> None:
@@ -54,11 +82,9 @@ def print_table(table: Any, format_: Format = Format.terminal) -> None:
 def print_tables(tables: Sequence[Any], format_: Format = Format.terminal) -> None:
     """Print tables below each other; as JSON they are one list."""
     if format_ is Format.json:
-        import json
-
         from bench.report.render import json_table
 
-        typer.echo(json.dumps([json_table(table) for table in tables], indent=1))
+        print_json([json_table(table) for table in tables])
         return
     for n, table in enumerate(tables):
         if n and format_ in {Format.csv, Format.latex}:
@@ -82,23 +108,13 @@ def _print(table: Any, format_: Format) -> None:
             say(line, err)
 
 
-def assets_table(items: list[Any]) -> Any:
-    """Return a table of what is not shipped."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("name, licence", overflow="fold", max_width=24)
-    table.add_column("here")
-    table.add_column("MB", justify="right")
-    table.add_column("what it is, where it comes from, the flag for your own copy", overflow="fold")
+def print_assets(items: Iterable[dict[str, Any]]) -> None:
+    """Print what is not shipped: a line for each thing, what is known of it below."""
     for item in items:
-        about = item.asset
-        name = f"{item.name}\n{about.licence or 'licence not stated'}"
-        source, _, commit = about.source.partition("@")
+        size = f"{item['size_mb']} MB" if item["size_mb"] else "size not known"
+        licence = item["licence"] or "licence not stated"
+        source, _, commit = item["source"].partition("@")
         source = f"{source} at {commit[:8]}" if commit else source
-        text = f"{about.about}\n{source}\n{item.flag}"
-        state = "yes" if item.path else "in part" if item.partly else "no"
-        cells = (name, state, str(about.size or "?"), text)
-        table.add_row(*("\n".join(map(plain, cell.split("\n"))) for cell in cells))
-    return table
+        say_wrapped(f"{item['name']}: here: {item['here']}; {size}; {licence}", "    ")
+        for line in (item["about"], source, item["flag"]):
+            say_wrapped(f"    {line}", "    ")

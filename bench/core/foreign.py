@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from bench.errors import BenchError, PluginError, raised
+
+log = logging.getLogger("bench")
 
 
 class _Keyboard:
@@ -51,4 +54,5 @@ def contract(who: str) -> Iterator[None]:
         raise
     except BaseException as exc:
         let_user_stop(exc)
+        log.info("%s failed here:", who, exc_info=exc)
         raise PluginError(f"{who} raised {raised(exc)}") from exc

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS
 
+log = logging.getLogger("bench")
 _BLOCKS = 1021  # sums of so many blocks tell tensors apart whose values only changed places
 
 
@@ -68,6 +70,7 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
         failure = PluginError(f"{who}: {exc}")
     except BaseException as exc:  # whatever else it is, it is the plug-in's
         let_user_stop(exc)
+        log.info("%s failed here:", who, exc_info=exc)
         failure = PluginError(f"{who} raised {raised(exc)}")
         failure.__cause__ = exc
     finally:

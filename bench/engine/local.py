@@ -63,8 +63,9 @@ def run_cells(
                 found = store.get(cell)
                 known = found is not None and found.status != "failed"
                 if not known or found is None:
+                    log.info("computing %s", names)
                     found = runner.run(job)
-                    store.put(found)
+                    log.info("written: %s", store.put(found))
                     _picture(runner, store, job, found)
             yield found, known
 

@@ -15,7 +15,6 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +31,7 @@ from bench.errors import (
     PluginLoadError,
     ShadowedPackageError,
     UnknownNameError,
+    did_you_mean,
     raised,
 )
 from bench.plugins.fingerprint import edited
@@ -144,7 +144,10 @@ def create(kind: Kind, ref: Ref) -> Any:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(ref.params) - known):
         takes = ", ".join(sorted(known)) or "no parameters"
-        raise ParamError(f"{ref.name} has no parameter {', '.join(unknown)}. It takes: {takes}")
+        hint = did_you_mean(unknown[0], known)
+        raise ParamError(
+            f"{ref.name} has no parameter {', '.join(unknown)}.{hint} It takes: {takes}"
+        )
     plugin = _validated(cls, ref.name, ref.params)
     for name, expected in ref.files.items():
         if name not in known:  # an asset, whose path is not a parameter
@@ -246,9 +249,8 @@ def _what_is_wrong(error: ValidationError) -> str:
         return f"{field} has no default: give {field}=..."
     wanted = [e["msg"] for e in (first, *rest) if e["loc"][:1] == (field,)]
     choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
-    close = get_close_matches(str(first["input"]), choices, n=1)
-    hint = f". Did you mean {close[0]!r}?" if close else ""
-    return f"{field}={first['input']}: {' or '.join(wanted)}{hint}"
+    hint = did_you_mean(str(first["input"]), choices)
+    return f"{field}={first['input']}: {' or '.join(wanted)}{hint and '.'}{hint}"
 
 
 def _refuse_shadow(package: str) -> None:

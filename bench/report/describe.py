@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -100,6 +100,15 @@ def listing(what: What, world: World) -> Iterator[tuple[str, str]]:
                 yield name, does(what, name)
             except BenchError as exc:
                 yield name, f"[broken] {exc}"
+
+
+def names_of(what: What) -> list[str]:
+    """Return the names of a kind; of tasks those of all worlds."""
+    if what in registry.KINDS:
+        return list(registry.names(what))
+    if what == "tasks":
+        return list(dict.fromkeys(n for world in get_args(World) for n in tasks.task_names(world)))
+    return list({"models": catalog.MODELS, "figures": FIGURES, "suites": matrix.suites()}[what])
 
 
 def does(kind: Kind, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from bench.plan.cell import Cell
 from bench.report.axes import labels
@@ -61,6 +61,14 @@ class Bill:
 def bill(cells: Sequence[tuple[Cell, bool]], forecast: Forecast, device: str) -> Bill:
     """Return what cells will cost, one after the other; ``True`` marks those that are done."""
     return Bill([(cell, None if done else forecast.count(cell)) for cell, done in cells], device)
+
+
+def plan_facts(bill: Bill) -> list[dict[str, object]]:
+    """Return the cells as plain values, with every parameter; the seconds that one will take if known."""
+    return [
+        {"id": c.id, "done": not e, "seconds": e.seconds if e else None, **asdict(c)}
+        for c, e in bill.cells
+    ]
 
 
 def plan_table(bill: Bill) -> Table:

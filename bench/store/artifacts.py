@@ -74,6 +74,13 @@ class Artifacts:
             return None
         return data
 
+    def intact(self, path: Path) -> bool:
+        """Say whether a file that was saved has its seal; one that cannot be read has none."""
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            return data[-_SEAL:] == self._seal(path, data[:-_SEAL])
+        return False
+
     def keep(self, path: Path, make: Callable[[], bytes]) -> bytes:
         """Return what is kept in a file; if it is missing, make it now and keep it."""
         data = self.load(path)

@@ -36,6 +36,19 @@ class Item:
     path: Path | None
     partly: bool = False
 
+    def facts(self) -> dict[str, str | int]:
+        """Return what is known of it, as plain values."""
+        return {
+            "name": self.name,
+            "here": "yes" if self.path else "in part" if self.partly else "no",
+            "path": str(self.path or ""),
+            "size_mb": self.asset.size,
+            "licence": self.asset.licence,
+            "about": self.asset.about,
+            "source": self.asset.source,
+            "flag": self.flag,
+        }
+
 
 def inventory(
     given: Mapping[str, Path],

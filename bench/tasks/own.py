@@ -17,7 +17,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.announced import announced, imported
 from bench.core.types import World
-from bench.errors import PluginError, PluginLoadError, SpecError
+from bench.errors import PluginError, PluginLoadError, SpecError, did_you_mean
 from bench.plugins.registry import Ref, create
 from bench.sources.assets import asset_of
 from bench.tasks.concepts import find_concept
@@ -302,8 +301,7 @@ def _what_is_wrong(error: ValidationError) -> str:
     place = ".".join((*around, key))
     if first["type"] == "extra_forbidden":
         known = sorted(_KEYS[".".join(around)].model_fields)
-        close = get_close_matches(key, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(key, known)
         header = isinstance(first["input"], dict) and not around
         advice = "; the keys of a task stand at the top, under no [header]" if header else ""
         return f"unknown key {shown(place)}.{hint} Known: {', '.join(known)}{advice}"
