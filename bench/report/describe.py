@@ -108,7 +108,12 @@ def names_of(what: What) -> list[str]:
         return list(registry.names(what))
     if what == "tasks":
         return list(dict.fromkeys(n for world in get_args(World) for n in tasks.task_names(world)))
-    return list({"models": catalog.MODELS, "figures": FIGURES, "suites": matrix.suites()}[what])
+    others: dict[What, list[str]] = {
+        "models": list(catalog.MODELS),
+        "figures": list(FIGURES),
+        "suites": list(matrix.suites()),
+    }
+    return others[what]
 
 
 def does(kind: Kind, name: str) -> str:
