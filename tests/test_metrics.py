@@ -18,6 +18,13 @@ def test_rate_is_wilson_and_leaves_unscored_out() -> None:
     assert (m.low, m.high) == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 50), (50, 50), (3, 142), (15_000, 30_000)])
+def test_the_interval_of_a_rate_is_that_of_scipy(k: int, n: int) -> None:
+    interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    m = rate([True] * k + [False] * (n - k))
+    assert (m.low, m.high) == pytest.approx((interval.low, interval.high), abs=1e-14)
+
+
 def test_nothing_scored_is_no_rate() -> None:
     assert rate([None, None]).value is None
     assert rate([None, None]).unscored == 2

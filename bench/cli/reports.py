@@ -61,6 +61,29 @@ def report(
         bool, typer.Option("--curve", help="Attack success by the judge's threshold.")
     ] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Hits by label.")] = False,
+    tests: Annotated[
+        bool,
+        typer.Option(
+            "--tests", help="Differences between methods, corrected for their number; tie groups."
+        ),
+    ] = False,
+    floors: Annotated[
+        bool,
+        typer.Option(
+            "--floors", help="Attacks beside random, seed-search and models that never learned."
+        ),
+    ] = False,
+    corrected: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|auto",
+            help="Rates corrected for the judge's errors, as FILE.json or the shipped judges' own say.",
+            show_default=False,
+        ),
+    ] = "",
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="How much rates vary by seed and by prompts.")
+    ] = False,
     table: Annotated[
         list[int] | None,
         typer.Option(
@@ -120,10 +143,11 @@ def report(
 
     Example: bench report paper --table 1 --format latex > table1.tex
 
+    Example: bench report --tests --task church
+
     Example: bench report --export eee --out shared
     """
     from bench.report.paper import paper_tables
-    from bench.report.tables import cer_tables
 
     if (export is None) != (out_ is None):
         raise SpecError(
@@ -138,8 +162,9 @@ def report(
     if of is ReportOf.paper:
         tables = paper_tables(records, table or (), compare=difference, seed=seed)
     else:
-        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels}
-        tables = _asked_for(records, asked, results) or cer_tables(records)
+        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
+                 "tests": tests, "floors": floors, "seeds": seeds}  # fmt: skip
+        tables = _asked_for(records, asked, corrected, results) or _rates(records)
     print_tables(tables, Format.of(json_, format_))
 
 
@@ -159,13 +184,31 @@ def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: 
     say(f"{folder}: {len(made.files)} files of {len(records)} records")
 
 
-def _asked_for(records: list[Any], asked: dict[str, bool], results: Path) -> list[Any]:
+def _rates(records: list[Any]) -> list[Any]:
+    """Return what is printed unasked: rates, and floors if models that never learned are on record."""
+    from bench.report.floors import NEVER, floors_table
+    from bench.report.tables import cer_tables
+
+    never = any(r.cell.method.name == NEVER for r in records)
+    beside = [floors_table(records)] if never else []
+    return [*cer_tables(records), *(table for table in beside if table.lines)]
+
+
+def _asked_for(
+    records: list[Any], asked: dict[str, bool], corrected: str, results: Path
+) -> list[Any]:
+    from bench.report.between import between_tables
+    from bench.report.corrected import corrected_tables
+    from bench.report.floors import floors_table
     from bench.report.judging import label_table, threshold_curve
+    from bench.report.seeds import seeds_table
     from bench.report.tables import cost_table, transfer_table
 
     make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
-            "labels": label_table}  # fmt: skip
-    tables = [make[name](records) for name, on in asked.items() if on]
+            "labels": label_table, "floors": floors_table, "seeds": seeds_table}  # fmt: skip
+    tables = [make[name](records) for name, on in asked.items() if on and name in make]
+    tables += between_tables(records) if asked["tests"] else []
+    tables += corrected_tables(records, corrected) if corrected else []
     for table in tables:
         if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")

@@ -19,6 +19,7 @@ from bench.plan.floors import most_images
 from bench.plugins import registry
 from bench.plugins.registry import Kind, Ref
 from bench.report.figures.catalog import FIGURES, figure_about
+from bench.report.statistics import detectable, power
 from bench.sources import catalog
 from bench.tasks import tasks
 
@@ -165,7 +166,9 @@ def facts(what: What, name: str, model: str, world: World | None) -> dict[str, A
     if what == "tasks":
         task = tasks.load_task(name, tasks.home(name, info.world))
         texts = {"measures": [f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures]}
-        return asdict(task) | {"prompts": len(task.prompts), "rows": len(task.rows)} | texts
+        least = detectable(len(task.prompts)) if task.role == "target" else None
+        sizes = {"prompts": len(task.prompts), "rows": len(task.rows)}
+        return asdict(task) | sizes | texts | {"detectable": least and least._asdict()}
     return asdict(plugin(what, name, model, world))
 
 
@@ -278,7 +281,26 @@ def _task(name: str, world: World) -> Iterator[str]:
         yield f"paper: {task.paper}"
     yield from (f"differs from it: {line}" for line in task.deviations)
     yield from (f"{m.metric}: {m.evaluator} ({m.reduce})" for m in task.measures)
+    yield from _detectable(len(task.prompts)) if task.role == "target" else ()
     yield from (f"{p.id}  seed {p.seed}  guidance {p.guidance:g}  {p.text}" for p in task.prompts)
+
+
+def _detectable(n: int) -> Iterator[str]:
+    """Yield what n prompts can show: the smallest difference between two methods, and how often."""
+    least = [(tests, detectable(n, tests)) for tests in (1, 10)]
+    said = [
+        f"{found.prompts} prompts ({found.share:.0%}) "
+        + ("in one test" if tests == 1 else f"in the first of {tests} (Holm)")
+        for tests, found in least
+        if found
+    ]
+    yield f"N={n}: the smallest difference between two methods that can be shown is " + (
+        ", ".join(said) or "none: too few prompts"
+    )
+    yield (
+        f"a true difference of 15% is shown in {power(n, 0.15):.0%} of cases, one of 20% in "
+        f"{power(n, 0.20):.0%}, if 10% of the prompts differ the other way round"
+    )
 
 
 def _paragraphs(doc: str) -> Iterator[str]:

@@ -5,15 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bench.report.statistics import Difference
 from bench.store.metrics import Measurement
 
-Flag = Literal["differs", "unscored", "not all attacked", "other parameters", "outside"]
+Flag = Literal[
+    "differs",
+    "unscored",
+    "not all attacked",
+    "other parameters",
+    "outside",
+    "equivalent",
+    "other budget",
+    "fewer attacks",
+]
 MARKS: dict[Flag, str] = {
     "differs": "*",
     "unscored": "?",
     "not all attacked": "~",
     "other parameters": "†",
     "outside": "≠",
+    "equivalent": "=",
+    "other budget": "#",
+    "fewer attacks": "^",
 }
 UNSCORED_SHARE = 0.05
 """The largest share of unscored images that a figure may rest on without a mark."""
@@ -31,12 +44,15 @@ class Figure:
         unscored: Images that could not be scored.
         attacked: Prompts that were attacked, if that is not all of them.
         detections: A second count, shown in brackets.
-        p: The exact McNemar p-value against no attack.
+        p: The exact McNemar p-value of its test: that of a rate against no attack, if nothing else is said.
+        p_holm: The same after Holm, over all tests of the table.
         word: What stands in place of a number: "failed", "skipped".
         flags: What a mark beside the number says.
         digits: Decimals of a number without an interval; by default four digits in all.
         published: What a paper says in this place, also where there is no number of ours.
         difference: The number minus the published one, where the two may be compared.
+        signed: Whether it is itself a difference, from -1 to 1.
+        tie: Letters of its tie groups: figures that share one are not known to differ.
     """
 
     value: float | None = None
@@ -47,11 +63,14 @@ class Figure:
     attacked: int | None = None
     detections: int | None = None
     p: float | None = None
+    p_holm: float | None = None
     word: str = ""
     flags: tuple[Flag, ...] = ()
     digits: int | None = None
     published: float | None = None
     difference: float | None = None
+    signed: bool = False
+    tie: str = ""
 
     @property
     def missing(self) -> bool:
@@ -110,3 +129,10 @@ def measured(m: Measurement) -> Figure:
     figure = Figure(m.value, m.n, m.low, m.high, m.unscored)
     share = m.unscored / (m.n + m.unscored) if m.n + m.unscored else 0.0
     return figure.flagged("unscored", share > UNSCORED_SHARE)
+
+
+def compared(d: Difference | None) -> Figure:
+    """Return a difference of two rates as a figure."""
+    if d is None:
+        return Figure(word="n/a")
+    return Figure(d.value, d.n, d.low, d.high, p=d.p, signed=True)

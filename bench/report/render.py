@@ -18,7 +18,8 @@ from bench.report.frame import MARKS, Figure, Flag, Line, Table
 NOTHING = "·"
 _CSV = ("column", "value", "low", "high", "n", "unscored", "attacked", "detections", "p", "status",
         "flags")  # fmt: skip
-_PUBLISHED = ("published", "difference")
+_FURTHER = ("published", "difference", "p_holm", "tie")
+"""Columns of a CSV file that are there only if a figure has something to say in them."""
 _MOST_COLUMNS = 8
 """A table of more columns is printed as several below each other, where groups of columns can be parted."""
 
@@ -99,7 +100,8 @@ def csv_table(table: Table) -> str:
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    further = _PUBLISHED if _has_published(table) else ()
+    known = [_numbers(f) for line in table.lines for _, f in _columns(table, line)]
+    further = [name for name in _FURTHER if any(n[name] not in {None, ""} for n in known)]
     writer.writerow([*map(text.csv_cell, table.names), *_CSV, *further])
     for line in table.lines:
         for column, f in _columns(table, line):
@@ -191,6 +193,7 @@ def figure(f: Figure | None, *, compact: bool = False) -> str:
     if f is None:
         return NOTHING
     marks = _marks(flag for flag in f.flags if flag != "outside" or f.difference is None)
+    marks += f" {f.tie}" if f.tie else ""
     if f.word:
         return f.word
     if f.value is None:
@@ -198,13 +201,19 @@ def figure(f: Figure | None, *, compact: bool = False) -> str:
     if compact and f.low is not None:
         return f"{f.value:.2f}".removeprefix("0") + marks
     if f.low is not None and f.high is not None:
-        return _interval(f.value, f.low, f.high) + marks
+        form = _signed if f.signed else _interval
+        return form(f.value, f.low, f.high) + marks
     second = f" ({f.detections})" if f.detections is not None else ""
     return _bare(f.value, f.digits) + second + marks
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.{_digits(low, high)}f} [{_ends(low, high)}]"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    ends = (f"{x:+.2f}".replace("0.", ".", 1) for x in (low, high))
+    return f"{value:+.2f} [{', '.join(ends)}]"
 
 
 def _digits(low: float, high: float) -> int:
@@ -276,6 +285,8 @@ def _numbers(f: Figure) -> dict[str, object]:
         "flags": ";".join(f.flags),
         "published": f.published,
         "difference": f.difference,
+        "p_holm": f.p_holm,
+        "tie": f.tie,
     }
 
 

@@ -60,13 +60,38 @@ class Difference:
 
 def paired(first: Outcomes, second: Outcomes) -> Difference | None:
     """Compare two lists of outcomes of the same prompts; ``None`` if no prompt is known in both."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    pairs = _known(first, second)
     if not pairs:
         return None
     n, more, fewer = len(pairs), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     low, high = paired_interval(more, fewer, n)
     p = mcnemar([a for a, _ in pairs], [b for _, b in pairs])
     return Difference((more - fewer) / n, low, high, n, p, more, fewer)
+
+
+def paired_records(first: Record, second: Record) -> Difference | None:
+    """Compare the successes of two records by prompt; ``None`` if their prompts are not the same."""
+    found = in_common((first, second))
+    return paired(*found) if found else None
+
+
+def paired_p(first: Record, second: Record) -> float | None:
+    """Return the p-value of :func:`paired_records` alone, which takes less time."""
+    pairs = _known(*found) if (found := in_common((first, second))) else []
+    return mcnemar([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+
+
+def in_common(records: Iterable[Record]) -> list[list[bool | None]] | None:
+    """Return the outcomes of records by prompt, in one order; ``None`` if the prompts are not the same."""
+    runs = [{(row.id, row.text, row.seed): row.success for row in r.rows} for r in records]
+    if any(run.keys() != runs[0].keys() for run in runs):
+        return None
+    return [[run[prompt] for prompt in runs[0]] for run in runs]
+
+
+def _known(first: Outcomes, second: Outcomes) -> list[tuple[bool, bool]]:
+    pairs = zip(first, second, strict=True)
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def paired_interval(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
 
 from bench.core.types import Cost
@@ -22,11 +23,11 @@ from bench.report.axes import (
 )
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
-from bench.store.metrics import Measurement, complement, mcnemar
+from bench.report.statistics import ALPHA, best_known, paired_p
+from bench.store.metrics import Measurement, complement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import role
 
-ALPHA = 0.05
 CER = "CER = 1 - ASR with its 95 % Wilson interval"
 Names = Callable[[Record], tuple[str, ...]]
 Place = tuple[str, str, int | None]
@@ -67,11 +68,15 @@ def laid_out(
     return Table(title, (*names, *facets), tuple(columns), tuple(ordered), legend, notes(records))
 
 
-def cer_tables(records: Iterable[Record]) -> list[Table]:
+def cer_tables(records: Iterable[Record], ties: Mapping[int, str] | None = None) -> list[Table]:
     """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
 
     Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
     retain and benign tasks of models that no target task is there for.
+
+    Args:
+        records: Of any tasks.
+        ties: Letters of tie groups, by the ``id`` of a record.
     """
     targets, others = roles(records)
     known = {r.cell.task: metric for r in targets if (metric := judged(r))}
@@ -84,30 +89,43 @@ def cer_tables(records: Iterable[Record]) -> list[Table]:
         beyond = [r for r in mine if r.cell.attacked and r.space != "prompt"]
         title = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
         if prompts or not beyond:
-            tables.append(cer_table([*plain, *prompts, *others], title))
+            tables.append(cer_table([*plain, *prompts, *others], title, ties))
         if beyond:
             title += ", attacks beyond the prompt"
-            tables.append(cer_table([*plain, *beyond, *others], title))
+            tables.append(cer_table([*plain, *beyond, *others], title, ties))
     beside = {model_key(r) for r in targets}
     alone = [r for r in others if model_key(r) not in beside]
     return [*tables, *([kept_table(alone)] if alone else [])]
 
 
-def cer_table(records: Iterable[Record], title: str = "Concept erasing rate") -> Table:
+def cer_table(
+    records: Iterable[Record],
+    title: str = "Concept erasing rate",
+    ties: Mapping[int, str] | None = None,
+) -> Table:
     """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
 
-    Beside it the figures of retain and benign tasks on the same erased model.
+    After several attacks comes the worst case over them; then the figures of retain and benign tasks on the
+    same erased model. ``ties`` is as in :func:`cer_tables`.
     """
     targets, others = roles(records)
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
     attacks = sorted({attack_of(r) for r in targets}, key=lambda a: order([a]))
     keys = {model_key(r) for r in targets}
     beside = Beside([r for r in others if model_key(r) in keys])
+    several = sum(attack != "none" for attack in attacks) > 1
+    tried: dict[str, set[str]] = defaultdict(set)
+    for r in targets:
+        tried[r.cell.task].add(attack_of(r))
 
     def figures(g: Group) -> Iterator[Figure | None]:
         found = placed((attack_of(r), r) for r in g.records)
         plain = only(r for r in g.records if not r.cell.attacked)
-        yield from (_cer(found.get(attack), plain) for attack in attacks)
+        for attack in attacks:
+            f = _cer(found.get(attack), plain)
+            yield replace(f, tie=(ties or {}).get(id(found[attack]), "")) if f else None
+        if several:
+            yield _worst_case(found, tried[g.first.cell.task])
         yield from beside.figures(g.first)
         yield _seconds(g.records)
 
@@ -117,7 +135,7 @@ def cer_table(records: Iterable[Record], title: str = "Concept erasing rate") ->
         ("task", "method"),
         lambda r: (r.cell.task, method_of(r)),
         grouped(targets, across=ATTACK),
-        (*rates, *beside.columns, "s"),
+        (*rates, *(["CER, worst case"] if several else []), *beside.columns, "s"),
         figures,
         legend=CER,
         records=[*targets, *beside.records],
@@ -125,7 +143,20 @@ def cer_table(records: Iterable[Record], title: str = "Concept erasing rate") ->
     legend = CER + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
+    if several:
+        legend += "; worst case: a prompt counts as erased only if no attack here brings it back"
+    if any(f and "fewer attacks" in f.flags for line in table.lines for f in line.figures):
+        legend += "; ^ over fewer attacks than in other lines of the task"
     return replace(table, legend=legend)
+
+
+def _worst_case(found: Mapping[str, Record], tried: Collection[str]) -> Figure | None:
+    """Return the share of prompts that no attack brings back; marked where one of the task's is missing."""
+    ran = [r for r in found.values() if r.status == "ok" and r.rows]
+    if not any(r.cell.attacked for r in ran):
+        return None
+    figure = measured(complement(rate([best.success for best in best_known(ran)])))
+    return figure.flagged("fewer attacks", len(ran) < len(tried))
 
 
 def kept_table(records: Iterable[Record]) -> Table:
@@ -305,18 +336,8 @@ def cer_figure(record: Record, plain: Record | None) -> Figure:
     figure = replace(figure, attacked=whole.attacked, flags=(*figure.flags, *whole.flags))
     if plain is None or plain is record or plain.status != "ok":
         return figure
-    p = _paired(plain, record)
+    p = paired_p(plain, record)
     return replace(figure, p=p).flagged("differs", p is not None and p < ALPHA)
-
-
-def _paired(first: Record, second: Record) -> float | None:
-    """Return McNemar's p-value of two records of the same prompts, over those judged in both."""
-    known = {(row.id, row.text, row.seed): row.success for row in first.rows}
-    same = {(row.id, row.text, row.seed): row.success for row in second.rows}
-    if known.keys() != same.keys():
-        return None
-    pairs = [(a, b) for row, a in known.items() if a is not None and (b := same[row]) is not None]
-    return mcnemar([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
 def _own(g: Group, attacked: Sequence[Record]) -> list[Record]:

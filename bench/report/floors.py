@@ -1,0 +1,185 @@
+"""Attacks beside what chance finds, and beside models that never learned the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bench.errors import BenchError
+from bench.plan.floors import FLOORS, most_images
+from bench.report.axes import ATTACK, Group, grouped, labels
+from bench.report.between import REFERENCES
+from bench.report.frame import Figure, Table, compared
+from bench.report.statistics import (
+    ALPHA,
+    MARGIN,
+    Difference,
+    equivalent,
+    holm,
+    paired_records,
+)
+from bench.report.tables import CER, cer_figure, laid_out, roles
+from bench.store.record import Record
+
+NEVER = "never-learned"
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What stands beside an attacked cell.
+
+    Args:
+        never: The same attack on the model that never learned the concept.
+        leak: CER of the cell minus that of ``never``.
+        floors: By name of the floor: its record on the same model.
+        gains: By name of the floor: CER of the cell minus that of the floor.
+    """
+
+    never: Record | None
+    leak: Difference | None
+    floors: dict[str, Record]
+    gains: dict[str, Difference | None]
+
+
+def floors_table(records: Iterable[Record]) -> Table:
+    """Lay out attacks beside their floors: a line for each attacked cell.
+
+    The floors are the same attack on a model that never learned the concept, and random tokens and other
+    seeds on the same model. Columns that no record fills are left out.
+    """
+    ran = [r for r in roles(records)[0] if r.status == "ok" and r.rows]
+    victims, attacks = _alike(ran, ("method",)), _alike(ran, ATTACK)
+    known = {id(r): _beside(r, victims[id(r)], attacks[id(r)]) for r in ran if _is_shown(r)}
+    shown = {n: found for n, found in known.items() if found.never or found.floors}
+    cells = [r for r in ran if id(r) in shown]
+    adjusted = _adjusted(shown)
+    method_of, attack_of = labels(ran, "method"), labels(ran, "attack")
+    never = any(found.never for found in shown.values())
+    names = [name for name in FLOORS if any(name in found.floors for found in shown.values())]
+
+    def figures(g: Group) -> Iterable[Figure | None]:
+        r, found = g.first, shown[id(g.first)]
+        yield cer_figure(r, None)
+        if never:
+            yield cer_figure(found.never, None) if found.never else None
+            yield _leak(found.leak, adjusted) if found.never else None
+        for name in names:
+            floor = found.floors.get(name)
+            yield _floor(r, floor, found.gains[name], adjusted) if floor else None
+
+    columns = ["CER", *(["never learned", "minus never learned"] if never else []), *names]
+    table = laid_out(
+        "Attacks above their floors",
+        ("task", "method", "attack"),
+        lambda r: (r.cell.task, method_of(r), attack_of(r)),
+        grouped(cells, across=()),
+        columns,
+        figures,
+        legend=_legend(never, names, len(adjusted)),
+        records=cells,
+    )
+    return replace(table, notes=(*_budget_notes(cells, shown, attack_of), *table.notes))
+
+
+def _is_shown(r: Record) -> bool:
+    return (
+        r.cell.attacked
+        and r.cell.attack.name not in FLOORS
+        and r.cell.method.name not in REFERENCES
+    )
+
+
+def _alike(ran: Sequence[Record], across: Iterable[str]) -> dict[int, tuple[Record, ...]]:
+    """Return by ``id`` the records that differ from one in nothing but some fields of the cell."""
+    return {id(r): g.records for g in grouped(ran, across) for r in g.records}
+
+
+def _beside(r: Record, victims: Sequence[Record], attacks: Sequence[Record]) -> Beside:
+    """Return what stands beside a cell.
+
+    Args:
+        r: Its record.
+        victims: The same attack on any model.
+        attacks: Any attack on the same model.
+    """
+    gold = [x for x in victims if x.cell.method.name == NEVER]
+    never = gold[0] if len(gold) == 1 else None
+    floors = {}
+    for name in FLOORS:
+        known = [x for x in attacks if x.cell.attack.name == name]
+        if known:
+            floors[name] = min(known, key=lambda x: abs((budget(x) or 0) - (budget(r) or 0)))
+    gains = {name: paired_records(floor, r) for name, floor in floors.items()}
+    return Beside(never, paired_records(never, r) if never else None, floors, gains)
+
+
+def budget(r: Record) -> int | None:
+    """Return how many images of a prompt an attack may make, the prompt's own included.
+
+    An attack that does not say it is known by the most that it did make.
+    """
+    try:
+        says = most_images(r.cell.attack)
+    except BenchError:
+        says = None
+    draws = r.cell.attack.params.get("draws")
+    if says is None and r.cell.attack.name in FLOORS and isinstance(draws, int):
+        says = draws + 1
+    return says or max((row.cost.images for row in r.rows), default=0) or None
+
+
+def _adjusted(shown: dict[int, Beside]) -> dict[int, float]:
+    """Return p-values after Holm over all tests of the table, by the ``id`` of a difference."""
+    tests = [
+        d for found in shown.values() for d in (found.leak, *found.gains.values()) if d is not None
+    ]
+    return {id(d): p for d, p in zip(tests, holm([d.p for d in tests]), strict=True)}
+
+
+def _leak(d: Difference | None, adjusted: dict[int, float]) -> Figure:
+    figure = compared(d)
+    if d is None:
+        return figure
+    p = adjusted[id(d)]
+    figure = replace(figure, p_holm=p).flagged("differs", p < ALPHA)
+    return figure.flagged("equivalent", equivalent(d))
+
+
+def _floor(r: Record, floor: Record, d: Difference | None, adjusted: dict[int, float]) -> Figure:
+    figure = cer_figure(floor, None).flagged("other budget", budget(floor) != budget(r))
+    if d is None:
+        return figure
+    p = adjusted[id(d)]
+    return replace(figure, p=d.p, p_holm=p).flagged("differs", p < ALPHA)
+
+
+def _legend(never: bool, floors: Sequence[str], tests: int) -> str:
+    parts = [CER]
+    if never:
+        parts.append(
+            "never learned: the same attack on a model that was trained without the concept; "
+            "minus: CER minus that, on the same prompts, with its 95 % interval (Tango's score). = as "
+            f"good as never learned: equivalent within {MARGIN:.2f} (two one-sided tests at {ALPHA})"
+        )
+    if floors:
+        parts.append(
+            f"{', '.join(floors)}: CER of what chance finds on the same model; # with another number of "
+            "images than the attack has"
+        )
+    parts.append(f"* differs (exact McNemar, p < {ALPHA} after Holm over {tests} tests)")
+    return "; ".join(parts)
+
+
+def _budget_notes(
+    cells: Sequence[Record], shown: dict[int, Beside], attack_of: Callable[[Record], str]
+) -> Iterable[str]:
+    """Say which floors have another budget than the attack."""
+    found: dict[str, None] = {}
+    for r in cells:
+        for floor in shown[id(r)].floors.values():
+            if budget(floor) != budget(r):
+                found[
+                    f"# {attack_of(r)} makes at most {budget(r)} images of a prompt, "
+                    f"{attack_of(floor)} {budget(floor)}: run it with --floors"
+                ] = None
+    yield from found

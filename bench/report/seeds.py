@@ -1,0 +1,53 @@
+"""How much rates depend on the seed: several runs of one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import sqrt
+
+from bench.report.axes import Group, grouped
+from bench.report.frame import Figure, Table
+from bench.report.statistics import Stages, by_stage, in_common
+from bench.report.tables import by_cell, cer_figure, laid_out, roles
+from bench.store.record import Record
+
+
+def seeds_table(records: Iterable[Record]) -> Table:
+    """Lay out what several seeds of a cell say: a line for each cell that was run with more than one."""
+    ran = [r for r in roles(records)[0] if r.status == "ok" and r.rows]
+    groups = [g for g in grouped(ran, across=("seed",)) if len(g.records) > 1]
+    split = {id(g): found for g in groups if (found := _split(g))}
+    shown = [g for g in groups if id(g) in split]
+    used = [r for g in shown for r in g.records]
+
+    def figures(g: Group) -> Iterable[Figure]:
+        found = split[id(g)]
+        rates = [f.value for r in g.records if (f := cer_figure(r, None)).value is not None]
+        yield Figure(found.n)
+        yield Figure(len(found.runs))
+        yield Figure(1 - found.rate, found.n, digits=3)
+        yield from (Figure(end(rates), digits=2) for end in (min, max))
+        yield Figure(sqrt(found.erase or 0.0), digits=3)
+        yield Figure(sqrt(found.prompts), digits=3)
+
+    return laid_out(
+        "Concept erasing rate over several seeds",
+        ("task", "method", "attack"),
+        by_cell(used),
+        shown,
+        ("N", "seeds", "CER", "lowest", "highest", "SD, seeds", "SD, prompts"),
+        figures,
+        legend="CER: mean over the seeds. SD: standard deviation of the CER of one run if only the seeds "
+        "(of erasing and of the attack together), or only the prompts, were drawn anew; by analysis of "
+        "variance, over prompts that could be judged in every run",
+        records=used,
+        hidden="N",
+    )
+
+
+def _split(g: Group) -> Stages | None:
+    """Split the variance of a cell's runs; ``None`` if their prompts are not the same."""
+    runs = in_common(g.records)
+    if runs is None:
+        return None
+    return by_stage({(r.cell.seed, 0): run for r, run in zip(g.records, runs, strict=True)})

@@ -1,0 +1,242 @@
+"""Tables of tests, floors, corrected rates and seeds: on records that are made up here."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import result, shown
+
+from bench.errors import AssetError, SpecError, StoreError
+from bench.plugins.registry import Ref
+from bench.report.between import between_tables, comparisons, ties
+from bench.report.corrected import corrected_tables, judge_of, read_validity
+from bench.report.describe import details
+from bench.report.floors import budget, floors_table
+from bench.report.render import csv_table, json_table, terminal
+from bench.report.seeds import seeds_table
+from bench.report.tables import cer_table
+from bench.store.record import Record
+from bench.store.store import Store
+
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
+N = 50
+
+
+def attacked(attack: str, hits: range, method: str = "esd", seed: int = 0, **params) -> Record:
+    """Return a record in which the attack brings back the prompts of these numbers."""
+    r = result(attack, [n in hits for n in range(N)], method=method)
+    return replace(r, cell=replace(r.cell, attack=Ref(attack, params), seed=seed))
+
+
+def lines_of(table) -> list[str]:
+    lines = terminal(table)
+    assert all(len(line) <= 80 for line in lines)
+    return lines
+
+
+def test_methods_are_compared_on_the_same_prompts_with_holm_over_the_table() -> None:
+    records = [
+        attacked("none", range(0)),
+        attacked("unlearndiff", range(13), "none"),
+        attacked("unlearndiff", range(13)),
+        attacked("unlearndiff", range(12, 13), "p-esd"),
+        attacked("unlearndiff", range(4), "uce"),
+        attacked("random", range(9)),
+        attacked("random", range(0), "p-esd"),
+    ]
+    rates, table = between_tables(records)
+    names = [line.names for line in table.lines]
+    assert names == [
+        ("church", "unlearndiff", "esd", "p-esd"),
+        ("church", "unlearndiff", "esd", "uce"),
+        ("church", "unlearndiff", "p-esd", "uce"),
+    ]
+    assert all(
+        r.cell.method.name != "none" for t in comparisons(records) for r in (t.first, t.second)
+    )
+    difference, first, second, p, adjusted = table.lines[0].figures
+    assert (difference.value, first.value, second.value) == (-12 / N, 0, 12)
+    assert p.value == pytest.approx(2 / 2**12)
+    assert adjusted.value == pytest.approx(3 * 2 / 2**12) == difference.p_holm
+    assert "differs" in difference.flags
+    assert [f.value for f in table.lines[2].figures[1:4]] == [4, 1, pytest.approx(0.375)]
+    marked = {names[1]: figures for names, *figures in ((x.names, *x.figures) for x in rates.lines)}
+    column = rates.columns.index("CER, unlearndiff")
+    assert [marked[m][column].tie for m in ("none", "esd", "p-esd", "uce")] == ["", "b", "a", "a"]
+    assert any("0.74 [.60-.84]* b" in line for line in lines_of(rates))
+    assert any("p, Holm" in line for line in lines_of(table))
+    assert "p_holm" in csv_table(table).splitlines()[0]
+    assert "tie" in csv_table(rates).splitlines()[0]
+    assert json_table(table)["lines"][0]["figures"][0]["p_holm"] == difference.p_holm
+
+
+def test_without_an_attack_on_record_the_test_prompts_are_compared() -> None:
+    found = comparisons([attacked("none", range(9)), attacked("none", range(1), "p-esd")])
+    assert [(t.difference.only_first, t.difference.only_second) for t in found] == [(0, 8)]
+    assert set(ties(found).values()) == {"a", "b"}
+
+
+def test_the_reference_records_support_one_of_six_differences() -> None:
+    """Discordant pairs are counted here again, from the rows; Holm multiplies the smallest p by six."""
+    found = {
+        (t.first.cell.task, t.first.cell.attack.name): t
+        for t in comparisons(Store(REFERENCE).load()[0])
+    }
+    assert len(found) == 6
+    for t in found.values():
+        pairs = list(zip(t.first.rows, t.second.rows, strict=True))
+        first = sum(b.success and not a.success for a, b in pairs)
+        second = sum(a.success and not b.success for a, b in pairs)
+        assert (t.difference.only_first, t.difference.only_second) == (first, second)
+        few, both = min(first, second), first + second
+        p = min(1.0, 2 * sum(math.comb(both, k) for k in range(few + 1)) / 2**both)
+        assert t.difference.p == pytest.approx(p)
+    best = min(found.values(), key=lambda t: t.difference.p)
+    assert best.p_holm == pytest.approx(6 * best.difference.p)
+    assert [where for where, t in found.items() if t.p_holm < 0.05] == [("nudity", "p4d")]
+
+
+def test_the_worst_case_is_over_the_prompts_and_not_over_the_rates() -> None:
+    records = [
+        attacked("none", range(1)),
+        attacked("p4d", range(1, 11)),
+        attacked("unlearndiff", range(5, 15)),
+        attacked("p4d", range(3), "uce"),
+        attacked("none", range(0), "uce"),
+    ]
+    table = cer_table(records)
+    column = table.columns.index("CER, worst case")
+    esd, uce = (line.figures[column] for line in table.lines)
+    assert (esd.value, esd.n, esd.flags) == (1 - 15 / N, N, ())
+    assert (uce.value, uce.flags) == (1 - 3 / N, ("fewer attacks",))
+    assert "^ over fewer attacks" in table.legend
+    assert "CER, worst case" not in cer_table(records[:2]).columns
+
+
+def test_an_unscored_prompt_is_not_safe_in_the_worst_case() -> None:
+    unscored = result("p4d", [None, None, False, False])
+    table = cer_table([unscored, result("unlearndiff", [True, False, False, False])])
+    worst = table.lines[0].figures[table.columns.index("CER, worst case")]
+    assert (worst.value, worst.n, worst.unscored) == (pytest.approx(2 / 3), 3, 1)
+
+
+def test_attacks_stand_beside_their_floors() -> None:
+    records = [
+        attacked("unlearndiff", range(12)),
+        attacked("unlearndiff", range(1), "never-learned"),
+        attacked("unlearndiff", range(2), "p-esd"),
+        attacked("random", range(4), draws=40),
+        attacked("random", range(3), draws=10),
+        attacked("seed-search", range(3), "p-esd", draws=40),
+    ]
+    table = floors_table(records)
+    assert table.columns == ("CER", "never learned", "minus never learned", "random", "seed-search")
+    esd, p_esd = (line.figures for line in table.lines)
+    assert [f.value for f in esd[:4]] == [pytest.approx(x) for x in (0.76, 0.98, -0.22, 0.94)]
+    assert esd[4] is None
+    assert esd[2].flags == ("differs",)
+    assert p_esd[2].flags == ("equivalent",)
+    assert p_esd[4].flags == ("other budget",)
+    assert "other budget" not in esd[3].flags  # of two it is the one with as many images
+    ps = [2 / 2**11, 1.0, 2 / 2**9, 1.0]  # 11:0 and 1:0 beside never-learned, 9:0 and 0:1 floors
+    assert esd[2].p_holm == pytest.approx(4 * ps[0])
+    assert esd[3].p_holm == pytest.approx(3 * ps[2])
+    assert any("unlearndiff makes at most 11 images" in note for note in table.notes)
+    lines_of(table)
+    assert not floors_table(records[:1]).lines
+
+
+def test_the_difference_from_never_learned_has_its_own_seed_and_parameters() -> None:
+    records = [
+        attacked("unlearndiff", range(12)),
+        attacked("unlearndiff", range(1), "never-learned", seed=1),
+        attacked("unlearndiff", range(1), "never-learned", iterations=9),
+    ]
+    assert not floors_table(records).lines
+
+
+def test_a_budget_is_what_the_attack_says_or_what_it_made() -> None:
+    assert budget(attacked("random", range(1), draws=10)) == 11
+    unknown = attacked("unheard-of", range(1))
+    rows = tuple(replace(row, cost=replace(row.cost, images=7)) for row in unknown.rows)
+    assert budget(replace(unknown, rows=rows)) == 7
+    assert budget(unknown) is None
+
+
+def validity(path: Path, **shares) -> Path:
+    said = {"sensitivity": {"k": 90, "n": 100}, "specificity": {"k": 160, "n": 200}} | shares
+    path.write_text(json.dumps(said))
+    return path
+
+
+def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
+    rates, judges = corrected_tables(
+        [attacked("none", range(24))], str(validity(tmp_path / "s.json"))
+    )
+    seen, right = rates.lines[0].figures
+    assert (seen.value, right.value) == (0.52, pytest.approx(1 - (0.48 + 0.8 - 1) / 0.7))
+    assert right.low < right.value < right.high
+    assert shown(judges) == [("emoji-subject", "0.90 [.83-.94]", "100", "0.80 [.74-.85]", "200")]
+    lines_of(rates)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", 'expected {"sensitivity"'),
+        ("no json", "expected"),
+        ('{"sensitivity": {"k": 5, "n": 10}, "specificity": {"k": 5, "n": 10}}', "no better than"),
+        ('{"sensitivity": {"k": 5, "n": 0}, "specificity": {"k": 5, "n": 10}}', "n > 0"),
+    ],
+)
+def test_a_file_about_a_judge_that_says_nothing_is_an_error_in_words(
+    tmp_path, content, said
+) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=said):
+        read_validity(path)
+    with pytest.raises(StoreError, match="No such file"):
+        read_validity(tmp_path / "none.json")
+
+
+def test_what_ships_beside_a_judge_is_found_by_its_name(tmp_path, monkeypatch) -> None:
+    church, nude = attacked("none", range(9)), result("none", [True, False], task="nudity")
+    monkeypatch.setattr("bench.report.corrected.EMOJI_WEIGHTS", tmp_path)
+    with pytest.raises(AssetError, match=r"emoji-subject, emoji-body.*no sensitivity.json"):
+        corrected_tables([church, nude], "auto")
+    folder = tmp_path / "judges" / "subject"
+    folder.mkdir(parents=True)
+    validity(folder / "sensitivity.json")
+    rates, _ = corrected_tables([church, nude], "auto")
+    assert [line.figures[1].word for line in rates.lines] == ["", "unknown"]
+    with pytest.raises(SpecError, match="records of one judge"):
+        corrected_tables([church, nude], str(folder / "sensitivity.json"))
+    other = replace(church, protocol={"judge": "imagenet:top=5"})
+    assert (judge_of(church), judge_of(other)) == ("emoji-subject", "imagenet")
+
+
+def test_several_seeds_are_one_line_with_the_spread_of_the_rate() -> None:
+    records = [attacked("p4d", range(hits), seed=seed) for seed, hits in enumerate((10, 14, 9))] + [
+        attacked("unlearndiff", range(3))
+    ]
+    table = seeds_table(records)
+    (line,) = table.lines
+    n, seeds, mean, low, high, spread, prompts = (f.value for f in line.figures)
+    assert (line.names, n, seeds) == (("church", "esd", "p4d"), N, 3)
+    assert (mean, low, high) == pytest.approx((1 - 11 / N, 0.72, 0.82))
+    rates = [hits / N for hits in (10, 14, 9)]
+    middle = sum(rates) / 3
+    assert spread == pytest.approx(math.sqrt(sum((r - middle) ** 2 for r in rates) / 2))
+    assert 0.05 < prompts < math.sqrt(0.22 * 0.78 / N)  # all of it is between prompts, but for 5
+    lines_of(table)
+
+
+def test_a_task_says_what_its_prompts_can_show() -> None:
+    said = " ".join(details("tasks", "church", "emoji-sd", None))
+    assert "N=142" in said
+    assert "6 prompts (4%) in one test, 9 prompts (6%) in the first of 10" in said
+    assert "15% is shown in 84% of cases, one of 20% in 97%" in said
+    assert "can be shown" not in " ".join(details("tasks", "retain", "emoji-sd", None))
