@@ -71,7 +71,7 @@ Attacks = Annotated[
         "--attack",
         metavar="NAME",
         autocompletion=complete.names("attacks"),
-        help="`bench list attacks`, likewise. Repeatable.",
+        help="`bench list attacks`, likewise. Repeatable. Default: none.",
     ),
 ]
 Tasks = Annotated[
@@ -381,7 +381,7 @@ class Request:
         return Spec(
             model,
             self._methods(),
-            tuple(Ref.parse(text) for text in self.attack or ()),
+            tuple(Ref.parse(text) for text in self.attack or ("none",)),
             (*look, *(self.task or ())),
             0,
             self.limit,

@@ -84,6 +84,14 @@ def report(
     seeds: Annotated[
         bool, typer.Option("--seeds", help="How much rates vary by seed and by prompts.")
     ] = False,
+    ripple: Annotated[
+        bool,
+        typer.Option(
+            "--ripple",
+            help="What an erasure does to other subjects, of the task subjects: near ones and others; "
+            "each of them with another --format than terminal.",
+        ),
+    ] = False,
     table: Annotated[
         list[int] | None,
         typer.Option(
@@ -153,7 +161,7 @@ def report(
         raise SpecError(
             "--export and --out are given together: in which format, and to which folder"
         )
-    records = records_of(results, task, strict=strict)
+    records, shown_as = records_of(results, task, strict=strict), Format.of(json_, format_)
     if export and out_:
         _write_export(export, records, out_, dataset)
         return
@@ -164,8 +172,10 @@ def report(
     else:
         asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
                  "tests": tests, "floors": floors, "seeds": seeds}  # fmt: skip
-        tables = _asked_for(records, asked, corrected, results) or _rates(records)
-    print_tables(tables, Format.of(json_, format_))
+        tables = _asked_for(records, asked, corrected, results)
+        tables += _ripple(records, results, shown_as) if ripple else []
+        tables = tables or _rates(records)
+    print_tables(tables, shown_as)
 
 
 def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: str) -> None:
@@ -212,4 +222,16 @@ def _asked_for(
     for table in tables:
         if not table.lines:
             raise SpecError(f"{table.title}: {results} has no record that it could be made of")
+    return tables
+
+
+def _ripple(records: list[Any], results: Path, format_: Format) -> list[Any]:
+    from bench.report.ripple import ripple_tables
+
+    tables = ripple_tables(records, each=format_ is not Format.terminal)
+    if not tables:
+        raise SpecError(
+            f"--ripple: {results} has no record of the task subjects: run bench run --method none "
+            "--method esd --task church --task subjects"
+        )
     return tables

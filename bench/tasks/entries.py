@@ -38,8 +38,8 @@ class Entry:
         name: What records call the task.
         world: Whose models and judges it is for.
         folder: Where its prompt set lies, unless that is an asset.
-        says: The keys of its entry: role, concept, prompts, measures, guidance, count, and editions, the
-            sizes that its prompt set had before it grew.
+        says: The keys of its entry: role, concept, prompts, measures, guidance, count; editions, the
+            sizes that its prompt set had before it grew; families, labels that are near each other.
         paper: The keys of its paper's protocol, and ``about``, the paper; empty if it follows none.
         origin: Where a task that is not shipped is from, for errors; empty for one that is.
     """
@@ -94,7 +94,7 @@ class Entry:
 
         Of one's own task the prompts count by their content alone, wherever the file lies.
         """
-        left_out = {"editions", *(("prompts", "count") if self.origin else ())}
+        left_out = {"editions", "families", *(("prompts", "count") if self.origin else ())}
         return {key: value for key, value in self.says.items() if key not in left_out}
 
     def saying(self, **changes: Any) -> Entry:

@@ -1,8 +1,9 @@
 """Writes the emoji world's prompt sets: ``python -m bench.emoji.recipe.prompts``.
 
 Prompts follow the grammar of the captions. Calibration sets have other prompts and other seeds than
-the test sets; no text is in two sets. The test sets of the concepts grew from 50 to 142 prompts, of
-which the first 50 are those of before: ``editions`` in ``prompts/emoji/tasks.toml``.
+the test sets; no text is in two sets. The test sets of the concepts grew from 50 to 142 prompts, and
+that of all subjects from 5 of each to 20; their first ones are those of before: ``editions`` in
+``prompts/emoji/tasks.toml``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench.emoji.world import (
     COLOURS,
     IMAGENETTE,
     OTHERS,
+    SUBJECTS,
     Scene,
     caption,
     sample_scene,
@@ -33,6 +35,7 @@ OBJECTS = ("church", "parachute", "tench", "garbage truck")
 CONCEPTS = (*OBJECTS, "nudity", "van gogh")
 GUIDANCE = 5.0
 TEST, FIRST, CALIBRATION = 142, 50, 32
+EACH, FIRST_EACH = 20, 5  # prompts of each subject
 Make = Callable[[random.Random, int], tuple[str, str]]
 """Returns the text and the label of a set's next prompt, which is given its number from 0."""
 _PLACES = [*BACKGROUNDS, "plain"]
@@ -71,7 +74,7 @@ def _retain(rng: random.Random, i: int) -> tuple[str, str]:
 
 
 def _subjects(rng: random.Random, i: int) -> tuple[str, str]:
-    name = (*IMAGENETTE, *BODY_PARTS, *OTHERS)[i % 38].name
+    name = SUBJECTS[i % len(SUBJECTS)].name
     return caption(_scene(rng, (name,), "photo"), rng, wording="implicit"), name
 
 
@@ -114,11 +117,12 @@ def write(folder: Path) -> None:
     for name, make in targets.items():
         sizes += [(name, make, FIRST), (f"{name}-calibration", make, CALIBRATION)]
     sizes += [("retain", _retain, 130), ("retain-calibration", _retain, 52)]
-    sizes += [("subjects", _subjects, 190), ("benign", _benign, 300)]
+    sizes += [("subjects", _subjects, FIRST_EACH * len(SUBJECTS)), ("benign", _benign, 300)]
     streams = {name: _rows(make, name, taken) for name, make, _ in sizes}
     sets = {name: list(islice(streams[name], n)) for name, _, n in sizes}
-    for name in targets:  # after all other sets, which so stay as they are
-        sets[name] += islice(streams[name], TEST - FIRST)
+    grown = dict.fromkeys(targets, TEST) | {"subjects": EACH * len(SUBJECTS)}
+    for name, n in grown.items():  # after all other sets, which so stay as they are
+        sets[name] += islice(streams[name], n - len(sets[name]))
     for name, rows in sets.items():
         with (folder / f"{name}.csv".replace(" ", "-")).open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
