@@ -104,7 +104,7 @@ class ConceptPrune:
         """Return at each call the column norms ``(inputs,)`` of every layer's unit-length rows."""
         from torch.nn.functional import normalize
 
-        from methods._hooks import inputs_of  # slow; not needed to plan a run
+        from bench.models.hooks import inputs_of  # slow; not needed to plan a run
 
         states = model.denoise(
             model.initial_noise([self.seed] * len(texts)),

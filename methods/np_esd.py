@@ -40,7 +40,7 @@ class NPESD(ESD):
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Train with ESD, score neurons against the original model, zero the highest."""
-        from methods._neurons import concept_scores, zero_neurons
+        from bench.models.neurons import concept_scores, zero_neurons
 
         original = model.copy()
         erased = self.tune(model, concept, ctx)

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.utils import prune
 
 from bench import Concept, IncompatibleError, Prompt
-from methods._masks import prunable, prune_smallest
-from methods._neurons import (
+from bench.models.neurons import (
     concept_scores,
     neuron_layers,
     neuron_maps,
     zero_neurons,
 )
+from methods._masks import prunable, prune_smallest
 from methods.concept_prune import _prompts, skilled
 
 CHURCH = Concept("church", "object", "house")
@@ -85,7 +85,7 @@ def test_neurons_are_the_input_of_conv2(tiny) -> None:
         m.norm2.register_forward_hook(lambda _, __, out, n=n: calls[n].append(out))
         for n, m in blocks.items()
     ]
-    maps = neuron_maps(tiny, PROMPTS)
+    maps = [maps for _, maps in neuron_maps(tiny, PROMPTS)]
     for hook in hooks:
         hook.remove()
     steps = tiny.sampling.steps
@@ -102,7 +102,7 @@ def test_scores_equal_a_loop(tiny) -> None:
     with torch.no_grad():
         for p in other.parameters("full").values():
             p.mul_(0.9)
-    a, b = neuron_maps(tiny, PROMPTS), neuron_maps(other, PROMPTS)
+    a, b = ([maps for _, maps in neuron_maps(model, PROMPTS)] for model in (tiny, other))
     for absolute in (False, True):
         scores = concept_scores(tiny, other, PROMPTS, absolute=absolute, batch=1)
         for name, score in scores.items():

@@ -10,7 +10,8 @@ from test_figures import cell, row, target
 
 from bench import Cost, Prompt, SamplerNoise
 from bench.engine.again import Again
-from bench.engine.figures import drawn_cell, picks
+from bench.engine.examples import picks
+from bench.engine.figures import drawn_cell
 from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.models import load_model

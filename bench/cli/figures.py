@@ -47,8 +47,14 @@ def figure(
         ),
     ] = "",
     limit: Annotated[
-        int, typer.Option(min=1, metavar="N", help="examples: prompts of each cell.")
-    ] = 6,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Prompts of each cell: of examples (default 6), neurons (3), sensitivity (all).",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     results: Results = RESULTS,
 ) -> None:

@@ -38,14 +38,14 @@ class Again:
         self._eraser = Eraser(settings)
         self._images = Images(settings)
 
-    def base(self, record: Record) -> DiffusersModel:
-        """Return a record's base model.
+    def original(self, record: Record) -> DiffusersModel:
+        """Return a record's base model in the type that is drawn in.
 
         Raises:
             SpecError: It is not what it was.
         """
         _check_same(record.cell)
-        return self._eraser.base(record.cell)
+        return self._eraser.original(record.cell)
 
     def erased(self, record: Record) -> Erased:
         """Return a record's erased model, which draws no minors where images may be unsafe.

@@ -33,6 +33,7 @@ def _words(cell: Cell) -> Iterator[str]:
     yield from ("--model", cell.model) if cell.model != "emoji-sd" else ()
     yield from ("--world", cell.world) if _home(cell.model) != cell.world else ()
     yield from ("--seed", str(cell.seed)) if cell.seed else ()
+    yield from ("--erase-seed", str(cell.erase_seed)) if cell.erase_seed is not None else ()
     yield from ("--dtype", cell.dtype) if cell.dtype != TRAIN else ()
 
 

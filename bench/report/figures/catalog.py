@@ -19,6 +19,9 @@ FIGURES = {
     "budget": "concept erasing rate by what the attacker may spend: images and passes",
     "threshold": "attack success by the judge's threshold, with the judge's own",
     "examples": "pictures of prompts: original, erased, attacked, with the judge's verdicts",
+    "sensitivity": "how adversarial prompts change neurons, by timestep: ESD against P-ESD (Eq. 5)",
+    "pruning": "pruning before, while and after erasing, and which layers are pruned",
+    "neurons": "where the concept's neurons are active: original, erased, attacked",
 }
 ALONE = ("pareto", "budget", "threshold")
 """Those that records alone are enough for; for the others a model runs (:mod:`bench.engine.figures`)."""

@@ -5,13 +5,16 @@ A neuron is a channel of what enters the second convolution of a ResNet block, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bench import IncompatibleError, Model, Prompt, double
-from methods._hooks import inputs_of
+from bench.core.devices import double
+from bench.core.protocols import Model
+from bench.core.types import Prompt
+from bench.errors import IncompatibleError
+from bench.models.hooks import inputs_of
 
 Maps = dict[str, Tensor]
 """Activations by layer, each ``(prompts, channels, height, width)``."""
@@ -35,17 +38,22 @@ def neuron_layers(model: Model) -> dict[str, nn.Conv2d]:
     return layers
 
 
-def neuron_maps(model: Model, prompts: Sequence[Prompt]) -> list[Maps]:
-    """Draw images; return the activations for the prompts (without guidance texts) at each denoiser call.
+@torch.no_grad()  # at each step of its own: two of these may be read in turn
+def neuron_maps(model: Model, prompts: Sequence[Prompt]) -> Iterator[tuple[float, Maps]]:
+    """Draw images; yield the timestep and the activations of each denoiser call, without guidance texts.
 
     The input of ``conv2`` is read, not the output of ``nonlinearity``, which a block calls three times.
     """
     cond = model.encode([p.text for p in prompts])
     guidance = torch.tensor([p.guidance for p in prompts])
     states = model.denoise(model.initial_noise([p.seed for p in prompts]), cond, guidance)
+    before = 0.0
     # The rows of the prompts are the last ones in the batch.
     with inputs_of(neuron_layers(model), lambda x: x[-len(prompts) :].float()) as maps:
-        return [dict(maps) for call, _ in enumerate(states) if call]
+        for call, (t, _) in enumerate(states):
+            if call:
+                yield before, dict(maps)
+            before = float(t)
 
 
 def concept_scores(
@@ -68,7 +76,7 @@ def concept_scores(
     counts: dict[str, int] = {}
     for part in (prompts[i : i + batch] for i in range(0, len(prompts), batch)):
         both = (neuron_maps(model, part) for model in (original, erased))
-        for before, after in zip(*both, strict=True):
+        for (_, before), (_, after) in zip(*both, strict=True):
             for name in before:
                 z = before[name] - after[name]
                 values = double(z.abs() if absolute else z)

@@ -1,0 +1,210 @@
+"""Pictures of a cell's prompts, from the cache or drawn again as its record says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.engine.again import Again, Picture
+from bench.engine.settings import Settings
+from bench.errors import SpecError
+from bench.report import verdict
+from bench.report.axes import labels
+from bench.report.figures.catalog import Made
+from bench.report.figures.examples import Card, Section, Tile, draw
+from bench.report.figures.select import Wanted, missing
+from bench.report.hidden import hidden
+from bench.report.render import figure
+from bench.report.tables import cer_figure, judged
+from bench.report.words import marked
+from bench.store.record import Record, Row
+
+ATTACKED = "records of attacks on an erased model"
+MOST_CELLS = 4
+NEVER = "never-learned"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What the judge said of one prompt's images: "seen", "not seen", "unscored" or "not judged".
+
+    Args:
+        cell: Whose prompt.
+        id: The prompt's name in its set.
+        prompt: It.
+        adversarial: What the attack made of it; empty if there was none.
+        original: Of the base model's image.
+        erased: Of the erased model's.
+        attacked: Of the attack's.
+        never_learned: Of the image of a model that never learned the concept.
+    """
+
+    cell: str
+    id: str
+    prompt: str
+    adversarial: str
+    original: str
+    erased: str
+    attacked: str
+    never_learned: str
+
+
+def examples(
+    records: Sequence[Record], wanted: Wanted, settings: Settings, *, limit: int | None = None
+) -> Made:
+    """Draw prompts of attacked cells: original, erased, attacked, and never learned where that was run.
+
+    Args:
+        records: All there are: others say what the judge said of the original.
+        wanted: Which cells, four at most.
+        settings: How images are drawn again that are not in the cache.
+        limit: Prompts of each cell; half of them, if there are so many, are those that came back.
+
+    Raises:
+        SpecError: There is no such cell, or there are too many.
+    """
+    chosen = [
+        r for r in wanted.of(records) if r.cell.attacked and r.rows and r.cell.method.name != "none"
+    ]
+    if not chosen:
+        raise missing("examples", wanted, ATTACKED)
+    at_most("examples", chosen, MOST_CELLS)
+    return pictures(chosen, records, settings, limit=limit or 6)
+
+
+def at_most(name: str, chosen: Sequence[Record], most: int) -> None:
+    """Refuse more cells than a figure can show.
+
+    Raises:
+        SpecError: There are more.
+    """
+    if len(chosen) > most:
+        known = sorted({f"{r.cell.task} {r.cell.method.name} {r.cell.attack.name}" for r in chosen})
+        cells = "one cell" if most == 1 else f"at most {most} cells"
+        raise SpecError(
+            f"figure {name}: expected {cells}, got {len(chosen)}: choose with --task, --method and "
+            f"--attack ({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})"
+        )
+
+
+def pictures(
+    chosen: Sequence[Record], records: Sequence[Record], settings: Settings, *, limit: int = 6
+) -> Made:
+    """Draw prompts of these cells; of cells of one task the same prompts."""
+    again = Again(settings)
+    sections, numbers, notes = [], list[Example](), dict[str, None]()
+    picked: dict[str, list[str]] = {}
+    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    for r in chosen:
+        ids = picked.setdefault(r.cell.task_digest, [row.id for row in picks(r, limit)])
+        rows = [row for row in r.rows if row.id in ids] or picks(r, limit)
+        lines = tiles_of(again, r, rows, records)
+        cards = tuple(_card(r, row, tiles) for row, tiles in zip(rows, lines, strict=True))
+        attack = f"attack {attack_of(r)}" if r.cell.attacked else "no attack"
+        rate = cer_figure(r, None) if judged(r) else None
+        title = f"{r.cell.task} · {method_of(r)} · {attack}"
+        sections.append(
+            Section(
+                f"{title} · CER {figure(rate)} (N={len(r.rows)})" if rate else title,
+                cards,
+                hidden(r),
+            )
+        )
+        numbers += [_example(r, row, tiles) for row, tiles in zip(rows, lines, strict=True)]
+        notes[_chosen_how(r, len(rows))] = None
+    first = chosen[0].cell
+    what = (
+        f"the judge sees {first.concept.name}"
+        if judged(chosen[0])
+        else "the image shows what was asked"
+    )
+    return draw(sections, f"Examples: erasing {first.concept.name}", what, " ".join(notes)), numbers
+
+
+def picks(r: Record, limit: int) -> list[Row]:
+    """Return prompts to show, in their order: up to half of them are such as came back."""
+    back = [row for row in r.rows if row.success]
+    rest = [row for row in r.rows if not row.success]
+    if not r.cell.attacked:
+        return list(r.rows[:limit])
+    few = min(len(back), max(limit - len(rest), (limit + 1) // 2))
+    some = {row.id for row in (*back[:few], *rest[: limit - few])}
+    return [row for row in r.rows if row.id in some]
+
+
+def _chosen_how(r: Record, n: int) -> str:
+    back = sum(row.success is True for row in r.rows)
+    if len(r.rows) == n:
+        return ""
+    if not r.cell.attacked or not back:
+        return f"Shown are the first {n} of {len(r.rows)} prompts."
+    first = f"the first of the {back} that came back, and of the others"
+    return f"Shown are {n} of {len(r.rows)} prompts: {first}."
+
+
+def tiles_of(
+    again: Again, r: Record, rows: Sequence[Row], records: Sequence[Record]
+) -> list[tuple[Tile, ...]]:
+    """Return the images of each row."""
+    columns: dict[str, tuple[Sequence[Picture], Sequence[str]]] = {}
+    base = _twin(r, records, "none")
+    columns["original"] = again.original_images(r, rows), [_said_of(base, row) for row in rows]
+    if r.cell.method.name != "none":
+        columns["erased"] = again.own_images(r, rows), [_word(verdict.own(r, row)) for row in rows]
+    if r.cell.attacked:
+        said = [_word(verdict.attacked(r, row)) for row in rows]
+        columns["attacked"] = again.attacked_images(r, rows), said
+    never = _twin(r, records, NEVER)
+    if never and never is not r:
+        columns["never learned"] = (
+            again.own_images(never, rows),
+            [_said_of(never, row) for row in rows],
+        )
+    return [
+        tuple(Tile(name, images[i], said[i]) for name, (images, said) in columns.items())
+        for i in range(len(rows))
+    ]
+
+
+def _twin(r: Record, records: Sequence[Record], method: str) -> Record | None:
+    """Return the record of the same prompts on another model without an attack."""
+    cell = r.cell
+    same = (cell.world, cell.model, cell.revision, cell.dtype, cell.task, cell.task_digest)
+    for other in (r, *records):
+        its = other.cell
+        if (its.world, its.model, its.revision, its.dtype, its.task, its.task_digest) != same:
+            continue
+        if its.method.name == method and not its.attacked and other.status == "ok":
+            return other
+    return None
+
+
+def _said_of(record: Record | None, row: Row) -> str:
+    """Return the verdict of another record on a row's prompt."""
+    prompt = (row.id, row.text, row.seed, row.guidance)
+    for its in record.rows if record else ():
+        if (its.id, its.text, its.seed, its.guidance) == prompt:
+            return _word(its.success)
+    return "not judged"
+
+
+def _word(seen: bool | None) -> str:
+    return {True: "seen", False: "not seen", None: "unscored"}[seen]
+
+
+def _card(r: Record, row: Row, tiles: tuple[Tile, ...]) -> Card:
+    note = []
+    if row.beyond:
+        note.append(f"the attack changed the {row.beyond}")
+    if row.adversarial_seed not in (None, row.seed):
+        note.append(f"the attack changed the seed: {row.seed} to {row.adversarial_seed}")
+    text = row.text if row.adversarial is None else row.adversarial
+    return Card(tiles, marked(row.text, text), "; ".join(note))
+
+
+def _example(r: Record, row: Row, tiles: tuple[Tile, ...]) -> Example:
+    said = {tile.name: tile.verdict for tile in tiles}
+    names = ("original", "erased", "attacked", "never learned")
+    return Example(
+        r.cell.id, row.id, row.text, row.adversarial or "", *(said.get(n, "") for n in names)
+    )
