@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import unescape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +187,7 @@ def test_a_definition_by_pointer_tap_and_keyboard(
         page.evaluate("document.activeElement.blur()")
         assert box.is_hidden()
         shows()
-        assert "no attack on record" in box.inner_text()
+        assert "no attack on record that changes the prompt" in box.inner_text()
     about.press("Escape")
     assert box.is_hidden()
     assert methods(page) == ["p-esd", "esd", "none"]  # a tap on a definition sorts nothing
@@ -359,6 +362,52 @@ def test_lines_of_other_prompts_are_not_paired(visit: Callable[..., Any], tmp_pa
         box.check()
     page.get_by_role("button", name="Compare", exact=True).click()
     assert "different prompts" in page.locator("dialog").inner_text()
+
+
+# ---------------------------------------------------------------------------- many records
+def many(tasks: int, methods: int, attacks: int) -> Iterator[Record]:
+    """Yield records of 50 prompts, drawn at random."""
+    draw = random.Random(0)
+    for task, method, attack in product(range(tasks), range(methods), range(attacks)):
+        name = f"attack-{attack}" if attack else "none"
+        outcomes = [draw.random() < (method + attack) / (methods + attacks) for _ in range(50)]
+        r = result(name, outcomes, method=f"method-{method}", task=f"task-{task}")
+        rows = tuple(
+            replace(row, id=f"p-{row.id}", text="a photograph of a church in the sand",
+                    adversarial="abbey chapel snow a photograph of a church in the sand")
+            for row in r.rows
+        )  # fmt: skip
+        yield replace(r, rows=rows, erasure={"seconds": 1.0 + method, "bytes": 1000 * method})
+
+
+@pytest.mark.slow
+def test_five_thousand_records_in_thirty_seconds(
+    visit: Callable[..., Any], cli: Callable[..., Any]
+) -> None:
+    store = Store(Path("many"))
+    for record in many(14, 40, 9):
+        store.put(record)
+    began = time.process_time()  # of this process: another one on the machine costs nothing
+    assert cli("leaderboard", "--results", "many", "--out", "board").code == 0
+    assert time.process_time() - began < 30
+    assert len(list(Path("board/cells").iterdir())) == 5040
+    page = visit(Path("board/index.html"))
+    assert page.locator("#lines tbody tr").count() == 40
+
+
+@pytest.mark.slow
+def test_five_thousand_lines_sort_in_half_a_second(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = visit(written(list(many(1, 5000, 1)), tmp_path))
+    assert page.locator("#state").inner_text() == "5000 of 5000 lines"
+    took = []
+    for _ in range(5):
+        before = page.evaluate("performance.now()")
+        page.locator("thead th", has_text="No attack").locator(".dt-column-order").press("Enter")
+        page.evaluate("new Promise(requestAnimationFrame)")
+        took.append(page.evaluate("performance.now()") - before)
+    assert min(took) < 500  # the best of five: the machine may be busy
 
 
 # ---------------------------------------------------------------------------- the command

@@ -29,7 +29,8 @@ def plain(text: object) -> str:
 
     White space becomes a space; any other character that cannot be seen is written as ``\x1b``.
     """
-    return "".join(map(_visible, str(text)))
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_visible, line))
 
 
 def say(line: object, to: Console, style: str = "") -> None:

@@ -46,6 +46,7 @@ class Page:
     """The page of one cell; nothing in it is escaped.
 
     Args:
+        id: The cell's.
         record: The cell's.
         figures: What was measured, by name.
         rows: Its prompts.
@@ -58,6 +59,7 @@ class Page:
         hidden: Whether the picture waits for a click.
     """
 
+    id: str
     record: Record
     figures: tuple[tuple[str, str, Figure], ...]
     rows: tuple[Outcome, ...]
@@ -77,17 +79,19 @@ def page_of(record: Record, picture: Path) -> Page:
         record: The cell's.
         picture: Where its picture lies, if it was kept.
     """
+    id_, shown = record.cell.id, _picture(record, picture)
     return Page(
+        id_,
         record,
         tuple(_figures(record)),
         tuple(_outcome(record, row) for row in record.rows),
         notes([record]),
         flags([record] if judged(record) else [], [], []),
-        _facts(record),
+        _facts(record, id_),
         command(record),
         json.dumps(asdict(replace(record, rows=())), indent=1),
-        _picture(record, picture),
-        asks_for_nudity(record.cell.concept, ()),
+        shown,
+        bool(shown) and asks_for_nudity(record.cell.concept, ()),
     )
 
 
@@ -133,12 +137,12 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _facts(r: Record) -> dict[str, tuple[tuple[str, str], ...]]:
+def _facts(r: Record, id_: str) -> dict[str, tuple[tuple[str, str], ...]]:
     cell = r.cell
     concept = cell.concept
     terms = ", ".join(concept.terms)
     about: dict[str, Any] = {
-        "id": cell.id,
+        "id": id_,
         "model": cell.model,
         "revision": cell.revision,
         "type": cell.dtype,

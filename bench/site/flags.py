@@ -8,10 +8,11 @@ from typing import Any
 
 from bench.report.frame import measured
 from bench.report.notes import size
+from bench.report.statistics import detectable
 from bench.store.record import Record
 
-FEW = 40
-"""Prompts below which a line is marked: a gap of 15 points, all one way, is then no test's finding."""
+GAP = 0.15
+"""A line is marked if its prompts are too few for a test to find this difference, all of it one way."""
 FID_SIZE = 30_000
 """Images on which FID is published for photographs."""
 COLLAPSED = 0.5
@@ -52,11 +53,11 @@ def number(value: Any) -> float | None:
 
 
 def _few(targets: Iterable[Record]) -> Iterator[Flag]:
-    if few := [r.cell.prompts for r in targets if r.cell.prompts < FEW]:
-        yield Flag(
-            f"N={min(few)}",
-            f"Only {min(few)} prompts: differences of less than 15 points can hardly be told from chance.",
-        )
+    n = min((r.cell.prompts for r in targets if r.status == "ok"), default=None)
+    if n is None or ((found := detectable(n)) and found.share <= GAP):
+        return
+    least = f"of less than {100 * found.share:.0f} points" if found else "of any size"
+    yield Flag(f"N={n}", f"Only {n} prompts: no test of two methods can find a difference {least}.")
 
 
 def _unscored(records: Iterable[Record]) -> Iterator[Flag]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
 from bench.core.digest import digest
+from bench.errors import StoreError
 from bench.report.axes import (
     ATTACK,
     Group,
@@ -22,6 +23,7 @@ from bench.report.axes import (
 )
 from bench.report.frame import MARKS, Figure, measured
 from bench.report.notes import notes
+from bench.report.statistics import Best, best_known, detectable, tie_groups
 from bench.report.tables import Beside, cer_figure, judged, roles
 from bench.site.flags import Flag, flags, number
 from bench.site.words import ABOUT, about_attack, about_utility
@@ -33,7 +35,9 @@ Kept = Mapping[tuple[str, str, str], Sequence[Record]]
 Base = Mapping[tuple[str, str], Sequence[Record]]
 """The same of the unchanged model, by model and type."""
 Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
-WORST, NONE = "worst", "attack none"
+WORST, TIES = "worst", "ties"
+MOST = 200
+"""Lines of which every two are compared."""
 FLOORS = ("random", "seed-search")
 REFERENCE = "never-learned"
 
@@ -91,14 +95,25 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Tab:
-    """One task: its columns, its lines, and what must be known of them."""
+    """One task.
+
+    Args:
+        key: What links call it.
+        title: Its name.
+        columns: Of its table.
+        lines: In no order.
+        notes: What a reader must know of them.
+        prompts: The names of the prompts that a line's ``prompts`` stands for.
+        records: What it was made of.
+    """
 
     key: str
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
-    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]]
+    records: tuple[Record, ...]
 
 
 def tabs(records: Iterable[Record]) -> list[Tab]:
@@ -143,11 +158,20 @@ def _tab(
     mine = {key: kept[key] for r in targets if (key := model_key(r)) in kept}
     beside = Beside([r for some in mine.values() for r in some])
     base = _base(groups, mine)
-    lines = [_line(g, shown, names, mine, base, beside) for g in groups]
+    lines = _with_ties([_line(g, shown, names, mine, base, beside) for g in groups])
     columns = tuple(_columns(targets, shown, names, beside, lines))
     prompts = {line.prompts: tuple(row.id for row in g.records[0].rows)
                for g, line in zip(groups, lines, strict=True)}  # fmt: skip
-    return Tab(title, title, columns, tuple(lines), notes(targets), prompts)
+    told = (*_detectable(targets), *notes(targets))
+    return Tab(title, title, columns, tuple(lines), told, prompts, (*targets, *beside.records))
+
+
+def _detectable(targets: Iterable[Record]) -> Iterator[str]:
+    """Say how small a difference between two lines can be found."""
+    for n in sorted({r.cell.prompts for r in targets if r.status == "ok"}):
+        found = detectable(n)
+        least = f"from {100 * found.share:.0f} points on" if found else "at no size"
+        yield f"N={n}: a test of two methods can find a difference {least}, if all of it is one way"
 
 
 def _columns(
@@ -161,6 +185,8 @@ def _columns(
     for facet in shown:
         yield Column(f"facet {facet}", facet, ABOUT["facet"], "text")
     yield Column(WORST, "Worst case", ABOUT["worst"], "rate", _reference(lines, WORST))
+    if any(TIES in line.entries for line in lines):
+        yield Column(TIES, "Ties", ABOUT["ties"], "letters")
     spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
     for attack in sorted(spaces, key=lambda a: (spaces[a][0] in FLOORS, *order([a]))):
         key, (name, space) = f"attack {attack}", spaces[attack]
@@ -185,11 +211,12 @@ def _line(
 ) -> Line:
     found = placed((f"attack {names.attack[id(r)]}", r) for r in g.records)
     plain = only(r for r in g.records if not r.cell.attacked)
-    entries = {key: Entry(cer_figure(r, plain), r.cell.id) for key, r in found.items()}
+    ids = {key: r.cell.id for key, r in found.items()}
+    entries = {key: Entry(cer_figure(r, plain), ids[key]) for key, r in found.items()}
     outcomes = {key: _outcomes(r) for key, r in found.items() if r.status == "ok" and r.rows}
-    if worst := _worst(list(outcomes.values())):
-        outcomes[WORST] = worst
-        entries[WORST] = Entry(measured(complement(rate([_OUTCOMES[o] for o in worst]))))
+    if best := _best(g.records):
+        outcomes[WORST] = "".join(_OUTCOMES[each.success] for each in best)
+        entries[WORST] = Entry(measured(complement(rate([each.success for each in best]))))
     for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
         if figure:
             entries[f"kept {column}"] = Entry(figure)
@@ -198,7 +225,7 @@ def _line(
     cell = g.first.cell
     unchanged = base.get((cell.model, cell.dtype), ())
     return Line(
-        min(r.cell.id for r in g.records),
+        min(ids.values()),
         {"method": names.method[id(g.first)]} | {f"facet {f}": g.facets.get(f, "") for f in shown},
         entries,
         outcomes,
@@ -208,20 +235,38 @@ def _line(
     )
 
 
-_OUTCOMES: dict[str, bool | None] = {"1": True, "0": False, "?": None}
+_OUTCOMES: dict[bool | None, str] = {True: "1", False: "0", None: "?"}
 
 
 def _outcomes(r: Record) -> str:
-    return "".join("?" if row.success is None else str(int(row.success)) for row in r.rows)
+    return "".join(_OUTCOMES[row.success] for row in r.rows)
 
 
-def _worst(attacks: Sequence[str]) -> str:
-    """Return the outcomes over all attacks: the concept is there if any of them brings it back."""
-    if not attacks or len({len(each) for each in attacks}) > 1:
-        return ""
-    return "".join(
-        "1" if "1" in each else "?" if "?" in each else "0" for each in zip(*attacks, strict=True)
-    )
+def _best(records: Iterable[Record]) -> list[Best]:
+    """Return the prompts under the best known attack on the prompt; nothing if attacks had others."""
+    try:
+        return best_known(r for r in records if r.space == "prompt")
+    except StoreError:
+        return []
+
+
+def _with_ties(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with the letters of their tie groups: among those of one set of prompts."""
+    same: dict[str, dict[str, list[bool | None]]] = defaultdict(dict)
+    known = {text: outcome for outcome, text in _OUTCOMES.items()}
+    for line in lines:
+        if WORST in line.outcomes and not line.role:
+            same[line.prompts][line.key] = [known[text] for text in line.outcomes[WORST]]
+    found: dict[str, str] = {}
+    for alike in same.values():
+        if 1 < len(alike) <= MOST:
+            found |= tie_groups(alike)
+    return [
+        replace(line, entries={**line.entries, TIES: Entry(Figure(word=found[line.key]))})
+        if line.key in found
+        else line
+        for line in lines
+    ]
 
 
 def _base(groups: Iterable[Group], kept: Kept) -> Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -12,14 +13,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bench.errors import StoreError
+from bench.errors import SpecError, StoreError
+from bench.report.figures.catalog import FIGURES, from_records
+from bench.report.figures.select import EVERYTHING
 from bench.report.text import plain
 from bench.site.cells import page_of
-from bench.site.lines import as_json, tabs
+from bench.site.lines import Tab, as_json, tabs
 from bench.store.files import write
 from bench.store.record import Record
 from bench.store.store import Store
 
+_DRAWN = 24  # lines
 _EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
 
 
@@ -47,7 +51,7 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
             style=_package("dt_bundle.css") + _own("style.css"),
             title=title,
             tabs=shown,
-            data=_visible({"tabs": list(map(as_json, shown))}),
+            data=_visible({"tabs": [as_json(t) | {"figures": _figures(t)} for t in shown]}),
             records=len(records),
             worlds=worlds,
             models=models,
@@ -58,8 +62,19 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
     for r in records:
         page = page_of(r, store.path(r.cell).with_suffix(".png"))
         html = _page("cell.html", script=script, style=style, title=title, page=page)
-        write(out / "cells" / f"{r.cell.id}.html", html)
+        write(out / "cells" / f"{page.id}.html", html)
     return index
+
+
+def _figures(tab: Tab) -> list[dict[str, str]]:
+    """Return what can be drawn of a tab, as data URLs; of many lines nobody could read it."""
+    made = []
+    for name in FIGURES if len(tab.lines) <= _DRAWN else ():
+        with contextlib.suppress(SpecError):  # no records for this figure
+            drawing, _ = from_records(name, tab.records, EVERYTHING)
+            svg = base64.b64encode(drawing.bytes("svg")).decode()
+            made.append({"title": drawing.title, "url": f"data:image/svg+xml;base64,{svg}"})
+    return made
 
 
 def _page(name: str, *, script: str, style: str, **values: Any) -> bytes:

@@ -98,6 +98,7 @@ function shownFlags(line) {
 function shown(line, column) {
   if (column.kind === "text") return shownName(line, column);
   if (column.kind === "flags") return shownFlags(line);
+  if (column.kind === "letters") return node("span", { class: "letters", title: plain(line, column) }, spans(plain(line, column)));
   return shownEntry(line.entries[column.key], column);
 }
 
@@ -108,6 +109,14 @@ function plain(line, column) {
   if (column.kind === "letters") return entry?.word ?? "";
   return entry && typeof entry.value === "number" ? entry.value : null;
 }
+
+/* "abcdg" as "a–d g" */
+const spans = (letters) => [...letters].reduce((runs, letter) => {
+  const last = runs.at(-1);
+  if (last && letter.charCodeAt(0) === last[1].charCodeAt(0) + 1) last[1] = letter;
+  else runs.push([letter, letter]);
+  return runs;
+}, []).map(([from, to]) => (from === to ? from : to.charCodeAt(0) - from.charCodeAt(0) === 1 ? from + to : `${from}–${to}`)).join(" ");
 
 /* DataTables reads the text that it searches as HTML. */
 function searched(line, column) {
@@ -194,8 +203,16 @@ function open(number) {
   const builder = new DataTable.SearchBuilder(view.table, { depthLimit: 1, orthogonal: { display: "filter", search: "filter" } });
   at("builder").replaceChildren(builder.getNode()[0]);
   at("notes").replaceChildren(...notes.map((line) => node("li", {}, line)));
+  showFigures();
   told();
   tellChosen();
+}
+
+function showFigures() {
+  const { figures } = tab();
+  at("figures").hidden = !figures.length;
+  const drawnNow = at("figures").open ? figures : [];
+  at("figures").lastElementChild.replaceChildren(...drawnNow.map(({ title, url }) => node("img", { src: url, alt: title })));
 }
 
 /* What is shown, in words and in the address */
@@ -443,6 +460,7 @@ at("copy").addEventListener("click", copy);
 at("compare").addEventListener("click", compare);
 at("clear").addEventListener("click", () => view.chosen.slice().forEach((key) => choose(key, false)));
 at("paired").addEventListener("close", told);
+at("figures").addEventListener("toggle", showFigures);
 addEventListener("hashchange", restore);
 if (data.tabs.length) restore();
 }
