@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test docs coverage lint types contracts calibrate fingerprints clean
+.PHONY: install demo test docs coverage lint types contracts calibrate fingerprints release-notes clean
 
 install: .venv/ready
 
@@ -40,6 +40,9 @@ calibrate: install
 # Which sources of plug-ins are released; before a commit that changes one.
 fingerprints: install
 	$(BIN)/python -m bench.plugins.fingerprint
+
+release-notes:  ## the newest section of CHANGELOG.md
+	@awk '/^## /{n++} n==1' CHANGELOG.md
 
 clean:
 	rm -rf .venv build *.egg-info
