@@ -337,6 +337,18 @@ def test_markdown_and_json_and_csv_say_the_same(reference) -> None:
         assert len(sizes) == 1
 
 
+def test_n_is_said_once_where_it_is_the_same_and_below_each_line_where_it_is_not(reference) -> None:
+    table = of(reference, 1)
+    for shown in (" ".join(terminal(table)), markdown(table), latex(table)):
+        assert re.search(r"N=50\b", shown)
+        assert not re.search(r"^\W*N +", shown, re.MULTILINE)
+    many = record("nudity", "esd", world="emoji", model="emoji-sd", successes=[False] * 142)
+    few = record("nudity", "uce", world="emoji", model="emoji-sd")
+    (table,) = paper_tables([many, few], [1])
+    assert re.search(r"^ +N +· +10 +· +142 +· +·$", "\n".join(terminal(table)), re.MULTILINE)
+    assert not re.search(r"N=\d", table.legend)
+
+
 def test_lines_below_a_line_are_only_those_that_it_has(reference) -> None:
     names = [line.names[-1].strip() for line in unfolded(of(reference, 6)).lines]
     assert names == ["test prompts", "95 %", "paper", "difference", "adversarial prompts", "95 %", "paper",

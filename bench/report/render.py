@@ -45,7 +45,8 @@ def terminal(table: Table, width: int = 80) -> list[str]:
 
 def markdown(table: Table) -> str:
     """Return a pipe table under its title."""
-    parts = [_pipes(part) for part in side_by_side(unfolded(table))]
+    table = unfolded(table)
+    parts = map(_pipes, side_by_side(table))
     below = [text.markdown(line) for line in (table.legend, *table.notes) if line]
     return "\n\n".join([f"### {text.markdown(table.caption)}", *parts, *below]) + "\n"
 
@@ -66,12 +67,13 @@ def latex(table: Table) -> str:
 
     It needs the packages booktabs and multirow. Wide tables are set as several below each other.
     """
-    tabulars = "\n\n\\medskip\n".join(map(_tabular, side_by_side(unfolded(table))))
+    table = unfolded(table)
+    tabulars = "\n\n\\medskip\n".join(map(_tabular, side_by_side(table)))
     below = r" \par ".join(text.latex(line) for line in (table.legend, *table.notes) if line)
     number = "" if table.number is None else f"\\setcounter{{table}}{{{table.number - 1}}}\n"
     return (
         "% \\usepackage{booktabs,multirow}\n\\begin{table}\n\\centering\n\\small\n"
-        f"{number}\\caption{{{text.latex(table.title)}}}\n{tabulars}\n\n"
+        f"{number}\\caption{{{text.latex(table.title)}}}\n\\smallskip\n{tabulars}\n\n"
         f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n\\end{{table}}\n"
     )
 
@@ -238,7 +240,8 @@ def _alone(f: Figure | None) -> Figure | None:
 def _difference(f: Figure) -> str:
     if f.difference is None:
         return ""
-    text = f"{f.difference:+d}" if isinstance(f.difference, int) else f"{f.difference:+.2f}"
+    whole = isinstance(f.difference, int)
+    text = f"{f.difference:+d}" if whole else f"{round(f.difference, 2) + 0:+.2f}"  # no -0.00
     return text + _marks(flag for flag in f.flags if flag == "outside")
 
 
