@@ -112,9 +112,9 @@ def _results(r: Record) -> list[Sequence[object]]:
 
 
 def _prompts(r: Record) -> list[Sequence[object]]:
-    said = {True: "yes", False: "no", None: "unscored"}
+    said, cell = {True: "yes", False: "no", None: "unscored"}, r.cell.id
     return [
-        (r.cell.id, row.id, row.text, row.seed, said[row.success], row.adversarial or "")
+        (cell, row.id, row.text, row.seed, said[row.success], row.adversarial or "")
         for row in r.rows
     ]
 

@@ -141,13 +141,14 @@ def _samples(
     """Return a line for each prompt of the rate that decides success; what could not be scored is none."""
     if not about.is_rate or metric != m.called(next(iter(r.measurements))):
         return []
+    name, result = _evaluation(r), _result_id(r, metric)
     return [
         {
             "schema_version": SCHEMA,
             "evaluation_id": evaluation,
             "model_id": model,
-            "evaluation_name": _evaluation(r),
-            "evaluation_result_id": _result_id(r, metric),
+            "evaluation_name": name,
+            "evaluation_result_id": result,
             "sample_id": row.id,
             "sample_hash": hashlib.sha256(row.text.encode()).hexdigest(),
             "interaction_type": "single_turn",
