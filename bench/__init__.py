@@ -4,6 +4,7 @@ Importing it loads neither torch nor diffusers nor pydantic.
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bench.core.devices import double
@@ -45,6 +46,7 @@ from bench.tasks.promptsets import ADVERSARIAL, read_table
 
 if TYPE_CHECKING:
     from bench.engine.api import Ref, Results, Spec, evaluate, run
+    from bench.report.results import load_results
 
 __all__ = [
     "ADVERSARIAL",
@@ -88,6 +90,7 @@ __all__ = [
     "evaluate",
     "fit",
     "framed",
+    "load_results",
     "may_mention_minors",
     "read_table",
     "run",
@@ -101,13 +104,14 @@ __all__ = [
 # it; it stands here because every entrance and every worker passes here first.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_LATER = {"Ref", "Results", "Spec", "evaluate", "run"}
+_LATER = {
+    **dict.fromkeys(("Ref", "Results", "Spec", "evaluate", "run"), "bench.engine.api"),
+    "load_results": "bench.report.results",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs more than plug-ins do when it is asked for."""
     if name in _LATER:
-        from bench.engine import api
-
-        return getattr(api, name)
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
