@@ -31,9 +31,9 @@ def load_results(folder: str | Path = "results/local") -> pandas.DataFrame:
       ``erase_seed``, ``prompts``; ``space``: what the attack changes; ``method_params``, ``attack_params``:
       every parameter, ``name=value,...``.
     - ``status``: "ok", "skipped" or "failed", and ``reason``.
-    - ``cer``, ``cer_low``, ``cer_high``, ``cer_n``, ``cer_unscored``: the concept erasing rate with its 95 %
-      Wilson interval, the prompts that it rests on, and those that could not be scored. ``judge`` is the
-      name of the success rate that it is the complement of. Empty for tasks that ask for no concept.
+    - ``cer``, ``cer_low``, ``cer_high``, ``cer_n``, ``cer_unscored``: the concept erasing rate with its
+      95 % Wilson interval, the prompts that it rests on, and those that could not be scored. ``judge`` is
+      the name of the success rate that it is the complement of. Empty for tasks that ask for no concept.
     - the same five for each further measure: ``accuracy``, ``fid``, ...
     - ``images``, ``forward``, ``backward``, ``text_forward``, ``text_backward``, ``attack_seconds``: what
       the attack spent on all prompts, as in :class:`bench.Cost`; 0 without an attack.
