@@ -113,6 +113,17 @@ def test_the_whole_budget_is_the_table_s_rate() -> None:
         assert last.cer == pytest.approx(1 - record.measurements["asr"].value)
 
 
+def test_cells_that_differ_in_the_seed_alone_have_curves_of_their_own() -> None:
+    first, other = target(attacked_rows(1)), target(attacked_rows(2))
+    other = replace(other, cell=replace(other.cell, seed=7))
+    third = target(attacked_rows(2), method="uce")
+    found = budget.steps([first, other, third])
+    assert {s.method for s in found} == {"esd seed=0", "esd seed=7", "uce"}
+    alone = budget.steps([other])
+    its = [replace(s, method="esd") for s in found if s.method == "esd seed=7"]
+    assert its == alone
+
+
 # ---------------------------------------------------------------------------- pareto
 def hits(k: int, n: int = 8) -> list[Row]:
     return [row(i, i < k) for i in range(n)]

@@ -11,7 +11,6 @@ from bench.engine.neurons import Pair, concept_neurons, heat, relative, sensitiv
 from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.report import verdict
-from bench.report.axes import labels
 from bench.report.figures import neurons, select
 from bench.report.figures import sensitivity as curves
 from bench.report.figures.catalog import Made
@@ -37,28 +36,30 @@ def neuron_sensitivity(
     if not chosen:
         raise select.missing("sensitivity", wanted, ATTACKED, methods=("esd", "p-esd"))
     again, found = Again(settings), list[curves.Step]()
-    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    names = select.named(chosen)
     for task in sorted({r.cell.task for r in chosen}):
         mine = [r for r in chosen if r.cell.task == task]
         shared = _erased_by_all(mine)[:limit]
         if not shared:
-            names = ", ".join(map(method_of, mine))
-            raise SpecError(f"figure sensitivity: no prompt of {task} is erased by all of {names}")
-        for r in sorted(mine, key=lambda r: (method_of(r), attack_of(r))):
-            names_of = (task, method_of(r), attack_of(r))
-            found += _curves(again, r, [_pair(row) for row in r.rows if row.id in shared], names_of)
+            methods = ", ".join(names(r)[1] for r in mine)
+            raise SpecError(
+                f"figure sensitivity: no prompt of {task} is erased by all of {methods}"
+            )
+        for r in sorted(mine, key=names):
+            pairs = [_pair(row) for row in r.rows if row.id in shared]
+            found += _curves(again, r, pairs, names(r))
     return curves.draw(found), found
 
 
 def _curves(
-    again: Again, r: Record, pairs: Sequence[Pair], names: tuple[str, str, str]
+    again: Again, r: Record, pairs: Sequence[Pair], called: tuple[str, str, str]
 ) -> list[curves.Step]:
     """Return the two curves of a cell: of the concept's neurons, and of the others."""
     original, erased = again.original(r), again.erased(r).model
     chosen = concept_neurons(original, erased, [prompt for prompt, _ in pairs])
     steps = sensitivity(erased, pairs, chosen, again.settings.progress)
     return [
-        curves.Step(*names, step.call, len(steps), step.timestep, group, len(pairs), *_ends(m))
+        curves.Step(*called, step.call, len(steps), step.timestep, group, len(pairs), *_ends(m))
         for group in ("concept", "others")
         for step in steps
         for m in [step.concept if group == "concept" else step.others]

@@ -9,10 +9,9 @@ from bench.engine.again import Again
 from bench.engine.settings import Settings
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
-from bench.report.axes import labels
 from bench.report.figures.catalog import Made
 from bench.report.figures.pruning import STRATEGIES, Bar, draw, kind_of
-from bench.report.figures.select import Wanted, missing, three
+from bench.report.figures.select import Wanted, missing, named, three
 from bench.report.tables import judged
 from bench.store.metrics import complement
 from bench.store.record import Record
@@ -34,19 +33,19 @@ def pruning_strategies(
     if not chosen:
         raise missing("pruning", wanted, "records of pruning methods", methods=STRATEGIES)
     again, found = Again(settings), list[Bar]()
-    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    names_of = named(chosen)
     seen: set[str] = set()
-    for r in sorted(chosen, key=lambda r: (r.cell.task, _place(r), method_of(r), attack_of(r))):
-        names = (r.cell.task, method_of(r))
+    for r in sorted(chosen, key=lambda r: (r.cell.task, _place(r), names_of(r))):
+        task, method, attack = names_of(r)
         rate = complement(r.measurements[judged(r) or ""])
         if rate.value is not None:
             ends = three(rate)
             erased = round(ends[0] * rate.n)
-            found.append(Bar(*names, "concept erasing rate", attack_of(r), *ends, erased, rate.n))
+            found.append(Bar(task, method, "concept erasing rate", attack, *ends, erased, rate.n))
         if (key := f"{r.cell.task} {r.cell.erase_key}") not in seen:
             seen.add(key)
             pruned, total = pruned_weights(again.original(r), again.erased(r).model)
-            found += _shares(names, pruned, total)
+            found += _shares((task, method), pruned, total)
     return draw(found), found
 
 

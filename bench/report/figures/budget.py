@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from bench.report.axes import labels
-from bench.report.figures.select import EVERYTHING, Wanted, missing, three
+from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
 from bench.report.figures.style import (
     COLOURS,
     LINES,
@@ -71,10 +70,11 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
     chosen = [r for r in wanted.of(records) if r.cell.attacked and _judged(r)]
     if not chosen:
         raise missing("budget", wanted, "records of attacks")
-    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    names = named(chosen)
     found = [
-        Step(r.cell.task, method_of(r), attack_of(r), unit, budget, *_left(r, unit, budget))
+        Step(task, method, attack, unit, budget, *_left(r, unit, budget))
         for r in chosen
+        for task, method, attack in [names(r)]
         for unit in UNITS
         for budget in _budgets(r, unit)
     ]

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bench.report.axes import labels, model_key
-from bench.report.figures.select import EVERYTHING, Wanted, missing, three
+from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
 from bench.report.figures.style import (
     COLOURS,
     MARKERS,
@@ -100,13 +100,13 @@ def points(
         raise missing(
             "pareto", replace(wanted, tasks=()), what + other, attacks=("none",), tasks=tasks
         )
-    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    names_of, attack_of = named(chosen), labels(chosen, "attack")
     groups: dict[tuple[str, tuple[str, str, str]], list[Record]] = defaultdict(list)
     for r in chosen:
         if (model_key(r), name) in utility:
             groups[r.cell.task, model_key(r)].append(r)
     found = []
-    for (task, key), alike in groups.items():
+    for (_, key), alike in groups.items():
         rates = [(rate, r) for r in alike if (rate := _cer(r)).value is not None]
         if not rates:
             continue
@@ -114,7 +114,7 @@ def points(
         kept = utility[key, name]
         ran = ", ".join(sorted(attack_of(r) for _, r in rates))
         cer, low, high = three(rate)
-        called = (task, method_of(worst), attack_of(worst), ran)
+        called = (*names_of(worst), ran)
         value, ends = float(kept.value or 0.0), (kept.low, kept.high)
         found.append(Point(*called, rate.n, cer, low, high, name, value, *ends, kept.n))
     return list(_with_front(sorted(found, key=lambda p: (p.task, p.method))))

@@ -107,12 +107,14 @@ def _rates(
         ends = [[b.value - (b.low or 0.0) for b in bars], [(b.high or 0.0) - b.value for b in bars]]
         name = "no attack" if attack == "none" else attack
         axes.bar(
-            places, heights, wide * 0.92, color=colours[attack], hatch=hatches[attack], alpha=0.85,
+            places, heights, wide * 0.92, color=(colours[attack], 0.5), hatch=hatches[attack],
             edgecolor="black", linewidth=0.7, label=plain(name), yerr=ends, capsize=2,
             error_kw={"elinewidth": 1},
         )  # fmt: skip
     shares = {b.method: b.value for b in some if not _is_rate(b) and b.of == "all"}
-    names = [f"{plain(m)}\n{_percent(shares[m])}" if m in shares else plain(m) for m in methods]
+    names = [
+        f"{plain(m)}\n{_percent(shares[m])} pruned" if m in shares else plain(m) for m in methods
+    ]
     axes.set_xticks(range(len(methods)), names, fontsize=8)
     axes.set_ylim(0, 1.03)
     axes.grid(axis="x", visible=False)
@@ -134,7 +136,7 @@ def _layers(
         places = [k - 0.4 + tall * (i + 0.5) for k, kind in enumerate(kinds) if kind in bars]
         widths = [100 * bars[kind].value for kind in kinds if kind in bars]
         axes.barh(
-            places, widths, tall * 0.92, color=colours[method], hatch=hatches[method], alpha=0.85,
+            places, widths, tall * 0.92, color=(colours[method], 0.5), hatch=hatches[method],
             edgecolor="black", linewidth=0.7, label=plain(f"pruned by {method}"),
         )  # fmt: skip
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)

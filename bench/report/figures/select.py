@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.errors import SpecError
+from bench.report.axes import differing, grouped, labels
 from bench.report.tables import judged
 from bench.store.metrics import Measurement
 from bench.store.record import Record
@@ -39,6 +41,26 @@ class Wanted:
 
 
 EVERYTHING = Wanted()
+Names = Callable[[Record], tuple[str, str, str]]
+
+
+def named(records: Sequence[Record]) -> Names:
+    """Return what a record is called by task, method and attack; no two records are called alike.
+
+    Where these three are the same, in what the records differ is told beside the method: "esd seed=1".
+    """
+    method_of, attack_of = labels(records, "method"), labels(records, "attack")
+    alike: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for r in records:
+        alike[r.cell.task, method_of(r), attack_of(r)].append(r)
+    called: dict[int, tuple[str, str, str]] = {}
+    for (task, method, attack), some in alike.items():
+        groups = grouped(some, across=())
+        facets = differing(groups, lambda r: (r.cell.task,)) if some[1:] else []
+        for g in groups:
+            told = [f"{f}={value}" for f in facets if (value := g.facets.get(f))]
+            called |= {id(r): (task, " ".join([method, *told]), attack) for r in g.records}
+    return lambda r: called[id(r)]
 
 
 def missing(

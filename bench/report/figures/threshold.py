@@ -8,8 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bench.report import verdict
-from bench.report.axes import labels
-from bench.report.figures.select import EVERYTHING, Wanted, missing, three
+from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
 from bench.report.figures.style import (
     COLOURS,
     LINES,
@@ -70,7 +69,7 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
     if not chosen:
         what = "records of a judge that gives scores (detail `highest`, as of nudity)"
         raise missing("threshold", replace(wanted, tasks=()), what, tasks=("nudity",))
-    method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
+    names = named(chosen)
     own = {task: own_threshold(r for r in chosen if r.cell.task == task) for task in _tasks(chosen)}
     found = []
     for r in chosen:
@@ -79,10 +78,9 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
             m = rate([above(r, row, threshold) for row in r.rows])
             if m.value is None:
                 continue
-            names = (r.cell.task, method_of(r), attack_of(r))
             asr, low, high = three(m)
             found.append(
-                Step(*names, threshold, m.n, m.unscored, asr, low, high, *own[r.cell.task])
+                Step(*names(r), threshold, m.n, m.unscored, asr, low, high, *own[r.cell.task])
             )
     return sorted(found, key=lambda s: (s.task, s.method, s.attack, s.threshold))
 
