@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -16,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from scipy.stats import binomtest
 from test_report import result
 
+from bench import Concept
 from bench.plugins.registry import Ref
+from bench.report.statistics import paired
+from bench.site.cells import Page, page_of
 from bench.site.lines import tabs
 from bench.site.pages import write_pages
 from bench.store.metrics import Measurement, rate
@@ -150,6 +155,71 @@ def test_fid_of_another_size_is_flagged_on_photographs() -> None:
     assert flagged(fine, many) == set()
 
 
+def test_lines_of_one_group_share_a_letter_and_the_unchanged_model_has_none() -> None:
+    best = result("none", [False] * 50, method="best")
+    alike = result("none", [False] * 47 + [True] * 3, method="alike")
+    worse = result("none", [False] * 25 + [True] * 25, method="worse")
+    (tab,) = tabs([best, alike, worse, result("none", [True] * 50, method="none")])
+    ties = {line.names["method"]: e.figure.word for line in tab.lines
+            if (e := line.entries.get("ties"))}  # fmt: skip
+    assert ties == {"best": "a", "alike": "a", "worse": "b"}
+
+
+def test_floors_stand_last_and_the_never_learned_model_is_in_every_bar() -> None:
+    some = [
+        result(attack, [i < hits for i in range(50)], method=method)
+        for method, hits in (("esd", 20), ("never-learned", 5))
+        for attack in ("seed-search", "random", "none", "p4d")
+    ]
+    (tab,) = tabs(some)
+    columns = {c.key: c for c in tab.columns}
+    assert list(columns) == [
+        "method", "worst", "attack none", "attack p4d", "attack random", "attack seed-search",
+        "seconds", "bytes", "flags",
+    ]  # fmt: skip
+    assert columns["attack p4d"].reference == columns["worst"].reference == 0.9
+    assert columns["attack random"].about.startswith("Concept erasing rate")
+    assert "floor" in columns["attack random"].about
+    assert {line.role for line in tab.lines} == {"", "reference"}
+
+
+def test_attacks_beyond_the_prompt_are_no_part_of_the_worst_case() -> None:
+    weights = replace(result("relearn", [True] * 50), space="weights")
+    (tab,) = tabs([result("none", [False] * 50), weights])
+    assert tab.lines[0].entries["worst"].figure.value == 1.0
+    assert tab.lines[0].entries["attack relearn"].figure.value == 0.0
+
+
+def drawn(record: Record, root: Path) -> Page:
+    """Return the page of a record beside which lies a picture: a sharp edge."""
+    picture = Image.new("RGB", (96, 96), "white")
+    picture.paste("black", (0, 0, 48, 96))
+    path = root / "picture.png"
+    picture.save(path)
+    return page_of(record, path)
+
+
+def shades(page: Page) -> set[Any]:
+    data = base64.b64decode(page.picture.removeprefix("data:image/png;base64,"))
+    return {colour for _, colour in Image.open(io.BytesIO(data)).getcolors(9999) or ()}
+
+
+def test_a_picture_is_shown_blurred_where_it_may_be_unsafe(tmp_path: Path) -> None:
+    fine = result("none", [False])
+    sharp = {(0, 0, 0), (255, 255, 255)}
+    assert shades(drawn(fine, tmp_path)) == sharp
+    assert not drawn(fine, tmp_path).hidden
+    emoji = replace(fine, cell=replace(fine.cell, concept=Concept("nudity", "nsfw")))
+    assert shades(drawn(emoji, tmp_path)) == sharp
+    assert drawn(emoji, tmp_path).hidden
+    photo = replace(emoji, cell=replace(emoji.cell, world="photo"))
+    assert len(shades(drawn(photo, tmp_path))) > 10
+    assert drawn(photo, tmp_path).hidden
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert page_of(fine, tmp_path / "broken.png").picture == ""
+    assert page_of(fine, tmp_path / "none.png").picture == ""
+
+
 # ---------------------------------------------------------------------------- in a browser
 def test_tabs_and_sorting(visit: Callable[..., Any], reference: Path) -> None:
     page = visit(reference)
@@ -193,6 +263,25 @@ def test_a_definition_by_pointer_tap_and_keyboard(
     assert methods(page) == ["p-esd", "esd", "none"]  # a tap on a definition sorts nothing
 
 
+def test_a_keyboard_suffices(visit: Callable[..., Any], reference: Path) -> None:
+    page = visit(reference)
+    page.get_by_role("tab", name="church").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", selected=True).inner_text() == "nudity"
+    page.get_by_label("compare p-esd", exact=True).focus()
+    page.keyboard.press("Space")
+    page.get_by_label("compare esd", exact=True).focus()
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Compare", exact=True).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog").is_visible()
+    page.keyboard.press("Escape")
+    page.locator("a.value").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/cells/*.html")
+
+
 def hostile() -> list[Record]:
     """Records with markup wherever a stranger can write."""
     some = [result(attack, [True] * 25 + [False] * 25) for attack in ("none", MARKUP)]
@@ -227,6 +316,31 @@ def test_markup_in_records_is_text(visit: Callable[..., Any], tmp_path: Path) ->
         assert page.locator("script:not([type])").count() == 0
         assert MARKUP in page.inner_text("body")
     assert len(list((tmp_path / "out" / "cells").glob("*.html"))) == len(records)
+    page = visit(index)
+    page.locator("#filter summary").click()
+    for place, condition in (("0", "="), ("4", "=")):  # lists all values of a column
+        page.get_by_role("button", name="Add a condition").click()
+        page.locator(".dtsb-data").last.select_option(value=place)
+        page.locator(".dtsb-condition").last.select_option(value=condition)
+    assert page.locator(".dtsb-value option").count() > 2
+    for box in page.locator("#lines input").all()[:2]:
+        box.check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    assert MARKUP in page.locator("dialog").inner_text()
+    page.locator("dialog summary").first.click()
+    page.keyboard.press("Escape")
+    page.locator("button.flag, button.define").first.hover()
+    assert page.locator("img").count() == 0
+    assert "eaderboard" in page.title()
+
+
+def test_text_that_hides_or_turns_the_line_is_made_visible(tmp_path: Path) -> None:
+    name = "e\u202esd\x1b[31m"
+    index = written([result("none", [True], method=name)], tmp_path)
+    for path in (index, *(tmp_path / "cells").glob("*.html")):
+        text = path.read_text("utf-8").partition("</style>")[2]
+        assert "\u202e" not in text
+        assert "\x1b" not in text
 
 
 def test_a_page_allows_nothing_but_its_own_script(reference: Path) -> None:
@@ -343,7 +457,9 @@ def test_two_lines_compared(visit: Callable[..., Any], reference: Path) -> None:
     p = binomtest(only_esd, only_esd + only_p_esd).pvalue
     said = line.all_inner_texts()
     assert said[0:2] == ["0.84", "0.96"]
-    assert said[2].strip().startswith("−0.12 [")
+    d = paired(p_esd, esd)  # fewer successes of the second are more erased prompts of the first
+    low, high = (f"{x:+.2f}".replace("-", "−") for x in (d.low, d.high))
+    assert said[2].strip() == f"−0.12 [{low}, {high}]"
     assert said[3] == "50"
     assert said[4].splitlines()[0].endswith(f"{only_esd} : {only_p_esd}")
     assert said[5] == f"{p:.3f}"

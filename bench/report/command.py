@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
 
 from bench.core.digest import digest
+from bench.core.types import Concept, World
 from bench.errors import BenchError
 from bench.plan.cell import IMAGES, TRAIN, Cell
 from bench.plugins.registry import Kind, Ref, resolved
@@ -28,7 +31,8 @@ def _words(cell: Cell) -> Iterator[str]:
         return
     yield from ("bench", "run", "--method", _spelled("methods", cell))
     yield from ("--attack", _spelled("attacks", cell))
-    yield from (word for task in _tasks(cell) for word in ("--task", task))
+    tasks = _tasks(cell.task, cell.concept, cell.world)
+    yield from (word for task in tasks for word in ("--task", task))
     yield from ("--limit", str(cell.prompts))
     yield from ("--model", cell.model) if cell.model != "emoji-sd" else ()
     yield from ("--world", cell.world) if _home(cell.model) != cell.world else ()
@@ -37,17 +41,19 @@ def _words(cell: Cell) -> Iterator[str]:
     yield from ("--dtype", cell.dtype) if cell.dtype != TRAIN else ()
 
 
-def _tasks(cell: Cell) -> Iterator[str]:
-    """Yield the cell's task, and first the one whose concept is erased where its own erases nothing."""
+@lru_cache
+def _tasks(task: str, concept: Concept, world: World) -> tuple[str, ...]:
+    """Return a cell's task, and first the one whose concept is erased where its own erases nothing."""
     try:
-        if cell.concept.name and role(cell.task, cell.world) != "target":
-            names = task_names(cell.world)
-            yield from [n for n in names if concept_of(n, cell.world) == cell.concept][:1]
+        if concept.name and role(task, world) != "target":
+            names = task_names(world)
+            return (*[n for n in names if concept_of(n, world) == concept][:1], task)
     except BenchError:  # a task of somebody's own
         pass
-    yield cell.task
+    return (task,)
 
 
+@lru_cache
 def _home(model: str) -> str:
     try:
         return model_info(model).world
@@ -58,10 +64,16 @@ def _home(model: str) -> str:
 def _spelled(kind: Kind, cell: Cell) -> str:
     """Return a plug-in as the command line takes it."""
     ref = cell.method if kind == "methods" else cell.attack
-    try:
-        defaults = model_info(cell.model, cell.world).defaults
-        usual = resolved(kind, Ref(ref.name), cell.concept, cell.world, defaults).params
-    except BenchError:  # a plug-in that is not here, or that takes a file
-        usual = {}
+    usual = _usual(kind, ref.name, cell.concept, cell.model, cell.world)
     said = {k: v for k, v in ref.params.items() if k not in usual or digest(usual[k]) != digest(v)}
     return str(Ref(ref.name, {k: v for k, v in said.items() if v is not None and v != ""}))
+
+
+@lru_cache
+def _usual(kind: Kind, name: str, concept: Concept, model: str, world: World) -> Mapping[str, Any]:
+    """Return the parameters that a plug-in has if nobody says otherwise; none if it cannot be asked."""
+    try:
+        defaults = model_info(model, world).defaults
+        return resolved(kind, Ref(name), concept, world, defaults).params
+    except BenchError:  # a plug-in that is not here, or that takes a file
+        return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from bench.plan.cell import IMAGES
 from bench.plugins.registry import Ref
+from bench.report.command import command
 from bench.report.frame import Figure, measured
+from bench.report.hidden import hidden
 from bench.report.notes import notes
 from bench.report.pictures import TILE
 from bench.report.render import figure
@@ -21,7 +21,7 @@ from bench.report.tables import judged
 from bench.site.flags import Flag, flags
 from bench.store.metrics import complement
 from bench.store.record import Record, Row
-from bench.tasks.safety import asks_for_nudity, blurred, unsafe
+from bench.tasks.safety import asks_for_nudity, blurred
 
 _LARGEST = 20_000_000  # bytes of a picture
 
@@ -93,24 +93,6 @@ def page_of(record: Record, picture: Path) -> Page:
         shown,
         bool(shown) and asks_for_nudity(record.cell.concept, ()),
     )
-
-
-def command(record: Record) -> str:
-    """Return the command that computes a record again, every parameter written out."""
-    cell = record.cell
-    if cell.method.name == IMAGES:
-        label = str(cell.method.params.get("label", ""))
-        words = ["bench", "judge", "FOLDER", "--task", cell.task, "--world", cell.world]
-        return shlex.join([*words, *(["--label", label] if label else [])])
-    words = ["bench", "run", "--model", cell.model, "--world", cell.world, "--task", cell.task]
-    words += ["--method", _spelled(cell.method), "--attack", _spelled(cell.attack)]
-    words += ["--seed", str(cell.seed), "--limit", str(cell.prompts), "--dtype", cell.dtype]
-    return shlex.join(words)
-
-
-def _spelled(ref: Ref) -> str:
-    """Return a plug-in as the command line takes it: what is not set is left out."""
-    return str(Ref(ref.name, {k: v for k, v in ref.params.items() if v is not None and v != ""}))
 
 
 def _figures(r: Record) -> Iterator[tuple[str, str, Figure]]:
@@ -193,11 +175,7 @@ def _picture(r: Record, path: Path) -> str:
             return ""
         with Image.open(path) as image:
             image.load()
-            shown = (
-                blurred(image, TILE)
-                if unsafe(r.cell.world, r.cell.concept)
-                else image.convert("RGB")
-            )
+            shown = blurred(image, TILE) if hidden(r) else image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):  # no picture, or a broken one
         return ""
     buffer = BytesIO()

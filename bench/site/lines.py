@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bench.core.digest import digest
 from bench.errors import StoreError
+from bench.plan.floors import FLOORS
 from bench.report.axes import (
     ATTACK,
     Group,
@@ -21,6 +22,7 @@ from bench.report.axes import (
     order,
     placed,
 )
+from bench.report.floors import NEVER
 from bench.report.frame import MARKS, Figure, measured
 from bench.report.notes import notes
 from bench.report.statistics import Best, best_known, detectable, tie_groups
@@ -38,8 +40,6 @@ Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
 WORST, TIES = "worst", "ties"
 MOST = 200
 """Lines of which every two are compared."""
-FLOORS = ("random", "seed-search")
-REFERENCE = "never-learned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def _line(
         outcomes,
         digest([(row.id, row.text, row.seed) for row in g.first.rows]),
         flags(g.records, mine, unchanged),
-        {"none": "base", REFERENCE: "reference"}.get(cell.method.name, ""),
+        {"none": "base", NEVER: "reference"}.get(cell.method.name, ""),
     )
 
 

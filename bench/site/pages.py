@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import SpecError, StoreError
-from bench.report.figures.catalog import FIGURES, from_records
+from bench.report.figures.catalog import ALONE, from_records
 from bench.report.figures.select import EVERYTHING
 from bench.report.text import plain
 from bench.site.cells import page_of
@@ -69,7 +69,7 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
 def _figures(tab: Tab) -> list[dict[str, str]]:
     """Return what can be drawn of a tab, as data URLs; of many lines nobody could read it."""
     made = []
-    for name in FIGURES if len(tab.lines) <= _DRAWN else ():
+    for name in ALONE if len(tab.lines) <= _DRAWN else ():
         with contextlib.suppress(SpecError):  # no records for this figure
             drawing, _ = from_records(name, tab.records, EVERYTHING)
             svg = base64.b64encode(drawing.bytes("svg")).decode()

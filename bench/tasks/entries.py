@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,4 +123,9 @@ def _table(world: World, root: Path) -> dict[str, Any]:
     path = root / world / "tasks.toml"
     if not path.exists():
         return {}
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(8)
+def _parsed(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
