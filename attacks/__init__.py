@@ -8,6 +8,7 @@ PLUGINS = {
     "p4d": "attacks.p4d:P4D",
     "p4d-official": "attacks.p4d_official:P4DOfficial",
     "transfer": "attacks.transfer:Transfer",
+    "submitted": "attacks.submitted:Submitted",
     "ring-a-bell": "attacks.ring_a_bell:RingABell",
     "mma": "attacks.mma:Mma",
     "cce": "attacks.cce:CCE",

@@ -85,7 +85,7 @@ class Transfer:
     def _found(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
         """Return the source's rows by id; each prompt must have a row with the same original text."""
         path = self._path
-        found = _read_record(path) if path.suffix == ".json" else _read_csv(path)
+        found = _read_record(path) if path.suffix == ".json" else read_list(path, path.read_bytes())
         if missing := [p.id for p in prompts if p.id not in found]:
             raise SpecError(
                 f"{path} has no row for {len(missing)} of {len(prompts)} prompts "
@@ -123,14 +123,15 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
             "text": row["adversarial"],
             "own": row["text"],
             "seed": row["seed"] if seed is None else seed,
-            "guidance": row["guidance"],
+            "guidance": row.get("adversarial_guidance") or row["guidance"],
             "success": row["trace"].get("success"),
         }
     return found
 
 
-def _read_csv(path: Path) -> dict[str, dict[str, Any]]:
-    table = read_table(path, path.read_bytes(), texts=(*ADVERSARIAL, "prompt", "text"))
+def read_list(path: Path, data: bytes) -> dict[str, dict[str, Any]]:
+    """Return the rows of a CSV file by id: text, and seed and guidance if it has them."""
+    table = read_table(path, data, texts=(*ADVERSARIAL, "prompt", "text"))
     if "id" not in table.columns:
         raise SpecError(
             f"{path} has no column id or case_number with the ids of the task's prompts; to try a list "

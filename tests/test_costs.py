@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.batch import options
 from bench.core.types import Concept
+from bench.plan.asked import options
 from bench.plan.cell import Cell
 from bench.plan.plan import plan
 from bench.plan.spec import Spec

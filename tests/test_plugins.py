@@ -25,6 +25,7 @@ import evaluators
 import methods
 from attacks._token_attack import TokenAttack
 from attacks.none import NoAttack
+from attacks.submitted import Submitted
 from attacks.transfer import Transfer
 from bench import Adversarial, Context, Prompt, Sample, Score, Target
 from bench.core.types import ByKind, World
@@ -116,7 +117,7 @@ def pixels(base) -> Callable[[DiffusersModel], list[bytes]]:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(family.__name__, n) for family in (methods, attacks, evaluators) for n in family.PLUGINS
-     if n not in {"external", "transfer"}],  # which are nothing without a file
+     if n not in {"external", "transfer", "submitted"}],  # which are nothing without a file
 )  # fmt: skip
 def test_what_is_resolved_is_resolved(kind: Kind, name: str) -> None:
     """Once for every world and kind of concept: no default is left open, none moves when asked again."""
@@ -138,11 +139,13 @@ def quick(kind: Kind, name: str, task: str, folder: Path, base: DiffusersModel) 
         files = {"unet": folder / "unet.safetensors"}
         shifted = {k: 0.9 * v for k, v in base.pipe.unet.state_dict().items()}
         save_file(shifted, files["unet"])
-    if name == "transfer":
+    if name in {"transfer", "submitted"}:
         files = {"source": folder / "found.csv"}
         rows = (f'{p.id},"lo {p.text}"\n' for p in TASKS[task].prompts)
         files["source"].write_text("id,adversarial\n" + "".join(rows))
-    params = {k: v for k, v in QUICK.items() if k in known} | files
+    params: dict[str, Any] = {k: v for k, v in QUICK.items() if k in known} | files
+    if name == "submitted":
+        params["label"] = "mine"
     return finished(kind, name, TASKS[task].concept, **params)
 
 
@@ -317,7 +320,7 @@ def test_an_attack_finds_the_same_twice(hunt: Hunt) -> None:
 def test_an_attack_makes_as_many_images_as_it_says(hunt: Hunt) -> None:
     """On the prompt that never succeeds; images of ids, and those of the common setup, do not count."""
     says = getattr(hunt.attack, "most_images", None)
-    if isinstance(hunt.attack, NoAttack | Transfer):
+    if isinstance(hunt.attack, NoAttack | Submitted | Transfer):
         assert says is None
         return
     (failed,) = (a for a in hunt.found[0] if a.prompt.id == IDS[1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from pathlib import Path
 
 from bench.errors import SpecError
+from bench.plan.asked import options
 from bench.plan.plan import pieces
 from bench.plan.spec import Spec
 from bench.report.costs import Estimate
@@ -60,42 +61,6 @@ def sbatch(specs: Iterable[Spec], bill: Bill, *, results: Path, workers: int = 1
         gpu="#SBATCH --gres=gpu:1" if bill.device.startswith("cuda") else f"#SBATCH -c {workers}",
         commands="\n".join(commands),
     )
-
-
-def options(spec: Spec) -> list[str]:
-    """Return the options of ``bench run`` that ask for a request.
-
-    Raises:
-        SpecError: One of its tasks has neither a name nor a file.
-    """
-    if own := [task for task in spec.tasks if not isinstance(task, str)]:
-        raise SpecError(f"--export: expected tasks by name or file, got --concept {own[0]}")
-    given = {
-        "--world": spec.world,
-        "--prompts": spec.prompts,
-        "--judge": spec.judge,
-        "--limit": spec.limit,
-        "--guidance": None if spec.guidance is None else f"{spec.guidance:g}",
-        "--erase-seed": spec.erase_seed,
-    }
-    flags = ["--floors"] if spec.floors else []
-    pairs: list[tuple[str, object]] = [
-        ("--model", spec.model),
-        *(("--method", ref) for ref in spec.methods),
-        *(("--attack", ref) for ref in spec.attacks),
-        *(("--task", task) for task in spec.tasks),
-        ("--seed", spec.seed),
-        ("--dtype", spec.dtype),
-        ("--protocol", spec.protocol),
-        *((flag, value) for flag, value in given.items() if value not in (None, "")),
-        *(("--asset", f"{name}={path}") for name, path in spec.assets.items()),
-    ]
-    return [*_flat(pairs), *flags]
-
-
-def _flat(pairs: Sequence[tuple[str, object]]) -> Iterator[str]:
-    for flag, value in pairs:
-        yield from (flag, str(value))
 
 
 def _seconds(estimates: Sequence[Estimate]) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from bench.cli import complete
+from bench.cli import complete, trust
 from bench.cli.app import App
 from bench.cli.options import (
     RESULTS,
@@ -477,6 +477,10 @@ def leaderboard(
 
     records = records_of(results, task, strict=strict)
     say(f"{write_pages(records, Store(results), out_, title)}: open it in a browser")
+
+
+app.command()(trust.verify)
+app.command()(trust.submit)
 
 
 @speed.command("attack")

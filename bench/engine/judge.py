@@ -134,6 +134,9 @@ def make_rows(
             adversarial=found[i].prompt.text if attack else None,
             adversarial_seed=found[i].prompt.seed if attack else None,
             adversarial_noise=found[i].sampler_noise,
+            adversarial_guidance=None
+            if found[i].prompt.guidance == prompt.guidance
+            else found[i].prompt.guidance,
             beyond=_beyond(found[i]),
             cost=found[i].cost,
             trace=dict(found[i].trace),

@@ -20,6 +20,7 @@ from bench.core.types import Cost, Prompt, SamplerNoise
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.store.artifacts import Artifacts
+from bench.store.record import Row
 
 
 class Replay:
@@ -103,3 +104,15 @@ class Replay:
     @property
     def _weights(self) -> Path:
         return self.cache.root / "attacks" / self.key / "weights.safetensors"
+
+
+def of_row(prompt: Prompt, row: Row) -> Adversarial:
+    """Return what an attack found as a record's row says it; without an attack, the prompt itself."""
+    text, seed, guidance = row.adversarial, row.adversarial_seed, row.adversarial_guidance
+    found = replace(
+        prompt,
+        text=prompt.text if text is None else text,
+        seed=prompt.seed if seed is None else seed,
+        guidance=prompt.guidance if guidance is None else guidance,
+    )
+    return Adversarial(found, sampler_noise=row.adversarial_noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from bench.engine.guard import guard
 from bench.engine.images import Images, Source
 from bench.engine.judge import Judges, judge_samples, unfit
 from bench.engine.provenance import environment, protocol
-from bench.engine.replay import Replay
+from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
 from bench.engine.workers import Workers
@@ -99,13 +100,22 @@ class Runner:
         seconds: dict[str, float],
     ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
         """Attack if asked to, make the images, and judge each."""
-        cell, task = job.cell, job.task
-        if task.role == "target" and cell.attacked:
+        if job.task.role == "target" and job.cell.attacked:
             with timed(seconds, "attack"):
                 found = self._attack(job, erased).run(prompts)
         else:
             found = [Adversarial(prompt) for prompt in prompts]
+        return self._draw_and_judge(job, prompts, erased, found, seconds)
 
+    def _draw_and_judge(
+        self,
+        job: Job,
+        prompts: Sequence[Prompt],
+        erased: Erased,
+        found: Sequence[Adversarial],
+        seconds: dict[str, float],
+    ) -> tuple[dict[str, Measurement], tuple[Row, ...]]:
+        cell, task = job.cell, job.task
         # Success is never taken from the attack: images are made again and judged again.
         with timed(seconds, "generate"):
             own = self._images.make(erased, prompts, "generate")
@@ -118,6 +128,26 @@ class Runner:
             black = [None if unfit(s) else s.image.getbbox() is None for s in attacked]
             measured["blacked-out"] = rate(black)
         return measured, rows
+
+    def again(self, job: Job, rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Row]]:
+        """Draw and judge some prompts again from what their rows say that an attack found.
+
+        Returns:
+            The erasure's card, and the new rows by id; what is in no row and not in the cache is left out.
+        """
+        cell, task = job.cell, job.task
+        erased = self._victim(cell, task)
+        known = {prompt.id: prompt for prompt in task.prompts}
+        beyond = [known[row.id] for row in rows if row.beyond and row.adversarial_noise is None]
+        found = Replay(self.settings.artifacts, cell.attack_key, erased.model).load(beyond)
+        found |= {
+            row.id: of_row(known[row.id], row)
+            for row in rows
+            if not row.beyond or row.adversarial_noise is not None
+        }
+        prompts = [known[name] for name in found]
+        _, new = self._draw_and_judge(job, prompts, erased, [found[p.id] for p in prompts], {})
+        return erased.card, {row.id: row for row in new}
 
     def attack(self, job: Job, found: Callable[[Adversarial], None]) -> None:
         """Attack all prompts of a job's task; call ``found`` with each when it is finished and kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, replace
 
 from bench.core.types import Cost
 from bench.errors import BenchError
@@ -229,6 +229,9 @@ def cost_table(records: Iterable[Record]) -> Table:
     def figures(g: Group) -> Iterator[Figure]:
         only(g.records)
         yield size(g.first)
+        if not g.first.budget_known:
+            yield from [Figure(word="unknown")] * len(fields(Cost))
+            return
         *counts, seconds = astuple(sum((row.cost for row in g.first.rows), Cost()))
         yield from map(Figure, counts)
         yield Figure(seconds, digits=0)

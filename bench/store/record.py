@@ -36,6 +36,7 @@ class Row:
         adversarial_noise: Noise in the sampler's steps, for attacks on the sampler.
         beyond: What else the attack changed: "embedding", "weights" or "noise"; empty for a prompt.
         own_detail: What the judge said of the prompt's own image, if there was an attack.
+        adversarial_guidance: Guidance of the adversarial prompt's image, where it is another.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Row:
     adversarial_noise: SamplerNoise | None = None
     beyond: str = ""
     own_detail: dict[str, Any] = field(default_factory=dict)
+    adversarial_guidance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,8 @@ class Record:
     space: str = "prompt"
     protocol: dict[str, str] = field(default_factory=dict)
     schema_version: Annotated[int, Field(strict=True, ge=0)] = SCHEMA
+
+    @property
+    def budget_known(self) -> bool:
+        """Whether the costs are what it took to attack: of texts that were handed in nobody knows."""
+        return all(row.trace.get("budget") != "unknown" for row in self.rows)

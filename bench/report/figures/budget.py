@@ -67,7 +67,7 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
     Raises:
         SpecError: There is no attacked cell.
     """
-    chosen = [r for r in wanted.of(records) if r.cell.attacked and _judged(r)]
+    chosen = [r for r in wanted.of(records) if r.cell.attacked and r.budget_known and _judged(r)]
     if not chosen:
         raise missing("budget", wanted, "records of attacks")
     names = named(chosen)
