@@ -114,15 +114,15 @@ def test_images_that_were_there_and_failed_cells_tell_nothing() -> None:
 def test_the_sum_of_a_plan_in_a_line() -> None:
     done, new, other = cell(), cell(seed=1), cell("uce")
     known = learnt(record(done))
-    assert str(bill([(done, True)], known, "cpu")) == "1 of 1 cells done"
-    said = str(bill([(done, True), (new, False)], known, "cpu"))
+    assert str(bill([(done, True)], known)) == "1 of 1 cells done"
+    said = str(bill([(done, True), (new, False)], known))
     assert said == "1 of 2 cells done; the rest: about 2 min"
     known = learnt(record(done, device="GPU"), device="cuda")
-    said = str(bill([(new, False), (other, False)], known, "cuda:0"))
+    said = str(bill([(new, False), (other, False)], known))
     assert said == "0 of 2 cells done; the rest: about 2 min, 0.033 GPU-hours, and 1 cells unknown"
     many = [(cell(seed=n), False) for n in range(9999)]
-    assert len(str(bill(many, known, "cuda"))) <= 80
-    assert "nothing is known yet" in str(bill([(other, False)], learnt(), "cpu"))
+    assert len(str(bill(many, known))) <= 80
+    assert "nothing is known yet" in str(bill([(other, False)], learnt()))
     assert [spoken(s) for s in (0.2, 99, 100, 5999, 6000)] == [
         "0 s",
         "99 s",

@@ -31,19 +31,22 @@ eval "${{commands[SLURM_ARRAY_TASK_ID - 1]}}"
 """
 
 
-def sbatch(specs: Iterable[Spec], bill: Bill, *, results: Path, workers: int = 1) -> str:
+def sbatch(
+    specs: Iterable[Spec], bill: Bill, *, results: Path, device: str, workers: int = 1
+) -> str:
     """Return a Slurm array script that computes what is left of requests.
 
     Args:
         specs: The requests.
         bill: Their cells and what these cost.
         results: Folder of records.
+        device: Where the commands run.
         workers: Processes of each command.
 
     Raises:
         SpecError: Nothing is left to do, or a request cannot be said in options.
     """
-    how = ["--results", str(results), "--device", bill.device, "--workers", str(workers)]
+    how = ["--results", str(results), "--device", device, "--workers", str(workers)]
     costs = {cell.id: estimate for cell, estimate in bill.cells if estimate}
     commands: list[str] = []
     longest = 0.0
@@ -58,7 +61,7 @@ def sbatch(specs: Iterable[Spec], bill: Bill, *, results: Path, workers: int = 1
     return _SCRIPT.format(
         count=len(commands),
         minutes=max(_LEAST, ceil(_SPARE * longest / 60)),
-        gpu="#SBATCH --gres=gpu:1" if bill.device.startswith("cuda") else f"#SBATCH -c {workers}",
+        gpu="#SBATCH --gres=gpu:1" if device.startswith("cuda") else f"#SBATCH -c {workers}",
         commands="\n".join(commands),
     )
 

@@ -137,7 +137,7 @@ def run(
 def plan_(
     specs: Specs,
     results: Results = RESULTS,
-    device: Device = "cpu",
+    device: Device = "auto",
     export: Annotated[
         tuple[Export, Path] | None,
         typer.Option(
@@ -166,7 +166,7 @@ def plan_(
 
     planned, store = plan(*specs), Store(results)
     costs = forecast(device, finished(store), Artifacts().has_erasure)
-    found = bill([(job.cell, job.cell in store) for job in planned], costs, device)
+    found = bill([(job.cell, job.cell in store) for job in planned], costs)
     if json_:
         facts = {"notes": planned.notes, "problems": planned.problems}
         print_json({"cells": plan_facts(found), **facts})
@@ -178,7 +178,10 @@ def plan_(
         from bench.cli.batch import sbatch
         from bench.store.files import write
 
-        write(export[1], sbatch(specs, found, results=results, workers=workers).encode())
+        write(
+            export[1],
+            sbatch(specs, found, results=results, device=device, workers=workers).encode(),
+        )
         remark(f"sbatch {export[1]}", aside=json_)
 
 

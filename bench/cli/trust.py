@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import RESULTS, Assets, BatchSize, Device, Protocol, Results, given
 from bench.cli.terminal import err, print_table, say, say_wrapped
+from bench.core.devices import AUTO
 from bench.errors import PluginError, SpecError, StoreError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def verify(
     ] = "",
     asset: Assets = None,
     protocol: Protocol = "default",
-    device: Device = "cpu",
+    device: Device = AUTO,
     batch_size: BatchSize = 64,
 ) -> None:
     """Check records, and draw and judge a random sample of their prompts again.
@@ -55,11 +56,11 @@ def verify(
         for path in _records(record)
     )
     if sample:
-        from bench.engine.settings import Settings, check_device
+        from bench.core.devices import use
+        from bench.engine.settings import Settings
         from bench.engine.verify import Verifier, verified
 
-        check_device(device)
-        settings = Settings(device, batch_size, assets=given(asset))
+        settings = Settings(use(device), batch_size, assets=given(asset))
         audits = verified(audits, Verifier(settings, sample, seed))
     states: list[str] = []
     checked = 0
@@ -92,7 +93,7 @@ def submit(
         str, typer.Option(metavar="FILE.toml", help="The task of your own that it is of.")
     ] = "",
     results: Results = RESULTS,
-    device: Device = "cpu",
+    device: Device = AUTO,
     batch_size: BatchSize = 64,
 ) -> None:
     """Hand in adversarial texts for an erased model: they are drawn, judged and become a record.

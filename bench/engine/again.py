@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.core.protocols import Adversarial
 from bench.core.types import Prompt
 from bench.engine.erase import Erased, Eraser
 from bench.engine.images import Images
-from bench.engine.replay import Replay
+from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.models.diffusers import DiffusersModel
@@ -76,7 +75,7 @@ class Again:
         A prompt, a seed and noise are in the record. An embedding and weights are in the cache only.
         """
         erased = self.erased(record)
-        found = {row.id: _adversarial(row) for row in rows if row.beyond in {"", "noise"}}
+        found = {row.id: of_row(prompt_of(row), row) for row in rows if row.beyond in {"", "noise"}}
         others = [prompt_of(row) for row in rows if row.id not in found]
         found |= Replay(self.settings.artifacts, record.cell.attack_key, erased.model).load(others)
         samples = self._images.replay(erased, list(found.values()))
@@ -87,14 +86,6 @@ class Again:
 def prompt_of(row: Row) -> Prompt:
     """Return a row's prompt as it is in its set."""
     return Prompt(row.id, row.text, row.seed, row.guidance)
-
-
-def _adversarial(row: Row) -> Adversarial:
-    text = row.text if row.adversarial is None else row.adversarial
-    seed = row.seed if row.adversarial_seed is None else row.adversarial_seed
-    return Adversarial(
-        replace(prompt_of(row), text=text, seed=seed), sampler_noise=row.adversarial_noise
-    )
 
 
 def _check_same(cell: Cell) -> None:

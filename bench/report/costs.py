@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Literal, cast
 
+from bench.core.devices import AUTO
 from bench.core.digest import digest
 from bench.errors import StoreError
 from bench.plan.cell import Cell
@@ -99,7 +100,7 @@ class Forecast:
     """
 
     def __init__(self, device: str, erased: Callable[[str], bool] = lambda key: False) -> None:
-        self._device = _device(device)
+        self.device = _device(device)
         self._known: dict[tuple[str, ...], list[float]] = defaultdict(list)
         self._erased, self._there = erased, set[str]()
         self.cells = 0
@@ -145,7 +146,7 @@ class Forecast:
 
     def rate(self, stage: Stage, cell: Cell) -> tuple[float | None, str]:
         """Return the seconds of an erasure, of a prompt's attack or of an image, and from what."""
-        traits = traits_of(cell, self._device)
+        traits = traits_of(cell, self.device)
         middle = median if stage == "draw" else fmean
         for like, names in _NEAREST[stage]:
             for source in ("", "typical"):
@@ -165,10 +166,17 @@ class Forecast:
 
 
 def forecast(device: str, records: Iterable[Record], erased: Callable[[str], bool]) -> Forecast:
-    """Return a forecast from finished cells, and where those say nothing from typical figures."""
+    """Return a forecast from finished cells, and where those say nothing from typical figures.
+
+    Where the device is "auto", it is for the kind on which most of the cells ran.
+    """
+    known = list(records)
+    if device == AUTO:
+        kinds = Counter(r.environment.get("device", "cpu") for r in known)
+        device = max(kinds, key=lambda kind: kinds[kind], default="cpu")
     found = Forecast(device, erased)
     found.learn_typical()
-    for record in records:
+    for record in known:
         found.learn(record)
     return found
 

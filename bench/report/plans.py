@@ -58,9 +58,10 @@ class Bill:
         return said + (f", and {unknown} cells unknown" if unknown else "")
 
 
-def bill(cells: Sequence[tuple[Cell, bool]], forecast: Forecast, device: str) -> Bill:
+def bill(cells: Sequence[tuple[Cell, bool]], forecast: Forecast) -> Bill:
     """Return what cells will cost, one after the other; ``True`` marks those that are done."""
-    return Bill([(cell, None if done else forecast.count(cell)) for cell, done in cells], device)
+    left = [(cell, None if done else forecast.count(cell)) for cell, done in cells]
+    return Bill(left, forecast.device)
 
 
 def plan_facts(bill: Bill) -> list[dict[str, object]]:
