@@ -20,6 +20,7 @@ from bench.errors import EXIT_CODES, BenchError
 from bench.plugins import registry
 from bench.report import describe, render
 from bench.report.frame import Figure, Line, Table
+from bench.report.paper import paper_tables
 from bench.report.tables import cer_tables, cost_table
 from bench.store.record import Record
 from bench.store.store import Store
@@ -34,12 +35,16 @@ _LIST = re.compile(r"(?m)^((?!- | ).+)\n(?=- )")
 
 
 def on_config(config: Any) -> Any:
-    """Write the pages before mkdocs looks for them, and put those of a folder below its index."""
+    """Write the pages before mkdocs looks for them, and complete the navigation.
+
+    The pages of a folder come below its index; a page that is named nowhere stands under "Use".
+    """
     write()
-    for section in config.nav:
-        for title, entries in section.items() if isinstance(section, dict) else ():
-            if title == "Reference":
-                section[title] = [_with_folder(entry) for entry in entries]
+    sections = {title: entries for entry in config.nav for title, entries in entry.items()}
+    named = str(sections)
+    others = sorted(p.name for p in PAGES.parent.glob("*.md") if f"'{p.name}'" not in named)
+    sections["Use"] += others
+    sections["Reference"][:] = map(_with_folder, sections["Reference"])
     return config
 
 
@@ -47,7 +52,8 @@ def write() -> None:
     """Write all pages below ``docs/reference``; a page whose content is the same is left alone."""
     records = _records("reference", "methods")
     pages = dict(_plugin_pages(records)) | dict(_task_pages())
-    pages |= {"commands.md": _commands(), "exit-codes.md": _exit_codes(), "results.md": _results()}
+    pages |= {"commands.md": _commands(), "exit-codes.md": _exit_codes()}
+    pages |= {"results.md": _results(), "others.md": _others()}
     for path in set(PAGES.rglob("*.md")) - {PAGES / name for name in pages}:
         path.unlink()
     for name, text in pages.items():
@@ -230,19 +236,27 @@ def _exit_codes() -> str:
 
 
 def _results() -> str:
-    titles = {
-        "reference": "Reference records",
-        "methods": "All methods without an attack",
-        "paper": "Published numbers",
-    }
-    found = {folder: _records(folder) for folder in titles}
-    parts = [
-        f"## {titles[folder]}\n\n`bench report --results results/{folder}`\n\n"
-        + "\n\n".join(map(render.markdown, cer_tables(records)))
-        for folder, records in found.items()
-        if records
-    ]
-    return "# Results\n\n" + "\n\n".join(parts) + "\n"
+    parts = ["# Results"]
+    for folder, title in (
+        ("reference", "Reference records"),
+        ("methods", "All methods, no attack"),
+    ):
+        parts.append(f"## {title}\n\n`bench report --results results/{folder}`")
+        parts += map(render.markdown, cer_tables(_records(folder)))
+    parts.append(
+        "## The paper's tables\n\n`bench report paper --results results/reference`\n\n"
+        "The lines called `paper` are its numbers. Ours are of emoji-sd here, and no reproduction."
+    )
+    parts += map(render.markdown, paper_tables(_records("reference")))
+    return "\n\n".join(parts)
+
+
+def _others() -> str:
+    parts = ["# Models, suites, figures"]
+    for what in ("models", "suites", "figures"):
+        lines = [(f"`{name}`", about) for name, about in describe.listing(what, "emoji")]
+        parts.append(f"## {what.capitalize()}\n\n{_table(('name', 'what it is'), lines)}")
+    return "\n\n".join(parts)
 
 
 # ---------------------------------------------------------------------- Markdown
