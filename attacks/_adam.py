@@ -47,7 +47,9 @@ def adam_step(adams: Sequence[Adam], variables: Sequence[Tensor], grad: Tensor) 
         adam.step += 1
         adam.m, adam.v = m[i, : len(variable)], v[i, : len(variable)]
     m_share, v_share = (
-        torch.tensor([1 - beta**a.step for a in adams], device=x.device).view(-1, 1, 1)
+        torch.tensor([1 - beta**a.step for a in adams])
+        .to(x.device, non_blocking=True)
+        .view(-1, 1, 1)
         for beta in (0.9, 0.999)
     )
     x = x - own.lr * (m / m_share) / ((v / v_share).sqrt() + 1e-8)

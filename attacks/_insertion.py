@@ -51,7 +51,5 @@ def embedded(table: Tensor, ids: Tensor, free: Tensor) -> Tensor:
             tokens uses its first rows.
     """
     places = ids == FREE
-    used = torch.arange(free.shape[1], device=ids.device) < places.sum(1, keepdim=True)
-    embeddings = table[ids.clamp(min=0)]
-    embeddings[places] = free[used]
-    return embeddings
+    which = (places.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, free.shape[2])
+    return torch.where(places[..., None], free.gather(1, which), table[ids.clamp(min=0)])

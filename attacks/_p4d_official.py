@@ -90,9 +90,7 @@ class OfficialSearch(NearestSearch[P4DOfficial]):
     def trace(self, slot: Slot) -> dict[str, Any]:
         """Return what the record shows of a search; images of the ids themselves are not made."""
         best = {"similarity": round(slot.best["similarity"], 4), "check": slot.best["check"]}
-        trace = super().trace(slot) | best
-        del trace["token_success"]
-        return trace
+        return super().trace(slot) | best
 
 
 def emoji_features(images: Sequence[Any]) -> Tensor:

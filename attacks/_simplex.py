@@ -26,12 +26,10 @@ class SimplexSearch(TokenSearch[UnlearnDiff]):
 
     def embed(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """Draw a token for each row; the gradient is that of the one-hot rows."""
-        rows = torch.stack([s.variable for s in slots]).cpu()
-        drawn = [
-            torch.multinomial(p, 1, generator=s.rng)[:, 0] for s, p in zip(slots, rows, strict=True)
-        ]
-        ids = torch.stack(drawn).to(self.table.device)
-        one_hot = torch.nn.functional.one_hot(ids, len(self.table)).float().requires_grad_(True)
+        rows = torch.stack([s.variable for s in slots])
+        draw = inverted if self.attack.draw == "device" else multinomial
+        ids = draw(rows, [s.rng for s in slots])
+        one_hot = torch.zeros_like(rows).scatter_(-1, ids[..., None], 1.0).requires_grad_(True)
         return one_hot, one_hot @ self.table
 
     def move(self, slots: Sequence[Slot], grad: Tensor) -> None:
@@ -45,6 +43,36 @@ class SimplexSearch(TokenSearch[UnlearnDiff]):
     def read(self, slot: Slot) -> list[int]:
         """Return the likeliest token of each row."""
         return slot.variable.argmax(-1).tolist()
+
+
+def multinomial(rows: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Draw one of a row's tokens by its probabilities, as the official code does on a CPU.
+
+    Args:
+        rows: Probabilities, ``(prompts, tokens, vocabulary)``; a row's sum may differ from one.
+        rngs: A random stream for each prompt, on the CPU.
+
+    Returns:
+        Ids, ``(prompts, tokens)``, where ``rows`` is.
+    """
+    drawn = [
+        torch.multinomial(p, 1, generator=rng)[:, 0]
+        for rng, p in zip(rngs, rows.cpu(), strict=True)
+    ]
+    return torch.stack(drawn).to(rows.device)
+
+
+def inverted(rows: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Draw like :func:`multinomial`, but where ``rows`` is: one uniform number for each row leaves the CPU.
+
+    The token is the first whose cumulative sum reaches ``(1 - u)`` of the row's sum, ``u`` in [0, 1). So a
+    token of probability zero is never drawn.
+    """
+    kind = torch.float32 if rows.device.type == "mps" else torch.float64  # mps has no other
+    sums = rows.cumsum(-1, dtype=kind)
+    u = torch.stack([torch.rand(rows.shape[1], 1, generator=rng, dtype=kind) for rng in rngs])
+    reached = (1 - u).to(rows.device, non_blocking=True) * sums[..., -1:]
+    return torch.searchsorted(sums, reached)[..., 0]
 
 
 def project(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from attacks._texts import check_room
-from bench import Concept, Model, Prompt, World, by_kind
+from bench import Concept, Model, Prompt, World, by_kind, later
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,6 +93,9 @@ class TokenAttack(FreeTokens):
         iterations: Adam steps at each timestep.
         target_steps: LMS steps of the image that is noised; "own" uses the model's own sampler.
         target_guidance: Guidance scale of that image; "own" uses the prompt's.
+        judge_ids: Also judge, after each round, an image of the token ids themselves where their string has
+            other ids, to tell in the trace what that costs (``token_success``). It never changes what is
+            found.
     """
 
     insertion: Literal["prefix", "suffix", "mid", "insert", "per-k-words"] = "prefix"
@@ -101,6 +104,7 @@ class TokenAttack(FreeTokens):
     iterations: Annotated[int, Field(ge=1)] = 40
     target_steps: Annotated[int | None, Field(ge=1, le=1000), _OWN] = 25
     target_guidance: Annotated[float | None, Field(ge=0), _OWN] = 7.5
+    judge_ids: bool = later(True)
 
     longest: ClassVar[int | None] = 60
 

@@ -66,6 +66,7 @@ class TokenSearch(ABC, Generic[Parameters]):
         self.times = attack.schedule()
         self.fits = ctx.batch_size  # slots that fit into memory together
         context = self.tokenizer.model_max_length
+        self.ids_judged: bool = getattr(attack, "judge_ids", False)  # p4d-official never does
         self.room = context - 1  # tokens beside the start token; the end token may be cut off
         attack.check_plan(target.concept, target.original.world, (), context)
 
@@ -224,17 +225,18 @@ class TokenSearch(ABC, Generic[Parameters]):
         cond = self.model.encode_embeddings(self.assemble(slots, free))
         error = self.model.predict_noise(x, t, cond) - self.goal(slots, noise)
         loss = (error.abs() if self.attack.loss == "l1" else error.square()).mean((1, 2, 3))
-        self.move(slots, _gradient(loss, leaf, half=cond.dtype == torch.float16))
-        for slot, value in zip(slots, loss.tolist(), strict=True):
+        grad, losses = _gradient(loss, leaf, half=cond.dtype == torch.float16)
+        self.move(slots, grad)
+        for slot, value in zip(slots, losses, strict=True):
             slot.losses.append(value)
             slot.cost += self.step_cost
 
     def noised(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor, Tensor]:
         """Draw timesteps and noise from the slots' streams; return noised latents, timesteps and noise."""
         device = self.model.device
-        t = torch.tensor(self.draw_times(slots), device=device)
+        t = torch.tensor(self.draw_times(slots)).to(device, non_blocking=True)
         draws = [torch.randn(s.latent.shape, generator=s.rng) for s in slots]
-        noise = torch.stack(draws).to(device)
+        noise = torch.stack(draws).to(device, non_blocking=True)
         return self.model.add_noise(torch.stack([s.latent for s in slots]), noise, t), t, noise
 
     def assemble(self, slots: Sequence[Slot], free: Tensor) -> Tensor:
@@ -247,14 +249,16 @@ class TokenSearch(ABC, Generic[Parameters]):
             )
             for slot in slots
         ]
-        return embedded(self.table, torch.tensor(rows, device=self.table.device), free)
+        ids = torch.tensor(rows).to(self.table.device, non_blocking=True)
+        return embedded(self.table, ids, free)
 
     # ------------------------------------------------------------------ the end of a round
     def evaluate(self, slots: list[Slot]) -> None:
         """End a round: read each variable as a string, make the string's image and judge it."""
         self.read_all(slots)
         hits = judged(self.target, [Adversarial(slot.trial) for slot in slots])
-        self.judge_ids(slots, hits)
+        if self.ids_judged:
+            self.judge_ids(slots, hits)
         for slot, hit in zip(slots, hits, strict=True):
             slot.round += 1
             slot.success = hit
@@ -294,9 +298,10 @@ class TokenSearch(ABC, Generic[Parameters]):
         """Return what the record shows of a search."""
         n = self.attack.steps
         rounds = range(0, len(slot.losses), n)
+        of_ids = {"token_success": slot.token_success} if self.ids_judged else {}
         return {
             "success": slot.success,
-            "token_success": slot.token_success,
+            **of_ids,
             "round": slot.round,
             "ids": slot.found,
             "round_trip": self._round_trip(slot),
@@ -312,11 +317,21 @@ class TokenSearch(ABC, Generic[Parameters]):
         return self.model.token_ids([slot.text])[0] == self._ids(slot)
 
 
-def _gradient(loss: Tensor, leaf: Tensor, *, half: bool) -> Tensor:
-    """Return the gradient of a batch of losses, scaled up in between where float16 needs that."""
+def _gradient(loss: Tensor, leaf: Tensor, *, half: bool) -> tuple[Tensor, list[float]]:
+    """Return the gradient of a batch of losses, scaled up in between where float16 needs that.
+
+    The losses' values come with it. Here alone a step waits for the device.
+    """
     scale = _HALF_SCALE if half else 1.0  # a power of two rounds nothing
     (grad,) = torch.autograd.grad(loss.sum() * scale, leaf)
-    if not (all(map(math.isfinite, loss.tolist())) and grad.isfinite().all()):
+    *losses, gradient_is_finite = read_back(torch.cat([loss.detach(), grad.isfinite().all()[None]]))
+    if not (all(map(math.isfinite, losses)) and gradient_is_finite):
         advice = "; give --dtype bf16 or fp32" if half else ": its weights may not be"
         raise PluginError(f"the victim's prediction or its gradient is not finite{advice}")
-    return grad / scale
+    return grad / scale, losses
+
+
+def read_back(values: Tensor) -> list[float]:
+    """Wait for the device, and return its values."""
+    found: list[float] = values.tolist()
+    return found

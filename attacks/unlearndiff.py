@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from attacks._token_attack import TokenAttack
-from bench import Attacker, Card, Context, Target, Threat
+from bench import Attacker, Card, Context, Target, Threat, later
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,14 @@ class UnlearnDiff(TokenAttack):
 
     Defaults are the official code's, except ``timesteps``, which are the pruning paper's. In the emoji
     world the projection is exact, and the target image is made with the model's own sampler and the
-    prompt's own guidance. Random draws have the order of the official code on a CPU.
+    prompt's own guidance.
 
     Args:
         projection: How rows are projected on the simplex: "exact" is the nearest point; "bisect" is the
             official code's search, which is too coarse for large vocabularies (rows do not sum to one).
+        draw: How tokens are drawn from a prompt's random stream: "official" has the order of the official
+            code on a CPU, and moves all probabilities there; "device" inverts their sum with one uniform
+            number for each row, where the probabilities are.
     """
 
     card: ClassVar = Card(
@@ -36,6 +39,7 @@ class UnlearnDiff(TokenAttack):
     threat: ClassVar = Threat("white", "prompt")
 
     projection: Literal["exact", "bisect"] = "bisect"
+    draw: Literal["official", "device"] = later("official")
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         """Return the search."""

@@ -38,6 +38,7 @@ from bench.core.types import (
     Threat,
     World,
     by_kind,
+    later,
 )
 from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.sources.assets import Asset, content_digest
@@ -90,6 +91,7 @@ __all__ = [
     "evaluate",
     "fit",
     "framed",
+    "later",
     "load_results",
     "may_mention_minors",
     "read_table",

@@ -165,6 +165,19 @@ def by_kind(*, nsfw: _T, style: _T, object: _T) -> _T:
     return cast("_T", ByKind(nsfw, style, object))
 
 
+LATER = "later"
+"""Key in a field's metadata: the parameter is younger than records that have no value for it."""
+
+
+def later(default: _T) -> _T:
+    """Return the default of a parameter that was added when there were records already.
+
+    At this default a plug-in does what it did before; so such a parameter is left out of the identity of
+    cells and out of records. (It then is what the class says: raise the card's version to change it.)
+    """
+    return field(default=default, metadata={LATER: True})
+
+
 def _no_assets(name: str) -> Path:
     """Refuse every name."""
     raise KeyError(name)

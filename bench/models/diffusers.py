@@ -72,7 +72,7 @@ class DiffusersModel:
     @property
     def alphas(self) -> Tensor:
         """Cumulative signal levels of the 1000 training timesteps, float32."""
-        return self.schedule.alphas.to(self.device)
+        return self.schedule.alphas.to(self.device, non_blocking=True)
 
     @property
     def prediction(self) -> str:

@@ -80,9 +80,9 @@ def concept_scores(
             for name in before:
                 z = before[name] - after[name]
                 values = double(z.abs() if absolute else z)
-                totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3)).cpu()
+                totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3))
                 counts[name] = counts.get(name, 0) + z.shape[0] * z.shape[2] * z.shape[3]
-    return {name: total / counts[name] for name, total in totals.items()}
+    return {name: total.cpu() / counts[name] for name, total in totals.items()}
 
 
 def zero_neurons(model: Model, chosen: Mapping[str, Sequence[int]]) -> None:

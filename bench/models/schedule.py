@@ -122,14 +122,17 @@ class Schedule:
         """
         if self.prediction == "epsilon":
             return predicted
-        alpha = self.level(t).to(x.device)
+        alpha = self.level(t).to(x.device, non_blocking=True)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * x.float()
 
     def level(self, t: Tensor) -> Tensor:
-        """Return the signal levels at timesteps, ``(batch or 1, 1, 1, 1)`` float32, on the CPU.
+        """Return the signal levels at timesteps, ``(batch or 1, 1, 1, 1)`` float32.
 
-        Between two training timesteps the noise level ``sqrt((1 - a) / a)`` is linear, as in LMS.
+        Between two training timesteps the noise level ``sqrt((1 - a) / a)`` is linear, as in LMS; such
+        timesteps are fractions, and their levels are on the CPU.
         """
+        if isinstance(t, Tensor) and not t.is_floating_point():  # a GPU need not wait for the CPU
+            return self.alphas.to(t.device, non_blocking=True)[t].reshape(-1, 1, 1, 1)
         t = torch.as_tensor(t).cpu().double().reshape(-1, 1, 1, 1)  # not every device has float64
         low = t.floor().long()
         high = (low + 1).clamp(max=STEPS - 1)

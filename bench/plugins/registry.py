@@ -24,7 +24,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from bench.core.announced import announced, imported
 from bench.core.paths import PROMPTS, ROOT
-from bench.core.types import ByKind, Card, Concept, Threat, World
+from bench.core.types import LATER, ByKind, Card, Concept, Threat, World
 from bench.errors import (
     AssetError,
     ParamError,
@@ -185,6 +185,9 @@ def resolved(
     theirs = world_defaults(world, kind, ref.name, concept.kind)
     plugin = create(kind, replace(ref, params={**own, **theirs, **models, **ref.params}))
     values = asdict(plugin)
+    for each in fields(cls):
+        if each.metadata.get(LATER) and values[each.name] == each.default:
+            del values[each.name]
     files = {
         name: content_digest(value) for name, value in values.items() if isinstance(value, Path)
     }
