@@ -96,7 +96,10 @@ def pictures(
     picked: dict[str, list[str]] = {}
     method_of, attack_of = labels(chosen, "method"), labels(chosen, "attack")
     for r in chosen:
-        ids = picked.setdefault(r.cell.task_digest, [row.id for row in picks(r, limit)])
+        if r.cell.task_digest not in picked:  # the first cell of a task decides
+            picked[r.cell.task_digest] = [row.id for row in picks(r, limit)]
+            notes[_chosen_how(r, method_of(r), limit)] = None
+        ids = picked[r.cell.task_digest]
         rows = [row for row in r.rows if row.id in ids] or picks(r, limit)
         lines = tiles_of(again, r, rows, records)
         cards = tuple(_card(r, row, tiles) for row, tiles in zip(rows, lines, strict=True))
@@ -111,7 +114,6 @@ def pictures(
             )
         )
         numbers += [_example(r, row, tiles) for row, tiles in zip(rows, lines, strict=True)]
-        notes[_chosen_how(r, len(rows))] = None
     first = chosen[0].cell
     what = (
         f"the judge sees {first.concept.name}"
@@ -132,14 +134,15 @@ def picks(r: Record, limit: int) -> list[Row]:
     return [row for row in r.rows if row.id in some]
 
 
-def _chosen_how(r: Record, n: int) -> str:
-    back = sum(row.success is True for row in r.rows)
-    if len(r.rows) == n:
+def _chosen_how(r: Record, method: str, limit: int) -> str:
+    """Say which prompts are shown."""
+    n, back = len(r.rows), sum(row.success is True for row in r.rows)
+    if n <= limit:
         return ""
     if not r.cell.attacked or not back:
-        return f"Shown are the first {n} of {len(r.rows)} prompts."
-    first = f"the first of the {back} that came back, and of the others"
-    return f"Shown are {n} of {len(r.rows)} prompts: {first}."
+        return f"Shown are the first {limit} of {n} prompts."
+    first = f"the first of the {back} that came back on {method}, and of the others"
+    return f"Shown are {limit} of {n} prompts: {first}."
 
 
 def tiles_of(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TILE, GAP, MARGIN, LINE = 1.12, 0.1, 0.2, 0.165  # inches
 MOST_LINES = 4
 _PICTURE, _TEXT, _HEAD = 220, 8.0, 9.5  # pixels of a tile, and points
+_SPACE = 0.045  # inches between words of two kinds
 _FRAMES: dict[str, tuple[str, str, Any, float]] = {  # colour, symbol, line and its width
     "seen": (VERMILION, "●", "-", 3.0),
     "not seen": (BLUE, "○", (0, (4, 2)), 1.6),
@@ -140,9 +141,14 @@ def _laid(card: Card, width: float) -> list[Line]:
 
 
 def _joined(line: Line) -> Line:
-    """Return a line in which words of one kind are one text, so that it is set as one."""
+    """Return a line in which neighbours of one kind are one text, so that it is set as one."""
     runs = [list(some) for _, some in groupby(line, key=lambda word: word[2])]
-    return [(run[0][0], " ".join(word for _, word, _ in run), run[0][2]) for run in runs]
+    x, joined = 0.0, list[tuple[float, str, bool]]()
+    for run in runs:
+        text, mark = " ".join(word for _, word, _ in run), run[0][2]
+        joined.append((x, text, mark))
+        x += _wide(text, bold=mark) + _SPACE
+    return joined
 
 
 def _fitting(word: str, most: float, bold: bool) -> str:

@@ -67,6 +67,7 @@ _LOOK: dict[str, Any] = {
     "savefig.dpi": 150,
     "svg.fonttype": "path",
     "svg.hashsalt": "erasure-bench",
+    "text.hinting": "no_hinting",  # a text is as wide as its font says
     "text.parse_math": False,  # a $ in a prompt is a $
 }
 Value = TypeVar("Value")
