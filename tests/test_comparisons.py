@@ -13,7 +13,7 @@ from bench.plugins.registry import Ref
 from bench.report.between import between_tables, comparisons, ties
 from bench.report.corrected import corrected_tables, judge_of, read_validity
 from bench.report.describe import details
-from bench.report.floors import budget, floors_table
+from bench.report.floors import budgets, floors_table
 from bench.report.render import csv_table, json_table, terminal
 from bench.report.seeds import seeds_table
 from bench.report.tables import cer_table
@@ -158,11 +158,11 @@ def test_the_difference_from_never_learned_has_its_own_seed_and_parameters() -> 
 
 
 def test_a_budget_is_what_the_attack_says_or_what_it_made() -> None:
-    assert budget(attacked("random", range(1), draws=10)) == 11
     unknown = attacked("unheard-of", range(1))
     rows = tuple(replace(row, cost=replace(row.cost, images=7)) for row in unknown.rows)
-    assert budget(replace(unknown, rows=rows)) == 7
-    assert budget(unknown) is None
+    again = attacked("unheard-of", range(1), again=True)
+    known = [attacked("random", range(1), draws=10), replace(again, rows=rows), unknown]
+    assert list(budgets(known).values()) == [11, 7, None]
 
 
 def validity(path: Path, **shares) -> Path:

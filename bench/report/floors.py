@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bench.core.digest import digest
 from bench.errors import BenchError
 from bench.plan.floors import FLOORS, most_images
+from bench.plugins.registry import Ref
 from bench.report.axes import ATTACK, Group, grouped, labels
 from bench.report.between import REFERENCES
 from bench.report.frame import Figure, Table, compared
@@ -22,6 +24,8 @@ from bench.report.tables import CER, cer_figure, laid_out, roles
 from bench.store.record import Record
 
 NEVER = "never-learned"
+Budgets = Mapping[int, int | None]
+"""Images of a prompt that an attack may make, by the ``id`` of its record; ``None`` if nothing says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ def floors_table(records: Iterable[Record]) -> Table:
     """
     ran = [r for r in roles(records)[0] if r.status == "ok" and r.rows]
     victims, attacks = _alike(ran, ("method",)), _alike(ran, ATTACK)
-    known = {id(r): _beside(r, victims[id(r)], attacks[id(r)]) for r in ran if _is_shown(r)}
+    images = budgets(ran)
+    known = {id(r): _beside(r, victims[id(r)], attacks[id(r)], images) for r in ran if _is_shown(r)}
     shown = {n: found for n, found in known.items() if found.never or found.floors}
     cells = [r for r in ran if id(r) in shown]
     adjusted = _adjusted(shown)
@@ -65,7 +70,8 @@ def floors_table(records: Iterable[Record]) -> Table:
             yield _leak(found.leak, adjusted) if found.never else None
         for name in names:
             floor = found.floors.get(name)
-            yield _floor(r, floor, found.gains[name], adjusted) if floor else None
+            same = floor is not None and images[id(floor)] == images[id(r)]
+            yield _floor(floor, found.gains[name], adjusted, same) if floor else None
 
     columns = ["CER", *(["never learned", "minus never learned"] if never else []), *names]
     table = laid_out(
@@ -78,7 +84,7 @@ def floors_table(records: Iterable[Record]) -> Table:
         legend=_legend(never, names, len(adjusted)),
         records=cells,
     )
-    return replace(table, notes=(*_budget_notes(cells, shown, attack_of), *table.notes))
+    return replace(table, notes=(*_budget_notes(cells, shown, images, attack_of), *table.notes))
 
 
 def _is_shown(r: Record) -> bool:
@@ -94,13 +100,16 @@ def _alike(ran: Sequence[Record], across: Iterable[str]) -> dict[int, tuple[Reco
     return {id(r): g.records for g in grouped(ran, across) for r in g.records}
 
 
-def _beside(r: Record, victims: Sequence[Record], attacks: Sequence[Record]) -> Beside:
+def _beside(
+    r: Record, victims: Sequence[Record], attacks: Sequence[Record], images: Budgets
+) -> Beside:
     """Return what stands beside a cell.
 
     Args:
         r: Its record.
         victims: The same attack on any model.
         attacks: Any attack on the same model.
+        images: Their budgets; of two floors the one that is nearer to the attack's stands beside it.
     """
     gold = [x for x in victims if x.cell.method.name == NEVER]
     never = gold[0] if len(gold) == 1 else None
@@ -108,24 +117,36 @@ def _beside(r: Record, victims: Sequence[Record], attacks: Sequence[Record]) -> 
     for name in FLOORS:
         known = [x for x in attacks if x.cell.attack.name == name]
         if known:
-            floors[name] = min(known, key=lambda x: abs((budget(x) or 0) - (budget(r) or 0)))
+            floors[name] = min(
+                known, key=lambda x: abs((images[id(x)] or 0) - (images[id(r)] or 0))
+            )
     gains = {name: paired_records(floor, r) for name, floor in floors.items()}
     return Beside(never, paired_records(never, r) if never else None, floors, gains)
 
 
-def budget(r: Record) -> int | None:
-    """Return how many images of a prompt an attack may make, the prompt's own included.
+def budgets(records: Iterable[Record]) -> Budgets:
+    """Return by ``id`` how many images of a prompt an attack may make, the prompt's own included.
 
     An attack that does not say it is known by the most that it did make.
     """
+    said: dict[str, int | None] = {}
+    found: dict[int, int | None] = {}
+    for r in records:
+        key = digest(r.cell.attack.identity)
+        if key not in said:
+            said[key] = _says(r.cell.attack)
+        found[id(r)] = said[key] or max((row.cost.images for row in r.rows), default=0) or None
+    return found
+
+
+def _says(attack: Ref) -> int | None:
+    draws = attack.params.get("draws")
+    if attack.name in FLOORS and isinstance(draws, int):
+        return draws + 1
     try:
-        says = most_images(r.cell.attack)
+        return most_images(attack)
     except BenchError:
-        says = None
-    draws = r.cell.attack.params.get("draws")
-    if says is None and r.cell.attack.name in FLOORS and isinstance(draws, int):
-        says = draws + 1
-    return says or max((row.cost.images for row in r.rows), default=0) or None
+        return None
 
 
 def _adjusted(shown: dict[int, Beside]) -> dict[int, float]:
@@ -145,8 +166,10 @@ def _leak(d: Difference | None, adjusted: dict[int, float]) -> Figure:
     return figure.flagged("equivalent", equivalent(d))
 
 
-def _floor(r: Record, floor: Record, d: Difference | None, adjusted: dict[int, float]) -> Figure:
-    figure = cer_figure(floor, None).flagged("other budget", budget(floor) != budget(r))
+def _floor(
+    floor: Record, d: Difference | None, adjusted: dict[int, float], same_budget: bool
+) -> Figure:
+    figure = cer_figure(floor, None).flagged("other budget", not same_budget)
     if d is None:
         return figure
     p = adjusted[id(d)]
@@ -171,15 +194,18 @@ def _legend(never: bool, floors: Sequence[str], tests: int) -> str:
 
 
 def _budget_notes(
-    cells: Sequence[Record], shown: dict[int, Beside], attack_of: Callable[[Record], str]
+    cells: Sequence[Record],
+    shown: dict[int, Beside],
+    images: Budgets,
+    attack_of: Callable[[Record], str],
 ) -> Iterable[str]:
     """Say which floors have another budget than the attack."""
     found: dict[str, None] = {}
     for r in cells:
         for floor in shown[id(r)].floors.values():
-            if budget(floor) != budget(r):
+            if images[id(floor)] != images[id(r)]:
                 found[
-                    f"# {attack_of(r)} makes at most {budget(r)} images of a prompt, "
-                    f"{attack_of(floor)} {budget(floor)}: run it with --floors"
+                    f"# {attack_of(r)} makes at most {images[id(r)] or '?'} images of a prompt, "
+                    f"{attack_of(floor)} {images[id(floor)] or '?'}: run it with --floors"
                 ] = None
     yield from found
