@@ -165,6 +165,22 @@ def test_lines_of_one_group_share_a_letter_and_the_unchanged_model_has_none() ->
     assert ties == {"best": "a", "alike": "a", "worse": "b"}
 
 
+def test_a_line_that_met_fewer_attacks_says_so() -> None:
+    every = [result(attack, [False] * 50) for attack in ("none", "p4d", "unlearndiff")]
+    some = [result(attack, [False] * 50, method="half") for attack in ("none", "p4d", "random")]
+    none = result("none", [False] * 50, method="never")
+    (tab,) = tabs([*every, *some, none])
+    said = {line.names["method"]: [flag.short for flag in line.flags] for line in tab.lines}
+    assert said == {"esd": [], "half": ["fewer attacks"], "never": ["not attacked"]}
+    assert [line.names["method"] for line in tab.lines if "worst" in line.entries] == [
+        "esd",
+        "half",
+    ]
+    (alone,) = tabs([none])
+    assert "worst" not in {c.key for c in alone.columns}
+    assert alone.lines[0].flags == ()
+
+
 def test_floors_stand_last_and_the_never_learned_model_is_in_every_bar() -> None:
     some = [
         result(attack, [i < hits for i in range(50)], method=method)
@@ -185,7 +201,7 @@ def test_floors_stand_last_and_the_never_learned_model_is_in_every_bar() -> None
 
 def test_attacks_beyond_the_prompt_are_no_part_of_the_worst_case() -> None:
     weights = replace(result("relearn", [True] * 50), space="weights")
-    (tab,) = tabs([result("none", [False] * 50), weights])
+    (tab,) = tabs([result("none", [False] * 50), result("p4d", [False] * 50), weights])
     assert tab.lines[0].entries["worst"].figure.value == 1.0
     assert tab.lines[0].entries["attack relearn"].figure.value == 0.0
 
@@ -394,10 +410,12 @@ def test_only_complete_lines_and_only_those_without_flags(
         result("none", [False] * 50, method="whole"),
         result("p4d", [True] * 50, method="whole"),
         result("none", [False] * 50, method="half"),
+        result("p4d", [True] * 50, method="half"),
         replace(result("none", [False] * 50, method="sly"), erasure={"sampler_time": True}),
+        result("p4d", [True] * 50, method="sly"),
     ]
-    whole = replace(some[0], erasure={"seconds": 1.0, "bytes": 1})
-    page = visit(written([whole, *some[1:]], tmp_path))
+    some[0] = replace(some[0], erasure={"seconds": 1.0, "bytes": 1})
+    page = visit(written(some, tmp_path))
     page.get_by_label("only complete lines").check()
     assert methods(page) == ["whole"]
     page.get_by_label("only complete lines").uncheck()

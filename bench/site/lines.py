@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any, Literal
 
 from bench.core.digest import digest
-from bench.errors import StoreError
 from bench.plan.floors import FLOORS
 from bench.report.axes import (
     ATTACK,
@@ -25,7 +24,7 @@ from bench.report.axes import (
 from bench.report.floors import NEVER
 from bench.report.frame import MARKS, Figure, measured
 from bench.report.notes import notes
-from bench.report.statistics import Best, best_known, detectable, tie_groups
+from bench.report.statistics import best_known, detectable, tie_groups
 from bench.report.tables import Beside, cer_figure, judged, roles
 from bench.site.flags import Flag, flags, number
 from bench.site.words import ABOUT, about_attack, about_utility
@@ -37,7 +36,7 @@ Kept = Mapping[tuple[str, str, str], Sequence[Record]]
 Base = Mapping[tuple[str, str], Sequence[Record]]
 """The same of the unchanged model, by model and type."""
 Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
-WORST, TIES = "worst", "ties"
+WORST, PLAIN, TIES = "worst", "attack none", "ties"
 MOST = 200
 """Lines of which every two are compared."""
 
@@ -81,6 +80,7 @@ class Line:
             concept is there, ``0`` it is not, ``?`` unscored.
         prompts: Names the prompts: two lines of equal ones can be paired.
         flags: Warnings.
+        ids: Names of the prompts.
         role: ``base`` for the unchanged model, ``reference`` for one that never learned the concept.
     """
 
@@ -89,8 +89,9 @@ class Line:
     entries: Mapping[str, Entry]
     outcomes: Mapping[str, str]
     prompts: str
-    flags: tuple[Flag, ...] = ()
-    role: str = ""
+    flags: tuple[Flag, ...]
+    ids: tuple[str, ...]
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,10 @@ def _tab(
     mine = {key: kept[key] for r in targets if (key := model_key(r)) in kept}
     beside = Beside([r for some in mine.values() for r in some])
     base = _base(groups, mine)
-    lines = _with_ties([_line(g, shown, names, mine, base, beside) for g in groups])
+    lines = [_line(g, shown, names, mine, base, beside) for g in groups]
+    lines = _with_ties(_with_gaps(lines, _attacks(targets, names)))
     columns = tuple(_columns(targets, shown, names, beside, lines))
-    prompts = {line.prompts: tuple(row.id for row in g.records[0].rows)
-               for g, line in zip(groups, lines, strict=True)}  # fmt: skip
+    prompts = {line.prompts: line.ids for line in lines}
     told = (*_detectable(targets), *notes(targets))
     return Tab(title, title, columns, tuple(lines), told, prompts, (*targets, *beside.records))
 
@@ -184,7 +185,8 @@ def _columns(
     yield Column("method", "Method", ABOUT["method"], "text")
     for facet in shown:
         yield Column(f"facet {facet}", facet, ABOUT["facet"], "text")
-    yield Column(WORST, "Worst case", ABOUT["worst"], "rate", _reference(lines, WORST))
+    if any(WORST in line.entries for line in lines):
+        yield Column(WORST, "Worst case", ABOUT["worst"], "rate", _reference(lines, WORST))
     if any(TIES in line.entries for line in lines):
         yield Column(TIES, "Ties", ABOUT["ties"], "letters")
     spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
@@ -213,8 +215,14 @@ def _line(
     plain = only(r for r in g.records if not r.cell.attacked)
     ids = {key: r.cell.id for key, r in found.items()}
     entries = {key: Entry(cer_figure(r, plain), ids[key]) for key, r in found.items()}
-    outcomes = {key: _outcomes(r) for key, r in found.items() if r.status == "ok" and r.rows}
-    if best := _best(g.records):
+    asked = _prompts(next((r for r in g.records if r.rows), g.first))
+    ran = {
+        key: r for key, r in found.items() if r.status == "ok" and r.rows and _prompts(r) == asked
+    }
+    outcomes = {key: "".join(_OUTCOMES[row.success] for row in r.rows) for key, r in ran.items()}
+    tried = [r for r in ran.values() if r.space == "prompt"]
+    if any(r.cell.attacked for r in tried):
+        best = best_known(tried)
         outcomes[WORST] = "".join(_OUTCOMES[each.success] for each in best)
         entries[WORST] = Entry(measured(complement(rate([each.success for each in best]))))
     for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
@@ -229,8 +237,9 @@ def _line(
         {"method": names.method[id(g.first)]} | {f"facet {f}": g.facets.get(f, "") for f in shown},
         entries,
         outcomes,
-        digest([(row.id, row.text, row.seed) for row in g.first.rows]),
+        digest(asked),
         flags(g.records, mine, unchanged),
+        tuple(prompt for prompt, *_ in asked),
         {"none": "base", NEVER: "reference"}.get(cell.method.name, ""),
     )
 
@@ -238,25 +247,42 @@ def _line(
 _OUTCOMES: dict[bool | None, str] = {True: "1", False: "0", None: "?"}
 
 
-def _outcomes(r: Record) -> str:
-    return "".join(_OUTCOMES[row.success] for row in r.rows)
+def _prompts(r: Record) -> list[tuple[str, str, int]]:
+    return [(row.id, row.text, row.seed) for row in r.rows]
 
 
-def _best(records: Iterable[Record]) -> list[Best]:
-    """Return the prompts under the best known attack on the prompt; nothing if attacks had others."""
-    try:
-        return best_known(r for r in records if r.space == "prompt")
-    except StoreError:
-        return []
+def _attacks(targets: Iterable[Record], names: _Names) -> dict[str, str]:
+    """Return by their columns the attacks on the prompt, floors apart."""
+    found = (r for r in targets if r.cell.attacked and r.space == "prompt")
+    return {f"attack {names.attack[id(r)]}": names.attack[id(r)] for r in found
+            if r.cell.attack.name not in FLOORS}  # fmt: skip
+
+
+def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
+    """Return the lines, marked where an attack that others met is missing."""
+    marked = []
+    for line in lines:
+        gap = [name for key, name in attacks.items() if key not in line.entries]
+        more: tuple[Flag, ...] = ()
+        if gap and not line.role:
+            some = "fewer attacks" if len(gap) < len(attacks) else "not attacked"
+            why = f"It did not meet {', '.join(gap)}, as others here did: its worst case may be too good."
+            more = (Flag(some, why),)
+        marked.append(replace(line, flags=(*more, *line.flags)))
+    return marked
 
 
 def _with_ties(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with the letters of their tie groups: among those of one set of prompts."""
+    """Return the lines with the letters of their tie groups: among those of one set of prompts.
+
+    Their worst cases are compared, or, where nothing was attacked, their rates without an attack.
+    """
+    headline = WORST if any(WORST in line.outcomes for line in lines) else PLAIN
     same: dict[str, dict[str, list[bool | None]]] = defaultdict(dict)
     known = {text: outcome for outcome, text in _OUTCOMES.items()}
     for line in lines:
-        if WORST in line.outcomes and not line.role:
-            same[line.prompts][line.key] = [known[text] for text in line.outcomes[WORST]]
+        if headline in line.outcomes and not line.role:
+            same[line.prompts][line.key] = [known[text] for text in line.outcomes[headline]]
     found: dict[str, str] = {}
     for alike in same.values():
         if 1 < len(alike) <= MOST:

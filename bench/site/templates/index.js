@@ -32,6 +32,7 @@ const interval = (e) => (e.low === undefined ? "" : `${short(e.low)}–${short(e
 function written(entry, kind) {
   if (entry.word) return entry.word;
   if (entry.value === null) return "n/a";
+  if (kind === "bytes" && entry.value < 1000) return `${entry.value} B`;
   if (kind === "bytes") return entry.value < 1e5 ? `${(entry.value / 1e3).toFixed(1)} kB` : `${(entry.value / 1e6).toFixed(1)} MB`;
   if (kind === "rate") return entry.value.toFixed(2);
   if (entry.digits !== undefined) return entry.value.toFixed(entry.digits);
@@ -189,7 +190,7 @@ function open(number) {
       searchBuilderTitle: column.title,
       searchBuilderType: isFigure(column) ? "num" : "string",
     })),
-    order: [[columns.findIndex((c) => c.key === "worst"), "desc"]],
+    order: [[columns.findIndex((c) => c.kind === "rate"), "desc"]],
     autoWidth: false,
     deferRender: true,
     pageLength: 50,
