@@ -25,7 +25,7 @@ from bench.core.protocols import (
     SetScorer,
     Target,
 )
-from bench.core.training import fit, trainable
+from bench.core.training import fit, fused, trainable
 from bench.core.types import (
     Card,
     Concept,
@@ -91,6 +91,7 @@ __all__ = [
     "evaluate",
     "fit",
     "framed",
+    "fused",
     "later",
     "load_results",
     "may_mention_minors",

@@ -188,7 +188,7 @@ class AcObjective:
     ) -> None:
         self.settings, self.kind, self.examples = settings, kind, list(examples)
         self.batch, self.prior = settings.batch, settings.prior
-        self.frozen = model.copy() if settings.teacher == "frozen" else None
+        self.frozen = model.original() if settings.teacher == "frozen" else None
         self.rng, self.words = torch.Generator().manual_seed(seed), Random(seed)
         self.visits, self.prior_visits = self._visits(), self._visits()
         self.side: int = model.initial_noise([0]).shape[-1]

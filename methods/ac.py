@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, ParameterGroup, by_kind, fit, trainable
+from bench import Card, Concept, Context, Model, ParameterGroup, by_kind, fit, fused, trainable
 
 if TYPE_CHECKING:
     from methods._ac import AcObjective
@@ -108,7 +108,9 @@ class AC(AcSettings):
 
         objective = self.objective(model, concept, ctx, ctx.seed("ac"))
         with trainable(model.parameters(self.params).values()) as params:
-            optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                params, lr=self.lr, weight_decay=self.weight_decay, **fused(params)
+            )
             fit(
                 lambda: objective.loss(model),
                 optimizer,

@@ -16,6 +16,7 @@ from bench import (
     ParameterGroup,
     by_kind,
     fit,
+    fused,
     sentences,
     trainable,
 )
@@ -95,7 +96,8 @@ class ESD(EsdSettings):
         """Train; weights stay zero where ``keep``, masks by parameter name, is false."""
         import torch
 
-        objective = self.objective(model.copy(), concept, ctx.seed("esd"))
+        teacher = model.copy() if keep else model.original()  # which has not been pruned
+        objective = self.objective(teacher, concept, ctx.seed("esd"))
         params = model.parameters(self.params)
 
         def spare_pruned() -> None:
@@ -103,6 +105,6 @@ class ESD(EsdSettings):
                 params[name].grad *= keep[name]  # type: ignore[index, operator]
 
         with trainable(params.values()):
-            optimizer = torch.optim.Adam(params.values(), lr=self.lr)
+            optimizer = torch.optim.Adam(params.values(), lr=self.lr, **fused(params.values()))
             fit(lambda: objective.loss(model), optimizer, self.steps, ctx, before_step=spare_pruned)
         return model

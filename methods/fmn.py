@@ -19,6 +19,7 @@ from bench import (
     check_length,
     fit,
     framed,
+    fused,
     trainable,
 )
 
@@ -104,7 +105,9 @@ class FMN:
             return attention_norm(maps, where[row])
 
         with trainable(model.parameters("esd-x" if clip else "full").values()) as params:
-            optimizer = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                params, lr=self.lr, weight_decay=self.weight_decay, **fused(params)
+            )
             clipped = (lambda: torch.nn.utils.clip_grad_norm_(params, 1.0)) if clip else None
             fit(loss, optimizer, self.steps, ctx, before_step=clipped)
         return model

@@ -42,7 +42,7 @@ class NPESD(ESD):
         """Train with ESD, score neurons against the original model, zero the highest."""
         from bench.models.neurons import concept_scores, zero_neurons
 
-        original = model.copy()
+        original = model.original()
         erased = self.tune(model, concept, ctx)
         texts, seed = sentences(concept), ctx.seed("np-esd")
         prompts = [

@@ -52,7 +52,7 @@ class MaskSettings:
 
         chosen = prunable(model, group)
         with trainable(chosen.values()):
-            masks = SoftMasks(chosen, self)
+            masks = SoftMasks(chosen, self, prunable(model.original(), group))
             losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
         notes = masks.harden()
         with torch.no_grad():
@@ -81,5 +81,5 @@ class PESD(MaskSettings, EsdSettings):
 
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Learn masks with ESD's objective and prune."""
-        objective = self.objective(model.copy(), concept, ctx.seed("p-esd"))
+        objective = self.objective(model.original(), concept, ctx.seed("p-esd"))
         return self.prune(model, self.params, objective, ctx)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """Stands for the first of cuda, mps and cpu that this machine has."""
+_SMALL = 32 * 2**30
 _WITHOUT_FLOAT64 = {"mps"}
 
 
@@ -80,6 +81,25 @@ def peak_bytes(device: str) -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated(device)
+
+
+def free_bytes(device: str) -> int | None:
+    """Return how much more memory tensors may take; ``None`` if nobody says."""
+    if not _is_cuda(device):
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_small(device: str) -> bool:
+    """Say whether a GPU has so little memory that passes with gradients should keep little and redo it."""
+    if not _is_cuda(device):
+        return False
+    import torch
+
+    return torch.cuda.mem_get_info(device)[1] < _SMALL
 
 
 def restart_peak(device: str) -> None:

@@ -121,6 +121,14 @@ class Model(QueryModel, Protocol):
         """Return an independent copy with gradients turned off."""
         ...
 
+    def original(self) -> Model:
+        """Return the model before the method changed its private copy, to predict with.
+
+        It is the harness's own, so that no further copy takes memory: it must stay as it is. A model that
+        is no method's private copy returns a copy of itself.
+        """
+        ...
+
     def cast(self, dtype: str) -> Model:
         """Return a copy with weights of another type: "fp32", "bf16" or "fp16"."""
         ...

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bench.core.devices import free_bytes
 from bench.core.types import Context
 from bench.errors import IncompatibleError, PluginError
 
@@ -40,6 +41,7 @@ def fit(
     """
     import torch
 
+    _check_memory(optimizer, ctx.device)
     losses = []
     for step in range(steps):
         value = loss()
@@ -56,6 +58,22 @@ def fit(
             after_step()
         ctx.progress(stage, step + 1, steps)
     return losses
+
+
+def fused(parameters: Iterable[Tensor]) -> dict[str, Any]:
+    """Return the arguments with which Adam makes no temporary copies; a CPU's are the library's own."""
+    return {"fused": True} if all(p.is_cuda for p in parameters) else {}
+
+
+def _check_memory(optimizer: Any, device: str) -> None:
+    """Say before the first step that gradients and Adam's two moments do not fit on a device."""
+    values = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    free, needed = free_bytes(device), 3 * 4 * values
+    if free is not None and needed > free:
+        raise PluginError(
+            f"training {values:,} values takes {needed / 1e9:.1f} GB beside the weights, {device} has "
+            f"{free / 1e9:.1f} GB left: train fewer (params=esd-x) or use a device with more memory"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
+from bench.core.devices import is_small
 from bench.core.digest import digest
 from bench.core.phrases import check_length
 from bench.core.protocols import Guidance, Method
@@ -81,6 +82,8 @@ class Eraser:
                     device=self.settings.device,
                     batch_size=self.settings.batch_size,
                 )
+                if is_small(self.settings.device):
+                    model.pipe.unet.enable_gradient_checkpointing()
             else:
                 model = self.base(cell).cast(dtype)
             self._models[key] = model
@@ -110,9 +113,9 @@ class Eraser:
         if said is not None and data is not None:
             card, change = json.loads(said), load(data)
         else:
-            card, change = self._erase_now(cell, base)
+            card, change, data = self._erase_now(cell, base)
             card_path.unlink(missing_ok=True)  # an old card must not stand beside a new delta
-            cache.save(delta_path, delta.to_bytes(change))
+            cache.save(delta_path, data)
             said = json.dumps(card, indent=1).encode()
             cache.save(card_path, said)
             card = json.loads(said)  # so that a made and a loaded card are equal
@@ -146,31 +149,37 @@ class Eraser:
                 raise ContractError(
                     f"{who} set guidance {erased.guidance!r:.60}, expected Guidance"
                 )
+            erased.source = None  # whoever attacks it must not get at the base
             erased.notes = plain(dict(erased.notes), f"{who}, notes")
             delta.check(base, erased)
         return erased
 
-    def _erase_now(self, cell: Cell, base: DiffusersModel) -> tuple[dict[str, Any], delta.Delta]:
+    def _erase_now(
+        self, cell: Cell, base: DiffusersModel
+    ) -> tuple[dict[str, Any], delta.Delta, bytes]:
+        """Erase; return the card, what changed, and its bytes (perhaps gigabytes, so made once)."""
         start = time.perf_counter()
         erased = self._method(cell, base)
         taken = time.perf_counter() - start
         with guard(f"method {cell.method.name}"):
             change = delta.diff(base, erased)
+        data = delta.to_bytes(change)
         return (
             {
                 "method": asdict(cell.method),
                 "concept": asdict(cell.concept),
                 "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
                 "seed": cell.erased_with,
-                "digest": delta.digest(change),
+                "digest": delta.digest(change, data),
                 "tensors": len(change),
-                "bytes": len(delta.to_bytes(change)),
+                "bytes": len(data),
                 "zeroed": sum(_zeros(key, value) for key, value in change.items()),
                 "seconds": round(taken, 3),
                 "sampler_time": erased.guidance != base.guidance or erased.screen is not None,
                 "notes": erased.notes,
             },
             change,
+            data,
         )
 
     def unerased(self, cell: Cell) -> Erased:

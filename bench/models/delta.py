@@ -55,6 +55,7 @@ def private(model: DiffusersModel) -> DiffusersModel:
     twin = model.copy()
     for name in ("vae", "tokenizer", "scheduler"):
         setattr(twin.pipe, name, deepcopy(getattr(model.pipe, name)))
+    twin.source = model
     return twin
 
 
@@ -291,6 +292,6 @@ def from_file(path: Path) -> Delta:
         raise StoreError(f"{path} is not a readable safetensors file ({exc})") from exc
 
 
-def digest(delta: Delta) -> str:
-    """Return a short digest of what changed."""
-    return hashlib.sha256(to_bytes(delta)).hexdigest()[:16] if delta else UNCHANGED
+def digest(delta: Delta, data: bytes = b"") -> str:
+    """Return a short digest of what changed; ``data`` are its bytes, if they are known already."""
+    return hashlib.sha256(data or to_bytes(delta)).hexdigest()[:16] if delta else UNCHANGED

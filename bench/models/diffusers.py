@@ -45,6 +45,7 @@ class DiffusersModel:
     ) -> None:
         self.pipe, self.world, self.sampling, self.batch_size = pipe, world, sampling, batch_size
         self.notes: dict[str, Any] = {}  # what a method adds to the record
+        self.source: DiffusersModel | None = None  # what this is a private copy of
         self.guidance = Guidance()
         self.screen: Callable[[list[Image.Image]], list[Image.Image]] | None = None
         self.refuse: Callable[[str], bool] | None = (
@@ -98,6 +99,13 @@ class DiffusersModel:
         for name in ("unet", "text_encoder"):
             parts[name] = copy.deepcopy(parts[name]).requires_grad_(False)
         return self._twin(type(self.pipe)(**parts, requires_safety_checker=False), self.sampling)
+
+    def original(self) -> DiffusersModel:
+        """Return the model that this is a private copy of, to predict with; it must stay as it is.
+
+        Of any other model it is a copy, as it is now.
+        """
+        return self.source or self.copy()
 
     def cast(self, dtype: str) -> DiffusersModel:
         """Return a copy whose weights are of another type: "fp32", "bf16" or "fp16"."""
