@@ -444,6 +444,7 @@ def test_an_export_has_what_is_selected_with_its_intervals(
     assert float(table[0]["p4d low"]) == 1 - asr.high
     assert float(table[0]["p4d high"]) == 1 - asr.low
     assert (table[0]["p4d n"], table[0]["p4d unscored"]) == ("50", "0")
+    assert float(table[0]["Delta, bytes"]) == record.erasure["bytes"]
     page.get_by_label("compare esd", exact=True).check()
     (line,) = json.loads(downloaded(page, "json"))
     assert (line["Method"], line["retain accuracy n"]) == ("esd", 130)

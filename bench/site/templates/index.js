@@ -291,7 +291,7 @@ function selection() {
         continue;
       }
       const entry = line.entries[column.key] || {};
-      flat[column.title] = entry.value ?? null;
+      flat[column.kind === "bytes" ? `${column.title}, bytes` : column.title] = entry.value ?? null;
       if (column.kind !== "rate") continue;
       for (const part of ["low", "high", "n", "unscored"]) {
         flat[`${column.title} ${part}`] = entry[part] ?? (part === "unscored" && entry.n ? 0 : null);
