@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -119,3 +120,20 @@ def test_what_the_store_writes_it_reads_again(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="expected a folder of records, there is none"):
         Store(tmp_path / "nowhere").load()
+
+
+def test_the_search_for_cycles_is_on_again_after_reading(tmp_path: Path) -> None:
+    """Off while a folder is read, because it takes longer than the reading; then as it was."""
+    store = Store(tmp_path)
+    store.put(result("none", [True, False]))
+    try:
+        for switch in (gc.disable, gc.enable):
+            switch()
+            before = gc.isenabled()
+            assert len(store.load()[0]) == 1
+            assert gc.isenabled() is before
+        with pytest.raises(StoreError):
+            Store(tmp_path / "nowhere").load()
+        assert gc.isenabled()
+    finally:
+        gc.enable()

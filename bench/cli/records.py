@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def records_in(results: Path, *, strict: bool = False) -> list[Record]:
     if not results.is_dir():
         raise SpecError(f"there is no folder {results}: run `bench run` first, or give --results")
     records, passed_over = Store(results).load()
+    gc.freeze()  # records stay until the end: no search for cycles among them
     for line in passed_over:
         say(f"warning: {line}", err)
     if strict and passed_over:

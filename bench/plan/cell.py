@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from bench.core.digest import digest
 from bench.core.types import Concept, World
@@ -58,9 +59,18 @@ class Cell:
         return self.attack.name != "none"
 
     @property
+    def values(self) -> dict[str, Any]:
+        """Its fields by name, of method and attack what can change a value."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "concept": asdict(self.concept),
+            "method": self.method.identity,
+            "attack": self.attack.identity,
+        }
+
+    @property
     def id(self) -> str:
         """Content address: equal inputs, equal id, on every machine."""
-        values = asdict(self) | {"method": self.method.identity, "attack": self.attack.identity}
+        values = self.values
         if self.dtype != TRAIN:  # the first versions erased in the type of drawing
             values["train"] = TRAIN
         later = {"assets", "judges", "sources", "erase_seed"}  # added after the first records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
 from typing import Literal
@@ -112,10 +112,7 @@ def _today(
 
 
 def _unequal(first: Cell, second: Cell) -> list[str]:
-    a, b = (
-        asdict(c) | {"method": c.method.identity, "attack": c.attack.identity}
-        for c in (first, second)
-    )
+    a, b = first.values, second.values
     return [name for name in a if a[name] != b[name]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
@@ -133,11 +133,16 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
         ref: Ref = getattr(r.cell, axis)
         variants[key(r)][digest(ref.identity)] = ref
         codes[ref.name][digest(_code(ref))] = _code(ref)
+    known: dict[tuple[tuple[str, str, str], str], str] = {}
 
     def label(r: Record) -> str:
         ref: Ref = getattr(r.cell, axis)
-        code = _unequal(_code(ref), codes[ref.name].values())
-        return " ".join([_called(ref), *_differences(ref, list(variants[key(r)].values())), *code])
+        place = key(r), digest(ref.identity)
+        if place not in known:
+            code = _unequal(_code(ref), codes[ref.name].values())
+            differences = _differences(ref, list(variants[key(r)].values()))
+            known[place] = " ".join([_called(ref), *differences, *code])
+        return known[place]
 
     return label
 
@@ -186,9 +191,8 @@ def _number(text: str) -> float:
 def _identity(r: Record, columns: frozenset[str]) -> str:
     """Return the address of a record's line: all of its cell but the columns' share."""
     cell = r.cell
-    values = asdict(cell) | {"method": cell.method.identity, "attack": cell.attack.identity}
     left_out = {"assets", *columns}  # an attack's assets are no part of the line
-    return digest({name: value for name, value in values.items() if name not in left_out})
+    return digest({name: value for name, value in cell.values.items() if name not in left_out})
 
 
 def _apart(alike: Sequence[Record], columns: frozenset[str]) -> Iterable[list[Record]]:
@@ -213,7 +217,7 @@ def _said(r: Record, columns: frozenset[str]) -> dict[str, str]:
 
 def _facets(records: Sequence[Record], columns: frozenset[str], key: str) -> dict[str, str]:
     cell = records[0].cell
-    values = asdict(cell) | {"revision": cell.revision[:8]}
+    values = cell.values | {"revision": cell.revision[:8]}
     if cell.erase_seed is None:
         values["erase_seed"] = "as seed"
     own = {

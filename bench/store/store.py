@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -101,18 +103,22 @@ class Store:
         """
         if not self.root.is_dir():
             raise StoreError(f"{self.root}: expected a folder of records, there is none")
+        with _no_collection():
+            return self._load()
+
+    def _load(self) -> tuple[list[Record], list[str]]:
         found: dict[str, dict[Path, Record]] = defaultdict(dict)
         lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
             try:
                 record = read(path)
-                _check_name(path, record.cell)
+                name = _checked_name(path, record.cell)
             except _ForeignError:
                 foreign.append(path)
             except StoreError as exc:
                 lines.append(f"passed over: {exc}")
             else:
-                found[record.cell.id][path] = record
+                found[name][path] = record
         if foreign:
             lines.append(f"passed over, not records of bench: {_some(foreign)}")
         records = []
@@ -127,12 +133,27 @@ class Store:
         return records, lines
 
 
-def _check_name(path: Path, cell: Cell) -> None:
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Search for no cycles: records have none, and the search takes longer than reading them."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _checked_name(path: Path, cell: Cell) -> str:
+    """Return a cell's id, which a file's name must not contradict."""
     *_, digest = path.stem.split("--")
-    if _DIGEST.fullmatch(digest) and digest != cell.id:
+    name = cell.id
+    if _DIGEST.fullmatch(digest) and digest != name:
         raise StoreError(
-            f"{path} holds the record of another cell, {cell.id}: it was edited or renamed"
+            f"{path} holds the record of another cell, {name}: it was edited or renamed"
         )
+    return name
 
 
 def _some(paths: list[Path]) -> str:
