@@ -18,7 +18,7 @@ test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q -n 2
 
 docs: install  ## the documentation, in build/site
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 coverage: install  ## the same, and which lines no test runs
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered

@@ -18,14 +18,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 EXIT_CODES = {
-    0: "done; a cell that is skipped because method and model do not fit is named",
-    1: "method and model do not fit (`bench erase`, `bench apply`); `bench doctor` found a fault",
+    0: "done (a cell that is skipped because method and model do not fit is named)",
+    1: "method and model do not fit (`bench erase`, `bench apply`), or `bench doctor` found a fault",
     2: "the request is wrong: a name, a parameter, a file",
     3: "a plug-in broke its contract, or a cell failed",
     4: "weights or data are missing or damaged",
     5: "a file or record cannot be read or written, or is damaged",
-    6: "the time of --max-hours is used up; the same command goes on",
-    130: "stopped by Ctrl-C; the same command resumes",
+    6: "the time of --max-hours is used up, and the same command goes on",
+    130: "stopped by Ctrl-C, and the same command resumes",
 }
 """What the exit codes of `bench` mean."""
 

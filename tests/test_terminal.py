@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,10 @@ def test_did_you_mean(cli) -> None:
         assert said.code == 2
         assert f"Did you mean {hint}?" in said.err, args
         assert "Value error" not in said.err
+
+
+def test_version(printed) -> None:
+    assert printed("--version").strip() == f"erasure-bench {version('erasure-bench')}"
 
 
 def test_help_says_every_exit_code(printed) -> None:

@@ -413,9 +413,10 @@ def erase(
     from bench.engine.local import erase_cell
     from bench.engine.settings import Settings
     from bench.models.erasures import check_export
-    from bench.store.files import write
+    from bench.store.files import probe, write
 
     device = use(device)
+    probe(out_)
     say(f"device: {described(device)}", progress)
     if export:
         check_export(export)

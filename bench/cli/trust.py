@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from bench.cli.options import RESULTS, Assets, BatchSize, Device, Protocol, Results, given
-from bench.cli.terminal import err, print_table, say, say_wrapped
+from bench.cli.options import RESULTS, Assets, BatchSize, Device, Json, Protocol, Results, given
+from bench.cli.terminal import (
+    Format,
+    err,
+    print_json,
+    print_tables,
+    progress,
+    remark,
+    say,
+    say_wrapped,
+)
 from bench.core.devices import AUTO
 from bench.errors import PluginError, SpecError, StoreError
 
@@ -34,6 +44,7 @@ def verify(
     protocol: Protocol = "default",
     device: Device = AUTO,
     batch_size: BatchSize = 64,
+    json_: Json = False,
 ) -> None:
     """Check records, and draw and judge a random sample of their prompts again.
 
@@ -62,16 +73,22 @@ def verify(
 
         settings = Settings(use(device), batch_size, assets=given(asset))
         audits = verified(audits, Verifier(settings, sample, seed))
-    states: list[str] = []
-    checked = 0
+    done: list[Audit] = []
     for each in audits:
-        checked += 1
+        done.append(each)
+        if json_:
+            continue
         say(each.path)
         for finding in each.findings:
             say_wrapped(f"  {_WORDS[finding.state]:<8}{finding.text}", " " * 10)
-            states.append(finding.state)
+    states = [finding.state for each in done for finding in each.findings]
     wrong, differ, unknown = map(states.count, ("wrong", "differs", "unknown"))
-    say(f"{checked} records: {wrong} faults, {differ} other verdicts, {unknown} not checked")
+    if json_:
+        print_json([{"path": a.path, "findings": list(map(asdict, a.findings))} for a in done])
+    remark(
+        f"{len(done)} records: {wrong} faults, {differ} other verdicts, {unknown} not checked",
+        aside=json_,
+    )
     if wrong or differ:
         raise typer.Exit(StoreError.exit_code if wrong else PluginError.exit_code)
 
@@ -95,6 +112,7 @@ def submit(
     results: Results = RESULTS,
     device: Device = AUTO,
     batch_size: BatchSize = 64,
+    json_: Json = False,
 ) -> None:
     """Hand in adversarial texts for an erased model: they are drawn, judged and become a record.
 
@@ -109,18 +127,19 @@ def submit(
     from bench.engine import api
     from bench.plan.asked import request_of
     from bench.plugins.registry import Ref
-    from bench.report.tables import cer_tables
+    from bench.report.tables import cer_tables, in_a_line
     from bench.store.store import read
 
     cell = read(record).cell
     attack = Ref("submitted", {"source": str(texts), "label": label})
     found = api.run(
         request_of(cell, given(asset), attack=attack, task=task, protocol=cast("Any", protocol)),
-        results=results, device=device, batch_size=batch_size, console=err,
+        results=results, device=device, batch_size=batch_size, console=progress,
     )  # fmt: skip
-    for table in cer_tables(found):
-        print_table(table)
-    say(f"{'It was there already. ' if found.known else ''}Records: {results}")
+    print_tables(cer_tables(found), Format.of(json_))
+    remark(f"{'It was there already. ' if found.known else ''}Records: {results}", aside=json_)
+    for failed in found.failed if progress.quiet else ():  # else it was said
+        say(in_a_line(failed), err)
     if found.failed:
         raise typer.Exit(PluginError.exit_code)
 

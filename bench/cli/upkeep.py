@@ -17,6 +17,24 @@ DAY = 24 * 3600 * 10**9
 MB = 10**6
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"erasure-bench {version('erasure-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Say which version this is."""
+
+
 @app.command()
 def doctor(results: Results = RESULTS, json_: Json = False) -> None:
     """Look for what would stop a run: versions, devices, disk, plug-ins, weights.
