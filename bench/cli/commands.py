@@ -416,17 +416,16 @@ def erase(
     from bench.store.files import probe, write
 
     device = use(device)
-    probe(out_)
-    say(f"device: {described(device)}", progress)
     if export:
         check_export(export)
+    probe(out_)
     erased, files = erase_cell(cell, Settings(device), progress)
     for name, data in files.items():
         write(out_ / name, data)
     card = erased.card
     changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
     size = (out_ / "delta.safetensors").stat().st_size
-    say(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s")
+    say(f"{out_}: {changed}, {size} bytes, {card['seconds']:g} s on {described(device)}")
     if export and card["sampler_time"]:
         raise SpecError(f"{method} changes how images are sampled, no weights: nothing to export")
     if export:

@@ -81,7 +81,7 @@ def verify(
         say(each.path)
         for finding in each.findings:
             say_wrapped(f"  {_WORDS[finding.state]:<8}{finding.text}", " " * 10)
-    states = [finding.state for each in done for finding in each.findings]
+    states: list[str] = [finding.state for each in done for finding in each.findings]
     wrong, differ, unknown = map(states.count, ("wrong", "differs", "unknown"))
     if json_:
         print_json([{"path": a.path, "findings": list(map(asdict, a.findings))} for a in done])
