@@ -24,10 +24,18 @@ REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 N = 50
 
 
-def attacked(attack: str, hits: range, method: str = "esd", seed: int = 0, **params) -> Record:
+def attacked(
+    attack: str,
+    hits: range,
+    method: str = "esd",
+    seed: int = 0,
+    erase_seed: int | None = None,
+    **params,
+) -> Record:
     """Return a record in which the attack brings back the prompts of these numbers."""
     r = result(attack, [n in hits for n in range(N)], method=method)
-    return replace(r, cell=replace(r.cell, attack=Ref(attack, params), seed=seed))
+    cell = replace(r.cell, attack=Ref(attack, params), seed=seed, erase_seed=erase_seed)
+    return replace(r, cell=cell)
 
 
 def lines_of(table) -> list[str]:
@@ -224,14 +232,31 @@ def test_several_seeds_are_one_line_with_the_spread_of_the_rate() -> None:
     ]
     table = seeds_table(records)
     (line,) = table.lines
-    n, seeds, mean, low, high, spread, prompts = (f.value for f in line.figures)
-    assert (line.names, n, seeds) == (("church", "esd", "p4d"), N, 3)
+    n, erasures, runs, mean, low, high, spread, again, prompts = line.figures
+    assert (line.names, n.value, erasures.value, runs.value) == (("church", "esd", "p4d"), N, 3, 3)
+    assert again is None  # no erased model was attacked twice
+    mean, low, high, spread, prompts = (f.value for f in (mean, low, high, spread, prompts))
     assert (mean, low, high) == pytest.approx((1 - 11 / N, 0.72, 0.82))
     rates = [hits / N for hits in (10, 14, 9)]
     middle = sum(rates) / 3
     assert spread == pytest.approx(math.sqrt(sum((r - middle) ** 2 for r in rates) / 2))
     assert 0.05 < prompts < math.sqrt(0.22 * 0.78 / N)  # all of it is between prompts, but for 5
     lines_of(table)
+
+
+def test_seeds_of_the_erasure_and_of_the_attack_are_split() -> None:
+    hits = {(0, 0): 10, (0, 1): 12, (1, 0): 4, (1, 1): 4}
+    records = [
+        attacked("p4d", range(h), seed=attack, erase_seed=erase)
+        for (erase, attack), h in hits.items()
+    ]
+    (line,) = seeds_table(records).lines
+    assert [f.value for f in line.figures[:3]] == [N, 2, 4]
+    within = ((10 - 12) / N) ** 2 / 2 / 2  # mean over erasures of the variance over attacks
+    between = ((11 - 4) / N) ** 2 / 2 - within / 2
+    erasures, attacks = (f.value for f in line.figures[6:8])
+    assert attacks == pytest.approx(math.sqrt(within))
+    assert erasures == pytest.approx(math.sqrt(between))
 
 
 def test_a_task_says_what_its_prompts_can_show() -> None:

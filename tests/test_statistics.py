@@ -221,6 +221,14 @@ def test_the_best_known_attack_on_each_prompt() -> None:
         best_known([records[0], result("p4d", [True])])
 
 
+def test_an_attack_in_two_variants_is_unknown_where_one_of_them_is() -> None:
+    for outcomes in ([None, False], [False, None]):
+        (best,) = best_known([result("random", [outcome]) for outcome in outcomes])
+        assert best.success is None
+    (best,) = best_known([result("random", [True]), result("random", [True])])
+    assert best.success is True and best.by == ("random",)
+
+
 def test_any_of_three_values() -> None:
     for values in product((True, False, None), repeat=3):
         expected = True if True in values else None if None in values else False

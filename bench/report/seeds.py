@@ -15,34 +15,39 @@ from bench.store.record import Record
 def seeds_table(records: Iterable[Record]) -> Table:
     """Lay out what several seeds of a cell say: a line for each cell that was run with more than one."""
     ran = [r for r in roles(records)[0] if r.status == "ok" and r.rows]
-    groups = [g for g in grouped(ran, across=("seed",)) if len(g.records) > 1]
+    groups = [g for g in grouped(ran, across=("seed", "erase_seed")) if len(g.records) > 1]
     split = {id(g): found for g in groups if (found := _split(g))}
     shown = [g for g in groups if id(g) in split]
     used = [r for g in shown for r in g.records]
 
-    def figures(g: Group) -> Iterable[Figure]:
+    def figures(g: Group) -> Iterable[Figure | None]:
         found = split[id(g)]
         rates = [f.value for r in g.records if (f := cer_figure(r, None)).value is not None]
         yield Figure(found.n)
-        yield Figure(len(found.runs))
+        yield from (Figure(len(found.runs)), Figure(sum(found.runs)))
         yield Figure(1 - found.rate, found.n, digits=3)
         yield from (Figure(end(rates), digits=2) for end in (min, max))
-        yield Figure(sqrt(found.erase or 0.0), digits=3)
-        yield Figure(sqrt(found.prompts), digits=3)
+        yield from map(_deviation, (found.erase, found.attack, found.prompts))
 
+    spreads = (f"SD, {stage}" for stage in ("erasures", "attacks", "prompts"))
     return laid_out(
         "Concept erasing rate over several seeds",
         ("task", "method", "attack"),
         by_cell(used),
         shown,
-        ("N", "seeds", "CER", "lowest", "highest", "SD, seeds", "SD, prompts"),
+        ("N", "erasures", "runs", "CER", "lowest", "highest", *spreads),
         figures,
-        legend="CER: mean over the seeds. SD: standard deviation of the CER of one run if only the seeds "
-        "(of erasing and of the attack together), or only the prompts, were drawn anew; by analysis of "
-        "variance, over prompts that could be judged in every run",
+        legend="CER: mean over the runs. SD: standard deviation of the CER of one run if only the seed of "
+        "the erasure, only that of the attack, or only the prompts were drawn anew; by analysis of "
+        "variance, over prompts that could be judged in every run. Where no erased model was attacked "
+        "twice, that of erasures holds the attack's",
         records=used,
         hidden="N",
     )
+
+
+def _deviation(variance: float | None) -> Figure | None:
+    return None if variance is None else Figure(sqrt(variance), digits=3)
 
 
 def _split(g: Group) -> Stages | None:
@@ -50,4 +55,5 @@ def _split(g: Group) -> Stages | None:
     runs = in_common(g.records)
     if runs is None:
         return None
-    return by_stage({(r.cell.seed, 0): run for r, run in zip(g.records, runs, strict=True)})
+    seeds = [(r.cell.erased_with, r.cell.seed) for r in g.records]
+    return by_stage(dict(zip(seeds, runs, strict=True)))

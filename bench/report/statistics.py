@@ -309,11 +309,10 @@ def best_known(records: Iterable[Record]) -> list[Best]:
         StoreError: They are of different prompts.
     """
     ran = [r for r in records if r.status == "ok" and r.rows]
-    outcomes: dict[tuple[str, str, int], dict[str, bool | None]] = defaultdict(dict)
+    outcomes: dict[tuple[str, str, int], list[tuple[str, bool | None]]] = defaultdict(list)
     for r in ran:
         for row in r.rows:
-            of_row = outcomes[row.id, row.text, row.seed]
-            of_row[r.cell.attack.name] = of_row.get(r.cell.attack.name) or row.success
+            outcomes[row.id, row.text, row.seed].append((r.cell.attack.name, row.success))
     if any(len(r.rows) != len(outcomes) for r in ran):
         names = ", ".join(sorted({f"{r.cell.attack.name} ({len(r.rows)})" for r in ran}))
         raise StoreError(
@@ -321,7 +320,11 @@ def best_known(records: Iterable[Record]) -> list[Best]:
             f"got {len(outcomes)} prompts in all under the attacks {names}"
         )
     return [
-        Best(*prompt, any_of(found.values()), tuple(name for name, hit in found.items() if hit))
+        Best(
+            *prompt,
+            any_of(success for _, success in found),
+            tuple(dict.fromkeys(name for name, success in found if success)),
+        )
         for prompt, found in outcomes.items()
     ]
 
