@@ -518,6 +518,38 @@ def speed_attack(
     print_table(table, Format.of(json_))
 
 
+@speed.command("photo")
+def speed_photo(
+    model: Model = "sd14-random",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    batches: Annotated[
+        str, typer.Option(metavar="N,N", help="Images drawn at once, one line for each.")
+    ] = "1,8,32",
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps timed in each round of an attack, and of an erasure.")
+    ] = 3,
+    json_: Json = False,
+) -> None:
+    """Time images, steps of attacks and erasures, and FID's features at full size; random weights do.
+
+    On a GPU: bench speed photo --dtype bf16. On a CPU the full size takes hours; --model tiny-random
+    takes a minute. docs/cost-model.md says what Stable Diffusion should cost.
+
+    Example: bench speed photo --model tiny-random --batches 1,8
+    """
+    from bench.engine.rates import rates
+
+    try:
+        sizes = [int(n) for n in batches.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise SpecError(f"--batches: expected numbers from 1, such as 1,8,32, got {batches!r}")
+    table = rates(model, device=device, dtype=dtype, batches=sizes, steps=steps, console=progress)
+    print_table(table, Format.of(json_))
+
+
 def _world(model: str, world: str | None) -> Any:
     from bench.sources.catalog import model_info
 
