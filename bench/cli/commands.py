@@ -538,14 +538,14 @@ def speed_photo(
 
     Example: bench speed photo --model tiny-random --batches 1,8
     """
-    from bench.engine.rates import rates
-
     try:
         sizes = [int(n) for n in batches.split(",")]
     except ValueError:
         sizes = [0]
     if min(sizes) < 1:
         raise SpecError(f"--batches: expected numbers from 1, such as 1,8,32, got {batches!r}")
+    from bench.engine.rates import rates
+
     table = rates(model, device=device, dtype=dtype, batches=sizes, steps=steps, console=progress)
     print_table(table, Format.of(json_))
 
