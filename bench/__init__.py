@@ -47,6 +47,7 @@ from bench.tasks.promptsets import ADVERSARIAL, read_table
 
 if TYPE_CHECKING:
     from bench.engine.api import Ref, Results, Spec, evaluate, run
+    from bench.engine.checks import check
     from bench.report.results import load_results
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "Threat",
     "World",
     "by_kind",
+    "check",
     "check_length",
     "content_digest",
     "digest",
@@ -109,6 +111,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _LATER = {
     **dict.fromkeys(("Ref", "Results", "Spec", "evaluate", "run"), "bench.engine.api"),
+    "check": "bench.engine.checks",
     "load_results": "bench.report.results",
 }
 

@@ -8,6 +8,7 @@
     + PluginLoadError                  a plug-in cannot be imported, or two share a name
     + ShadowedPackageError             another package hides one of ours
     + ContractError                    a plug-in returned something its protocol forbids
+      - ChangedModelError              one changed a model that is not its own
     + RefusedError            exit 2   a plug-in says that the request is wrong
   x IncompatibleError         exit 1   method and model do not fit (the cell is skipped)
   x AssetError                exit 4   weights or data are missing, damaged or cannot be fetched
@@ -71,6 +72,10 @@ class ShadowedPackageError(PluginError):
 
 class ContractError(PluginError):
     """A plug-in returned something its protocol forbids."""
+
+
+class ChangedModelError(ContractError):
+    """A plug-in changed a model that is not its own."""
 
 
 class RefusedError(PluginError):

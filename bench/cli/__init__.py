@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import typer
 
-from bench.cli import figures, reports, upkeep  # noqa: F401  # their commands
+from bench.cli import authoring, figures, reports, upkeep  # noqa: F401  # their commands
 from bench.cli.commands import app
 from bench.cli.terminal import err, out, progress, say
 from bench.core.foreign import watched_keyboard

@@ -23,3 +23,9 @@ def _known(what: What, incomplete: str) -> list[str]:
     from bench.report.describe import names_of
 
     return [name for name in names_of(what) if name.startswith(incomplete)]
+
+
+def plugin_or_task(incomplete: str) -> list[str]:
+    """Return the names of plug-ins and tasks that begin with what was typed."""
+    kinds: tuple[What, ...] = ("methods", "attacks", "evaluators", "tasks")
+    return list(dict.fromkeys(name for what in kinds for name in _known(what, incomplete)))

@@ -53,7 +53,7 @@ def imported(what: str, place: str, *, foreign: bool = True) -> Any:
             put_back()
 
 
-def _global_state() -> Callable[[], None]:
+def _global_state() -> Callable[[], object]:
     from bench.core.state import global_state  # needs torch, which a list of names does not
 
     return global_state()

@@ -24,16 +24,24 @@ from bench.plugins.registry import create
 
 
 class QueryOnly:
-    """A model without weights, so that a black-box attack cannot read any."""
+    """A model without weights, so that a black-box attack cannot read any.
 
-    def __init__(self, generate: Callable[[Sequence[Prompt]], Sequence[Image.Image]]) -> None:
-        self.__generate = generate
+    Args:
+        generate: What it can do.
+        asked: What else it is asked for is noted here.
+    """
+
+    def __init__(
+        self, generate: Callable[[Sequence[Prompt]], Sequence[Image.Image]], asked: list[str]
+    ) -> None:
+        self.__generate, self.__asked = generate, asked
 
     def generate(self, prompts: Sequence[Prompt]) -> Sequence[Image.Image]:
         """Generate; texts only."""
         return self.__generate(prompts)
 
     def __getattr__(self, name: str) -> Any:
+        self.__asked.append(name)
         raise ContractError(f"the attack may only generate with this model; it asked for {name!r}")
 
 
@@ -61,9 +69,10 @@ class CellAttack:
         cell = job.cell
         self.job, self.cell, self.victim, self.workers = job, cell, victim, workers
         self.name = f"attack {cell.attack.name}"
+        self.asked: list[str] = []  # by the attack, of models that can only generate
         with guard(self.name):
             self.attack: Attack = create("attacks", cell.attack)
-            self.target = _target(self.attack, victim, original, cell, criterion)
+            self.target = _target(self.attack, victim, original, cell, criterion, self.asked)
         self.kept = {"the erased model": victim, "the original model": original}
         self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))
         self.replay = Replay(settings.artifacts, cell.attack_key, victim)
@@ -204,10 +213,11 @@ def _target(
     original: Model,
     cell: Cell,
     criterion: Criterion,
+    asked: list[str],
 ) -> Target:
     """Return what the attack may touch of both models."""
     if attack.threat.access == "black":
-        victim = cast("Model", QueryOnly(victim.generate))
+        victim = cast("Model", QueryOnly(victim.generate, asked))
     if attack.threat.space == "weights":  # with the base's weights there is nothing to revive
-        original = cast("Model", QueryOnly(original.generate))
+        original = cast("Model", QueryOnly(original.generate, asked))
     return Target(victim, original, cell.concept, criterion)

@@ -134,23 +134,8 @@ class Eraser:
 
     def _method(self, cell: Cell, base: DiffusersModel) -> DiffusersModel:
         """Run the cell's method on a private copy of the base model."""
-        shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
-        ctx = self.settings.context(cell.erase_key, shared)
-        who = f"method {cell.method.name}"
-        check_length(base, cell.concept.phrases)
-        with guard(who, **{"the base model": base}):
-            method: Method = create("methods", cell.method)
-            erased = method.erase(delta.private(base), cell.concept, ctx)
-            if not isinstance(erased, DiffusersModel):
-                raise ContractError(
-                    f"{who} returned {type(erased).__name__}, expected the model that it was given"
-                )
-            if not isinstance(erased.guidance, Guidance):
-                raise ContractError(
-                    f"{who} set guidance {erased.guidance!r:.60}, expected Guidance"
-                )
-            erased.source = None  # whoever attacks it must not get at the base
-            erased.notes = plain(dict(erased.notes), f"{who}, notes")
+        erased = run_method(cell, base, self.settings)
+        with guard(f"method {cell.method.name}"):
             delta.check(base, erased)
         return erased
 
@@ -186,6 +171,31 @@ class Eraser:
         """Return a cell's base model as if it were an erased one."""
         key = _weights_key(cell, cell.dtype, delta.digest({}))
         return Erased(self.original(cell), key, {}, "none")
+
+
+def run_method(cell: Cell, base: DiffusersModel, settings: Settings) -> DiffusersModel:
+    """Return what a cell's method makes of a private copy of the base model.
+
+    Raises:
+        PluginError: The method raised something, or does not return what it should.
+        IncompatibleError: It says that it does not fit the model.
+    """
+    shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
+    ctx = settings.context(cell.erase_key, shared)
+    who = f"method {cell.method.name}"
+    check_length(base, cell.concept.phrases)
+    with guard(who, **{"the base model": base}):
+        method: Method = create("methods", cell.method)
+        erased = method.erase(delta.private(base), cell.concept, ctx)
+        if not isinstance(erased, DiffusersModel):
+            raise ContractError(
+                f"{who} returned {type(erased).__name__}, expected the model that it was given"
+            )
+        if not isinstance(erased.guidance, Guidance):
+            raise ContractError(f"{who} set guidance {erased.guidance!r:.60}, expected Guidance")
+        erased.source = None  # whoever attacks it must not get at the base
+        erased.notes = plain(dict(erased.notes), f"{who}, notes")
+    return erased
 
 
 def erasure_files(cache: Artifacts, cell: Cell) -> tuple[Path, Path]:

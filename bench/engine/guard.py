@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bench.core.foreign import let_user_stop
 from bench.core.state import global_state
 from bench.errors import (
     BenchError,
+    ChangedModelError,
     ContractError,
     IncompatibleError,
     PluginError,
@@ -34,7 +36,19 @@ from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS
 
 log = logging.getLogger("bench")
+_noticed: ContextVar[list[str] | None] = ContextVar("_noticed", default=None)
 _BLOCKS = 1021  # sums of so many blocks tell tensors apart whose values only changed places
+
+
+@contextmanager
+def noticed() -> Iterator[list[str]]:
+    """Collect in words what plug-ins left behind in the block, and :func:`guard` put right."""
+    found: list[str] = []
+    token = _noticed.set(found)
+    try:
+        yield found
+    finally:
+        _noticed.reset(token)
 
 
 @contextmanager
@@ -51,7 +65,7 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
         kept: Models that must not change, by the name that a message gives them.
 
     Raises:
-        ContractError: One of the models changed. Whoever holds it must throw it away.
+        ChangedModelError: One of the models changed. Whoever holds it must throw it away.
         PluginError: The plug-in raised something; a :class:`RefusedError` if it was a SpecError.
         IncompatibleError: The plug-in says that it does not fit.
     """
@@ -74,15 +88,21 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
         failure = PluginError(f"{who} raised {raised(exc)}")
         failure.__cause__ = exc
     finally:
-        put_back()
+        left = put_back()
     for name, model in kept.items():
-        _at_rest(model)
+        if awake(model):
+            left.append(f"gradients or training mode of {name}")
+            _lay_to_rest(model)
         now = _state(model)
         if changed := [part for part, was in before[name].items() if now[part] != was]:
-            raise ContractError(
+            raise ChangedModelError(
                 f"{who} changed {name}, which it must leave as it is ({changed[0]}, "
                 f"{len(changed)} parts in all): expected it to work on a copy, model.copy()"
             ) from failure
+    for what in left:
+        log.info("%s changed %s, which was put back", who, what)
+        if (found := _noticed.get()) is not None:
+            found.append(what)
     if failure:
         raise failure
 
@@ -125,7 +145,15 @@ def _digest(tensor: Tensor) -> bytes:
     return total.digest()
 
 
-def _at_rest(model: DiffusersModel) -> None:
+def awake(model: DiffusersModel) -> bool:
+    """Say whether a part of a model is in training mode, takes gradients or holds some."""
+    parts = [getattr(model.pipe, part) for part in PARTS]
+    return any(part.training for part in parts) or any(
+        p.requires_grad or p.grad is not None for part in parts for p in part.parameters()
+    )
+
+
+def _lay_to_rest(model: DiffusersModel) -> None:
     """Switch gradients and training mode off, and drop gradients, as the harness hands models over."""
     for part in PARTS:
         module = getattr(model.pipe, part)

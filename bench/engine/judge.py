@@ -191,19 +191,26 @@ def _checked(inner: ImageScorer, name: str) -> ImageScorer:
 
     def score(samples: Sequence[Sample]) -> Sequence[Score]:
         fit = [s for s in samples if not unfit(s)]
-        scores: Iterator[Score] = iter(())
-        if fit:
-            with guard(f"evaluator {name}"):
-                given = list(islice(inner([shown(s) for s in fit]), len(fit) + 1))
-                if len(given) != len(fit):
-                    raise ContractError(f"{name} returned {len(given)} scores, expected {len(fit)}")
-                scores = iter([valid(score) for score in given])
+        scores = iter(given_by(inner, [shown(s) for s in fit], name) if fit else ())
         return [
             Score(None, {"error": reason}) if (reason := unfit(s)) else next(scores)
             for s in samples
         ]
 
     return score
+
+
+def given_by(inner: ImageScorer, samples: Sequence[Sample], name: str) -> list[Score]:
+    """Return the scores that an evaluator gives, one for each sample.
+
+    Raises:
+        PluginError: It raised something, or returned something else.
+    """
+    with guard(f"evaluator {name}"):
+        given = list(islice(inner(samples), len(samples) + 1))
+        if len(given) != len(samples):
+            raise ContractError(f"{name} returned {len(given)} scores, expected {len(samples)}")
+        return [valid(score) for score in given]
 
 
 def valid(score: Score) -> Score:

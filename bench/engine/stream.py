@@ -114,13 +114,7 @@ class Stream:
                 fit = [i for i, sample in enumerate(samples) if not unfit(sample)]
                 if not fit:
                     return torch.full((len(samples), 1), torch.nan)
-                with guard(f"evaluator {ref.name}"):
-                    found = whole.features([shown(samples[i]) for i in fit])
-                    if found.ndim != 2 or len(found) != len(fit):
-                        expected = f"({len(fit)}, width)"
-                        raise ContractError(
-                            f"returned features {tuple(found.shape)}, expected {expected}"
-                        )
+                found = extracted(whole, [shown(samples[i]) for i in fit], ref.name)
                 kind = found.dtype if found.is_floating_point() else torch.float64
                 every = torch.full((len(samples), found.shape[1]), torch.nan, dtype=kind)
                 every[fit] = found.to("cpu", kind)
@@ -179,6 +173,20 @@ class Stream:
         if score.value is None:
             n, unscored = 0, n + unscored
         return Measurement(score.value, n, unscored, detail=score.detail)
+
+
+def extracted(whole: SetScorer, samples: Sequence[Sample], name: str) -> Tensor:
+    """Return the features that an evaluator extracts, ``(len(samples), width)``.
+
+    Raises:
+        PluginError: It raised something, or returned something else.
+    """
+    with guard(f"evaluator {name}"):
+        found = whole.features(samples)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(samples):
+            got = tuple(getattr(found, "shape", ())) or type(found).__name__
+            raise ContractError(f"returned features {got}, expected ({len(samples)}, width)")
+    return found
 
 
 def _blacked_out(samples: Sequence[Sample]) -> Tensor:

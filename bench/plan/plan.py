@@ -313,12 +313,13 @@ def needed(task: Task, attack: Ref, given: Mapping[str, Path]) -> Iterator[tuple
     """
     plugins = [create("evaluators", measure.evaluator) for measure in task.measures]
     for plugin in (*plugins, create("attacks", attack)):
-        for name in _assets_of(plugin):
+        for name in assets_of(plugin):
             found = assets.choose(name, given)
             yield found, assets.locate(found, given)
 
 
-def _assets_of(plugin: Any) -> tuple[str, ...]:
+def assets_of(plugin: Any) -> tuple[str, ...]:
+    """Return the names of the assets that a plug-in says it needs."""
     with contract(type(plugin).__name__):
         return tuple(plugin.assets()) if hasattr(plugin, "assets") else ()
 
@@ -326,7 +327,7 @@ def _assets_of(plugin: Any) -> tuple[str, ...]:
 def _method(method: Ref, concept: Concept, info: ModelInfo, given: Mapping[str, Path]) -> Ref:
     """Return a method with every default filled in, and the digests of its assets."""
     full = resolved("methods", method, concept, info.world, info.defaults)
-    names = _assets_of(create("methods", full)) if _has_files(method, info.world) else ()
+    names = assets_of(create("methods", full)) if _has_files(method, info.world) else ()
     chosen = [assets.choose(name, given) for name in names]
     files = {name: assets.content_digest(assets.locate(name, given)) for name in chosen}
     return replace(full, files={**full.files, **files})
@@ -467,7 +468,7 @@ def _missing(spec: Spec) -> list[str]:
         for kind, ref in plugins:
             with _Faults().noted():
                 full = resolved(kind, ref, entry.concept, info.world, info.defaults)
-                names += _assets_of(create(kind, full))
+                names += assets_of(create(kind, full))
     return missing(names, spec.assets)
 
 
