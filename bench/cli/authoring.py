@@ -1,8 +1,10 @@
-"""The commands for authors of plug-ins: ``check``."""
+"""The commands for authors of plug-ins: ``check`` and ``new``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,3 +64,56 @@ def check(
     if wrong:
         raise typer.Exit(BROKEN)
     remark("Nothing is wrong.", aside=json_)
+
+
+class What(StrEnum):
+    """What can be begun."""
+
+    method = "method"
+    attack = "attack"
+    evaluator = "evaluator"
+    task = "task"
+
+
+@app.command()
+def new(
+    what: Annotated[
+        What, typer.Argument(metavar="KIND", help="method, attack, evaluator or task.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, as in my-method.")],
+    out_: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The checkout, or the folder of your distribution. Default: this folder; with "
+            "--distribution a folder NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    distribution: Annotated[
+        bool,
+        typer.Option(
+            "--distribution",
+            help="For a package of your own, which is begun if the folder has none.",
+        ),
+    ] = False,
+) -> None:
+    """Write a small plug-in or task that runs, to be changed. Nothing is overwritten.
+
+    A plug-in in a checkout gets its line in PLUGINS, by which tests/test_plugins.py tests it; in a
+    distribution its entry point, and a test. A task's NAME is its concept, a subject of the emoji world.
+
+    Example: bench new method my-method
+
+    Example: bench new attack again --distribution --out my-lab
+    """
+    from bench.engine.scaffold import write_new
+
+    done = write_new(what.value, name, out_, distribution=distribution)
+    for path in done.files:
+        say(f"{path}: new")
+    for path in done.changed:
+        say(f"{path}: a line more")
+    first = f"pip install -e {out_ or name}; " if distribution else ""
+    remark(f"Next: {first}bench check {done.check}")

@@ -30,7 +30,7 @@ from bench.errors import (
 from bench.plan.plan import assets_of, missing
 from bench.plugins.fingerprint import FAMILIES
 from bench.plugins.registry import KINDS, Ref, create, names, resolved
-from bench.sources.assets import check_names, finder
+from bench.sources.assets import finder
 from bench.tasks.tasks import load_task, task_names
 
 __all__ = ["Finding", "check"]
@@ -59,7 +59,6 @@ def check(
         AssetError: A file that it needs is not here.
     """
     assets = assets or {}
-    check_names(assets)
     is_task = what.endswith(".toml") or any(what in task_names(w) for w in get_args(World))
     if is_task:
         yield from check_task(what, assets)

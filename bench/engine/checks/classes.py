@@ -198,6 +198,10 @@ def _module(path: Path) -> Any:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    if getattr(sys.modules.get(name), "__file__", None) == str(
+        path
+    ):  # it may have been edited since
+        del sys.modules[name]
     imported(str(path), f"{name}:__name__")
     where = getattr(module := sys.modules[name], "__file__", None) or "built in"
     if Path(where).resolve() != path:

@@ -23,24 +23,19 @@ def check_task(name: str, assets: Mapping[str, Path]) -> Iterator[Finding]:
         AssetError: A file that it needs is not here.
     """
     who = f"task {name}"
-    rules = (
-        "its file says what a task must",
-        "its prompts can be read",
-        "its judges know its labels",
-    )
-    rule = rules[0]
+    rule = "its file says what a task must"
     try:
         entries = homes(name)
         yield Finding(who, rule)
         for world, entry in entries.items():
-            rule = rules[1]
+            rule = f"its prompts can be read, {world} world"
             if lines := missing(needs(entry, world), assets):
                 raise AssetError("; ".join(lines))
             task = load_task(entry, world, given=assets)
-            yield Finding(f"{who}, {world} world", rule)
-            rule = rules[2]
+            yield Finding(who, rule)
+            rule = f"its judges know its labels, {world} world"
             check_prompts(task, assets)
-            yield Finding(f"{who}, {world} world", rule)
+            yield Finding(who, rule)
     except (AssetError, StoreError):
         raise
     except BenchError as exc:
