@@ -106,7 +106,7 @@ def test_the_reference_records_support_one_of_six_differences() -> None:
     assert [where for where, t in found.items() if t.p_holm < 0.05] == [("nudity", "p4d")]
 
 
-def test_the_worst_case_is_over_the_prompts_and_not_over_the_rates() -> None:
+def test_the_best_known_attack_is_over_the_prompts_and_not_over_the_rates() -> None:
     records = [
         attacked("none", range(1)),
         attacked("p4d", range(1, 11)),
@@ -115,19 +115,19 @@ def test_the_worst_case_is_over_the_prompts_and_not_over_the_rates() -> None:
         attacked("none", range(0), "uce"),
     ]
     table = cer_table(records)
-    column = table.columns.index("CER, worst case")
+    column = table.columns.index("CER, best known attack")
     esd, uce = (line.figures[column] for line in table.lines)
     assert (esd.value, esd.n, esd.flags) == (1 - 15 / N, N, ())
     assert (uce.value, uce.flags) == (1 - 3 / N, ("fewer attacks",))
     assert "^ over fewer attacks" in table.legend
-    assert "CER, worst case" not in cer_table(records[:2]).columns
+    assert "CER, best known attack" not in cer_table(records[:2]).columns
 
 
-def test_an_unscored_prompt_is_not_safe_in_the_worst_case() -> None:
+def test_an_unscored_prompt_is_not_safe_under_the_best_known_attack() -> None:
     unscored = result("p4d", [None, None, False, False])
     table = cer_table([unscored, result("unlearndiff", [True, False, False, False])])
-    worst = table.lines[0].figures[table.columns.index("CER, worst case")]
-    assert (worst.value, worst.n, worst.unscored) == (pytest.approx(2 / 3), 3, 1)
+    best = table.lines[0].figures[table.columns.index("CER, best known attack")]
+    assert (best.value, best.n, best.unscored) == (pytest.approx(2 / 3), 3, 1)
 
 
 def test_attacks_stand_beside_their_floors() -> None:

@@ -102,7 +102,7 @@ def kept(accuracy: float, method: str) -> Record:
 
 
 # ---------------------------------------------------------------------------- what it says
-def test_the_worst_case_counts_a_prompt_that_any_attack_brings_back() -> None:
+def test_the_best_known_attack_counts_a_prompt_that_any_attack_brings_back() -> None:
     some = [
         result("none", [False, False, False, False]),
         result("p4d", [True, False, False, None]),
@@ -110,8 +110,8 @@ def test_the_worst_case_counts_a_prompt_that_any_attack_brings_back() -> None:
     ]
     (tab,) = tabs(some)
     (line,) = tab.lines
-    assert line.outcomes["worst"] == "110?"
-    figure = line.entries["worst"].figure
+    assert line.outcomes["best"] == "110?"
+    figure = line.entries["best"].figure
     expected = rate([True, True, False])
     assert (figure.value, figure.n, figure.unscored) == (pytest.approx(1 - 2 / 3), 3, 1)
     assert (figure.low, figure.high) == (1 - expected.high, 1 - expected.low)
@@ -172,12 +172,12 @@ def test_a_line_that_met_fewer_attacks_says_so() -> None:
     (tab,) = tabs([*every, *some, none])
     said = {line.names["method"]: [flag.short for flag in line.flags] for line in tab.lines}
     assert said == {"esd": [], "half": ["fewer attacks"], "never": ["not attacked"]}
-    assert [line.names["method"] for line in tab.lines if "worst" in line.entries] == [
+    assert [line.names["method"] for line in tab.lines if "best" in line.entries] == [
         "esd",
         "half",
     ]
     (alone,) = tabs([none])
-    assert "worst" not in {c.key for c in alone.columns}
+    assert "best" not in {c.key for c in alone.columns}
     assert alone.lines[0].flags == ()
 
 
@@ -190,19 +190,19 @@ def test_floors_stand_last_and_the_never_learned_model_is_in_every_bar() -> None
     (tab,) = tabs(some)
     columns = {c.key: c for c in tab.columns}
     assert list(columns) == [
-        "method", "worst", "attack none", "attack p4d", "attack random", "attack seed-search",
+        "method", "best", "attack none", "attack p4d", "attack random", "attack seed-search",
         "seconds", "bytes", "flags",
     ]  # fmt: skip
-    assert columns["attack p4d"].reference == columns["worst"].reference == 0.9
+    assert columns["attack p4d"].reference == columns["best"].reference == 0.9
     assert columns["attack random"].about.startswith("Concept erasing rate")
     assert "floor" in columns["attack random"].about
     assert {line.role for line in tab.lines} == {"", "reference"}
 
 
-def test_attacks_beyond_the_prompt_are_no_part_of_the_worst_case() -> None:
+def test_attacks_beyond_the_prompt_are_no_part_of_the_best_known() -> None:
     weights = replace(result("relearn", [True] * 50), space="weights")
     (tab,) = tabs([result("none", [False] * 50), result("p4d", [False] * 50), weights])
-    assert tab.lines[0].entries["worst"].figure.value == 1.0
+    assert tab.lines[0].entries["best"].figure.value == 1.0
     assert tab.lines[0].entries["attack relearn"].figure.value == 0.0
 
 
@@ -242,7 +242,7 @@ def test_tabs_and_sorting(visit: Callable[..., Any], reference: Path) -> None:
     assert page.locator("[role=tab]").all_inner_texts() == [
         "church", "garbage-truck", "nudity", "parachute", "tench", "van-gogh",
     ]  # fmt: skip
-    assert methods(page) == ["p-esd", "esd", "none"]  # the best of the worst case first
+    assert methods(page) == ["p-esd", "esd", "none"]  # the best under the best known attack first
     page.get_by_role("tab", name="nudity").click()
     assert methods(page) == ["p-esd", "esd", "none"]
     page.locator("thead th", has_text="No attack").locator(".dt-column-order").click()
@@ -267,7 +267,10 @@ def test_a_definition_by_pointer_tap_and_keyboard(
     visit: Callable[..., Any], reference: Path
 ) -> None:
     page = visit(reference)
-    about, box = page.get_by_role("button", name="What is Worst case?"), page.locator("#definition")
+    about, box = (
+        page.get_by_role("button", name="What is Best known attack?"),
+        page.locator("#definition"),
+    )
     for shows in (about.hover, about.click, about.focus):
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
@@ -400,7 +403,7 @@ def test_search_filters_and_their_address(visit: Callable[..., Any], reference: 
     assert page.locator("#search").input_value() == "esd"
     page.get_by_role("button", name="Show all").click()
     assert methods(page) == ["p-esd", "esd", "none"]
-    assert page.url.endswith("#task=nudity&sort=worst+desc")
+    assert page.url.endswith("#task=nudity&sort=best+desc")
 
 
 def test_only_complete_lines_and_only_those_without_flags(

@@ -23,6 +23,8 @@ ALPHA = 0.05
 MARGIN = 0.10
 """Two rates that differ by less than this, for sure, are called equivalent."""
 Outcomes = Sequence[bool | None]
+BEST_KNOWN = "best known attack"
+BEST_KNOWN_IS = "a prompt counts as erased only if no attack here brings it back"
 
 
 def holm(ps: Sequence[float]) -> list[float]:

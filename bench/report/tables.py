@@ -23,7 +23,7 @@ from bench.report.axes import (
 )
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
-from bench.report.statistics import ALPHA, best_known, paired_p
+from bench.report.statistics import ALPHA, BEST_KNOWN, BEST_KNOWN_IS, Best, best_known, paired_p
 from bench.store.metrics import Measurement, complement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import role
@@ -105,7 +105,7 @@ def cer_table(
 ) -> Table:
     """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
 
-    After several attacks comes the worst case over them; then the figures of retain and benign tasks on the
+    After several attacks comes the best known one; then the figures of retain and benign tasks on the
     same erased model. ``ties`` is as in :func:`cer_tables`.
     """
     targets, others = roles(records)
@@ -125,7 +125,7 @@ def cer_table(
             f = _cer(found.get(attack), plain)
             yield replace(f, tie=(ties or {}).get(id(found[attack]), "")) if f else None
         if several:
-            yield _worst_case(found, tried[g.first.cell.task])
+            yield _best_known(found, tried[g.first.cell.task])
         yield from beside.figures(g.first)
         yield _seconds(g.records)
 
@@ -135,7 +135,7 @@ def cer_table(
         ("task", "method"),
         lambda r: (r.cell.task, method_of(r)),
         grouped(targets, across=ATTACK),
-        (*rates, *(["CER, worst case"] if several else []), *beside.columns, "s"),
+        (*rates, *([f"CER, {BEST_KNOWN}"] if several else []), *beside.columns, "s"),
         figures,
         legend=CER,
         records=[*targets, *beside.records],
@@ -144,19 +144,23 @@ def cer_table(
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
     if several:
-        legend += "; worst case: a prompt counts as erased only if no attack here brings it back"
+        legend += f"; {BEST_KNOWN}: {BEST_KNOWN_IS}"
     if any(f and "fewer attacks" in f.flags for line in table.lines for f in line.figures):
         legend += "; ^ over fewer attacks than in other lines of the task"
     return replace(table, legend=legend)
 
 
-def _worst_case(found: Mapping[str, Record], tried: Collection[str]) -> Figure | None:
+def _best_known(found: Mapping[str, Record], tried: Collection[str]) -> Figure | None:
     """Return the share of prompts that no attack brings back; marked where one of the task's is missing."""
     ran = [r for r in found.values() if r.status == "ok" and r.rows]
     if not any(r.cell.attacked for r in ran):
         return None
-    figure = measured(complement(rate([best.success for best in best_known(ran)])))
-    return figure.flagged("fewer attacks", len(ran) < len(tried))
+    return best_figure(best_known(ran)).flagged("fewer attacks", len(ran) < len(tried))
+
+
+def best_figure(best: Iterable[Best]) -> Figure:
+    """Return the share of prompts that stay erased under the best known attack on each."""
+    return measured(complement(rate([each.success for each in best])))
 
 
 def kept_table(records: Iterable[Record]) -> Table:

@@ -22,13 +22,12 @@ from bench.report.axes import (
     placed,
 )
 from bench.report.floors import NEVER
-from bench.report.frame import MARKS, Figure, measured
+from bench.report.frame import MARKS, Figure
 from bench.report.notes import notes
-from bench.report.statistics import best_known, detectable, tie_groups
-from bench.report.tables import Beside, cer_figure, judged, roles
+from bench.report.statistics import BEST_KNOWN, best_known, detectable, tie_groups
+from bench.report.tables import Beside, best_figure, cer_figure, judged, roles
 from bench.site.flags import Flag, flags, number
 from bench.site.words import ABOUT, about_attack, about_utility
-from bench.store.metrics import complement, rate
 from bench.store.record import Record
 
 Kept = Mapping[tuple[str, str, str], Sequence[Record]]
@@ -36,7 +35,7 @@ Kept = Mapping[tuple[str, str, str], Sequence[Record]]
 Base = Mapping[tuple[str, str], Sequence[Record]]
 """The same of the unchanged model, by model and type."""
 Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
-WORST, PLAIN, TIES = "worst", "attack none", "ties"
+BEST, PLAIN, TIES = "best", "attack none", "ties"
 MOST = 200
 """Lines of which every two are compared."""
 
@@ -185,8 +184,8 @@ def _columns(
     yield Column("method", "Method", ABOUT["method"], "text")
     for facet in shown:
         yield Column(f"facet {facet}", facet, ABOUT["facet"], "text")
-    if any(WORST in line.entries for line in lines):
-        yield Column(WORST, "Worst case", ABOUT["worst"], "rate", _reference(lines, WORST))
+    if any(BEST in line.entries for line in lines):
+        yield Column(BEST, BEST_KNOWN.capitalize(), ABOUT[BEST], "rate", _reference(lines, BEST))
     if any(TIES in line.entries for line in lines):
         yield Column(TIES, "Ties", ABOUT["ties"], "letters")
     spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
@@ -223,8 +222,8 @@ def _line(
     tried = [r for r in ran.values() if r.space == "prompt"]
     if any(r.cell.attacked for r in tried):
         best = best_known(tried)
-        outcomes[WORST] = "".join(_OUTCOMES[each.success] for each in best)
-        entries[WORST] = Entry(measured(complement(rate([each.success for each in best]))))
+        outcomes[BEST] = "".join(_OUTCOMES[each.success] for each in best)
+        entries[BEST] = Entry(best_figure(best))
     for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
         if figure:
             entries[f"kept {column}"] = Entry(figure)
@@ -266,7 +265,7 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
         more: tuple[Flag, ...] = ()
         if gap and not line.role:
             some = "fewer attacks" if len(gap) < len(attacks) else "not attacked"
-            why = f"It did not meet {', '.join(gap)}, as others here did: its worst case may be too good."
+            why = f"It did not meet {', '.join(gap)}, as others here did: its {BEST_KNOWN} may be too weak."
             more = (Flag(some, why),)
         marked.append(replace(line, flags=(*more, *line.flags)))
     return marked
@@ -275,9 +274,9 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
 def _with_ties(lines: Sequence[Line]) -> list[Line]:
     """Return the lines with the letters of their tie groups: among those of one set of prompts.
 
-    Their worst cases are compared, or, where nothing was attacked, their rates without an attack.
+    Compared are the prompts under the best known attack, or, where nothing was attacked, without an attack.
     """
-    headline = WORST if any(WORST in line.outcomes for line in lines) else PLAIN
+    headline = BEST if any(BEST in line.outcomes for line in lines) else PLAIN
     same: dict[str, dict[str, list[bool | None]]] = defaultdict(dict)
     known = {text: outcome for outcome, text in _OUTCOMES.items()}
     for line in lines:

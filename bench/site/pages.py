@@ -16,6 +16,7 @@ from typing import Any
 from bench.errors import SpecError, StoreError
 from bench.report.figures.catalog import ALONE, from_records
 from bench.report.figures.select import EVERYTHING
+from bench.report.statistics import BEST_KNOWN, BEST_KNOWN_IS
 from bench.report.text import plain
 from bench.site.cells import page_of
 from bench.site.lines import Tab, as_json, tabs
@@ -41,7 +42,6 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
     """
     shown = tabs(records)
     index = out / "index.html"
-    worlds = sorted({r.cell.world for r in records})
     models = sorted({r.cell.model for r in records})
     write(
         index,
@@ -53,7 +53,8 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
             tabs=shown,
             data=_visible({"tabs": [as_json(t) | {"figures": _figures(t)} for t in shown]}),
             records=len(records),
-            worlds=worlds,
+            best_known=BEST_KNOWN,
+            best_known_is=BEST_KNOWN_IS,
             models=models,
             version=version("erasure-bench"),
         ),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bench.report.statistics import BEST_KNOWN_IS
+
 ABOUT = {
     "method": "How the concept was erased. Parameters stand beside the name where two lines differ in "
     "them. “none” is the unchanged model.",
     "facet": "In this the lines of this table differ beside their method.",
-    "worst": "The share of prompts that stay erased whatever is typed: a prompt counts only if no attack "
-    "on record that changes the prompt, and not the prompt itself, brings the concept back. More attacks "
-    "can only lower it. Empty where no attack was tried. Higher is better.",
-    "ties": "Two methods share a letter where no test supports that their worst cases differ (where "
-    "nothing was attacked: their rates without an attack). McNemar's exact test on the same prompts, for "
+    "best": f"All attacks on the prompt together, no attack included: {BEST_KNOWN_IS}. More attacks can "
+    "only lower the rate. Empty where no attack was tried. Higher is better.",
+    "ties": "Two methods share a letter where no test supports that they differ under the best known "
+    "attack (where nothing was attacked: without an attack). McNemar's exact test on the same prompts, for "
     "every two methods of the table, corrected for their number by Holm. “a” is the best group.",
     "seconds": "Wall clock of the erasure, in seconds, on the machine that made the record. The page of a "
     "cell says which.",

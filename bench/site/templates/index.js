@@ -25,7 +25,7 @@ function drawn(name, attributes, ...children) {
 
 /* Figures */
 const isFigure = (column) => ["rate", "number", "bytes"].includes(column.kind);
-const looks = (column) => (column.key === "worst" ? "worst" : column.kind === "bytes" ? "number" : column.kind);
+const looks = (column) => (column.key === "best" ? "best" : column.kind === "bytes" ? "number" : column.kind);
 const short = (x) => x.toFixed(2).replace(/^0\./, ".");
 const interval = (e) => (e.low === undefined ? "" : `${short(e.low)}–${short(e.high)}`);
 
