@@ -1,12 +1,13 @@
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from bench import Score
-from bench.store.metrics import complement, mcnemar, mean, rate
+from bench.store.metrics import any_of, complement, mcnemar, mean, rate
 
 
 def test_rate_is_wilson_and_leaves_unscored_out() -> None:
@@ -23,6 +24,12 @@ def test_the_interval_of_a_rate_is_that_of_scipy(k: int, n: int) -> None:
     interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     m = rate([True] * k + [False] * (n - k))
     assert (m.low, m.high) == pytest.approx((interval.low, interval.high), abs=1e-14)
+
+
+def test_any_of_three_values() -> None:
+    for values in product((True, False, None), repeat=3):
+        expected = True if True in values else None if None in values else False
+        assert any_of(values) is expected
 
 
 def test_nothing_scored_is_no_rate() -> None:

@@ -15,7 +15,6 @@ from bench.errors import StoreError
 from bench.report.statistics import (
     Difference,
     Share,
-    any_of,
     best_known,
     by_stage,
     corrected,
@@ -227,12 +226,6 @@ def test_an_attack_in_two_variants_is_unknown_where_one_of_them_is() -> None:
         assert best.success is None
     (best,) = best_known([result("random", [True]), result("random", [True])])
     assert best.success is True and best.by == ("random",)
-
-
-def test_any_of_three_values() -> None:
-    for values in product((True, False, None), repeat=3):
-        expected = True if True in values else None if None in values else False
-        assert any_of(values) is expected
 
 
 def test_variance_by_stage_is_unbiased() -> None:

@@ -33,6 +33,7 @@ from bench.cli.options import (
     Results,
     Seed,
     Specs,
+    Strict,
     Tasks,
     Workers,
     World,
@@ -464,9 +465,7 @@ def leaderboard(
     results: Results = RESULTS,
     task: Tasks = None,
     title: Annotated[str, typer.Option(help="Of the first page.")] = "Concept erasure leaderboard",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
-    ] = False,
+    strict: Strict = False,
     json_: Json = False,
 ) -> None:
     """Write the leaderboard of stored records: pages that open from disk, without a server.

@@ -259,6 +259,9 @@ Results = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="Folder of records.", rich_help_panel="How it is computed"),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON.", rich_help_panel="What is printed"),

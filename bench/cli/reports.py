@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Json, Results, Tasks
+from bench.cli.options import RESULTS, Json, Results, Strict, Tasks
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, say
 from bench.errors import SpecError
@@ -110,9 +110,7 @@ def report(
             rich_help_panel=_PAPER,
         ),
     ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
-    ] = False,
+    strict: Strict = False,
     export: Annotated[
         Interchange | None,
         typer.Option(

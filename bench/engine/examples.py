@@ -102,7 +102,7 @@ def pictures(
         ids = picked[r.cell.task_digest]
         rows = [row for row in r.rows if row.id in ids] or picks(r, limit)
         lines = tiles_of(again, r, rows, records)
-        cards = tuple(_card(r, row, tiles) for row, tiles in zip(rows, lines, strict=True))
+        cards = tuple(_card(row, tiles) for row, tiles in zip(rows, lines, strict=True))
         attack = f"attack {attack_of(r)}" if r.cell.attacked else "no attack"
         rate = cer_figure(r, None) if judged(r) else None
         title = f"{r.cell.task} · {method_of(r)} · {attack}"
@@ -195,7 +195,7 @@ def _word(seen: bool | None) -> str:
     return {True: "seen", False: "not seen", None: "unscored"}[seen]
 
 
-def _card(r: Record, row: Row, tiles: tuple[Tile, ...]) -> Card:
+def _card(row: Row, tiles: tuple[Tile, ...]) -> Card:
     note = []
     if row.beyond:
         note.append(f"the attack changed the {row.beyond}")

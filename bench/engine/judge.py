@@ -19,7 +19,7 @@ from bench.errors import ContractError, PluginError
 from bench.plan.cell import Cell
 from bench.plugins.fingerprint import edited
 from bench.plugins.registry import Ref, create, load
-from bench.store.metrics import Measurement, mean, rate
+from bench.store.metrics import Measurement, any_of, mean, rate
 from bench.store.record import Row
 from bench.tasks.tasks import Measure, Task
 
@@ -128,7 +128,7 @@ def make_rows(
             prompt.text,
             prompt.seed,
             prompt.guidance,
-            success=True if any(hits) else (None if None in hits else False),
+            success=any_of(hits),
             own=own[i].value,
             attacked=last[i].value if attack else None,
             adversarial=found[i].prompt.text if attack else None,

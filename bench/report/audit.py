@@ -13,7 +13,7 @@ from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of
 from bench.plan.cell import Cell
 from bench.plan.plan import Job, plan
-from bench.store.metrics import Measurement, mean, rate
+from bench.store.metrics import Measurement, any_of, mean, rate
 from bench.store.record import Record, Row
 from bench.store.store import read
 from bench.tasks.protocol import ProtocolName
@@ -151,8 +151,7 @@ def _verdicts(rows: Sequence[Row], cell: Cell, limit: float) -> Iterator[Finding
     for row in rows:
         scores = [row.own, row.attacked] if cell.attacked else [row.own]
         hits = [None if score is None else score >= limit for score in scores]
-        verdict = True if any(hits) else None if None in hits else False
-        odd += [] if verdict is row.success else [row.id]
+        odd += [] if any_of(hits) is row.success else [row.id]
     if odd:
         yield Finding("wrong", f"{len(odd)} verdicts do not follow from their scores: {odd[0]}")
 

@@ -16,7 +16,7 @@ from string import ascii_letters
 from typing import Any, NamedTuple
 
 from bench.errors import StoreError
-from bench.store.metrics import CONFIDENCE, Measurement, mcnemar
+from bench.store.metrics import CONFIDENCE, Measurement, any_of, mcnemar
 from bench.store.record import Record
 
 ALPHA = 0.05
@@ -329,12 +329,6 @@ def best_known(records: Iterable[Record]) -> list[Best]:
         )
         for prompt, found in outcomes.items()
     ]
-
-
-def any_of(outcomes: Iterable[bool | None]) -> bool | None:
-    """Return ``True`` if any is true, ``None`` if none is but one is not known, else ``False``."""
-    known = set(outcomes)
-    return True if True in known else None if None in known else False
 
 
 @dataclass(frozen=True, slots=True)

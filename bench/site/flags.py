@@ -42,11 +42,6 @@ def flags(
     return tuple(flag for kind in kinds for flag in kind)
 
 
-def samples_in_code(record: Record) -> bool:
-    """Say whether a method works while sampling and leaves the weights alone."""
-    return record.erasure.get("sampler_time") is True
-
-
 def number(value: Any) -> float | None:
     """Return what a record says if it is a number: a record may say anything."""
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
@@ -87,7 +82,7 @@ def _not_attacked(targets: Iterable[Record]) -> Iterator[Flag]:
 
 
 def _not_adaptive(targets: Iterable[Record]) -> Iterator[Flag]:
-    if any(map(samples_in_code, targets)):
+    if any(r.erasure.get("sampler_time") is True for r in targets):
         yield Flag(
             "not adaptive",
             "This method works while sampling and leaves the weights as they are. No attack here is "

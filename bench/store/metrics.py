@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from statistics import fmean, stdev
@@ -54,6 +54,12 @@ def rate(outcomes: Sequence[bool | None]) -> Measurement:
     middle = (hits + z * z / 2) / (n + z * z)
     half = z * sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
     return Measurement(hits / n, n, unscored, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def any_of(outcomes: Iterable[bool | None]) -> bool | None:
+    """Return ``True`` if any is true, ``None`` if none is but one is not known, else ``False``."""
+    known = set(outcomes)
+    return True if True in known else None if None in known else False
 
 
 def mean(scores: Sequence[Score]) -> Measurement:

@@ -68,10 +68,6 @@ def _answers(judge: Judge, images: NDArray[np.uint8]) -> Tensor:
     return probabilities(judge.net, images, softmax=judge.softmax)
 
 
-def _arrays(images: Iterable[Image.Image]) -> NDArray[np.uint8]:
-    return np.stack([np.array(image.convert("RGB")) for image in images])
-
-
 def _round_trips(model: DiffusersModel, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return what the autoencoder makes of pictures."""
     from bench.emoji.recipe.autoencoder import signed

@@ -16,7 +16,10 @@ from bench.report.figures.style import (
     Styles,
     finished,
     look,
+    none_first,
     sheet,
+    sizes,
+    stairs,
 )
 from bench.report.text import plain
 from bench.report.verdict import own
@@ -86,24 +89,21 @@ def draw(found: Sequence[Step]) -> Drawing:
     """Draw a line of panels for each task: images, passes."""
     tasks = list(dict.fromkeys(s.task for s in found))
     figure, grid = sheet(len(tasks), len(UNITS), width=3.9, height=2.4)
-    colours = Styles(sorted({s.method for s in found}, key=lambda m: (m != "none", m)), COLOURS)
+    colours = Styles(none_first(s.method for s in found), COLOURS)
     lines = Styles(sorted({s.attack for s in found}), LINES)
     markers = Styles(colours, MARKERS)
     for (task, unit), panel in groupby(found, key=lambda s: (s.task, s.unit)):
         axes = grid[tasks.index(task), UNITS.index(unit)]
         some = list(panel)
         for (method, attack), curve in groupby(some, key=lambda s: (s.method, s.attack)):
-            x, y, low, high = zip(*((s.budget, s.cer, s.low, s.high) for s in curve), strict=True)
+            ends = list(zip(*((s.budget, s.cer, s.low, s.high) for s in curve), strict=True))
             name = plain(f"{method}, {attack}")
-            axes.step(
-                x, y, where="post", color=colours[method], ls=lines[attack], label=name,
-                marker=markers[method], markevery=0.17, markersize=5,
-            )  # fmt: skip
-            axes.fill_between(x, low, high, step="post", color=colours[method], alpha=0.1, lw=0)
-            axes.plot(x[-1], y[-1], "|", color=colours[method], ms=9, mew=1.6)
+            style = colours[method], lines[attack], markers[method]
+            stairs(axes, *ends, style=style, name=name)
+            axes.plot(ends[0][-1], ends[1][-1], "|", color=colours[method], ms=9, mew=1.6)
         _scale(axes, [s.budget for s in found if s.unit == unit and s.budget])
         axes.set_ylim(-0.03, 1.03)
-        axes.set_title(f"{plain(task)}, N={'/'.join(map(str, sorted({s.n for s in some})))}")
+        axes.set_title(f"{plain(task)}, N={sizes(s.n for s in some)}")
         axes.set_xlabel(f"{unit} for each prompt")
         axes.set_ylabel("concept erasing rate")
     note = (

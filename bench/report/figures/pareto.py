@@ -15,10 +15,10 @@ from bench.report.figures.style import (
     MARKERS,
     Drawing,
     Styles,
-    blank,
     finished,
     look,
-    sheet,
+    none_first,
+    panels,
 )
 from bench.report.tables import judged
 from bench.report.text import plain
@@ -124,12 +124,10 @@ def points(
 def draw(found: Sequence[Point]) -> Drawing:
     """Draw a panel for each task."""
     tasks = {task: list(some) for task, some in groupby(found, key=lambda p: p.task)}
-    columns = min(3, len(tasks))
-    figure, grid = sheet(-(-len(tasks) // columns), columns, height=2.9)
-    methods = sorted({p.method for p in found}, key=lambda m: (m != "none", m))
+    figure, grid = panels(len(tasks), height=2.9)
+    methods = none_first(p.method for p in found)
     colours, markers = Styles(methods, COLOURS), Styles(methods, MARKERS)
-    panels = grid.flatten()
-    for axes, (task, some) in zip(panels, tasks.items(), strict=False):
+    for axes, (task, some) in zip(grid, tasks.items(), strict=True):
         axes.set_title(plain(task))
         _front(axes, some)
         for p in sorted(some, key=lambda p: methods.index(p.method)):
@@ -143,7 +141,6 @@ def draw(found: Sequence[Point]) -> Drawing:
         axes.set_ylabel(plain(some[0].measure))
         if _falling(some[0].measure):
             axes.invert_yaxis()
-    blank(panels[len(tasks) :])
     return finished(figure, _title(found), _note(found))
 
 

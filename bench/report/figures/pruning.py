@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.report.figures.style import COLOURS, HATCHES, Drawing, Styles, finished, look, sheet
+from bench.report.figures.style import (
+    COLOURS,
+    HATCHES,
+    Drawing,
+    Styles,
+    finished,
+    look,
+    none_first,
+    sheet,
+    sizes,
+)
 from bench.report.text import plain
 
 if TYPE_CHECKING:
@@ -74,13 +84,13 @@ def draw(found: Sequence[Bar]) -> Drawing:
     height = max(3.0, 0.3 * len(kinds))
     figure, grid = sheet(len(tasks), 2, width=4.6, height=height)
     methods = list(dict.fromkeys(b.method for b in found))
-    attacks = sorted({b.of for b in found if _is_rate(b)}, key=lambda a: (a != "none", a))
+    attacks = none_first(b.of for b in found if _is_rate(b))
     of_attack = Styles(attacks, COLOURS), Styles(attacks, HATCHES)
     of_method = Styles(methods, COLOURS[2:]), Styles(methods, HATCHES[1:])
     for (left, right), task in zip(grid, tasks, strict=True):
         mine = [b for b in found if b.task == task]
         _rates(left, mine, attacks, of_attack)
-        left.set_title(f"{plain(task)}, N={_sizes(mine)}")
+        left.set_title(f"{plain(task)}, N={sizes(b.total for b in mine if _is_rate(b))}")
         pruning = [
             m for m in methods if any(b.method == m and _is_layer(b) and b.count for b in mine)
         ]
@@ -162,7 +172,3 @@ def _place(known: Sequence[str], kind: str) -> int:
 def _percent(share: float) -> str:
     """Return a share as a percentage with two digits that count."""
     return f"{100 * share:.2g} %" if share else "0 %"
-
-
-def _sizes(some: Iterable[Bar]) -> str:
-    return "/".join(map(str, sorted({b.total for b in some if _is_rate(b)})))

@@ -11,10 +11,10 @@ from bench.report.figures.style import (
     MARKERS,
     Drawing,
     Styles,
-    blank,
     finished,
     look,
-    sheet,
+    panels,
+    sizes,
 )
 from bench.report.text import plain
 
@@ -52,12 +52,10 @@ class Step:
 def draw(found: Sequence[Step]) -> Drawing:
     """Draw a panel for each task: concept neurons as whole lines, the others dashed."""
     tasks = list(dict.fromkeys(s.task for s in found))
-    columns = min(3, len(tasks))
-    figure, grid = sheet(-(-len(tasks) // columns), columns, width=4.0, height=3.0)
+    figure, grid = panels(len(tasks), width=4.0, height=3.0)
     names = [f"{s.method}, {s.attack}" for s in found]
     colours, markers = Styles(names, COLOURS), Styles(names, MARKERS)
-    panels = grid.flatten()
-    for axes, task in zip(panels, tasks, strict=False):
+    for axes, task in zip(grid, tasks, strict=True):
         some = [s for s in found if s.task == task]
         for (method, attack, neurons), curve in groupby(
             some, key=lambda s: (s.method, s.attack, s.neurons)
@@ -75,11 +73,9 @@ def draw(found: Sequence[Step]) -> Drawing:
             axes.fill_between(x, low, high, color=colours[name], alpha=0.15, lw=0)
         axes.set_ylim(bottom=0)
         axes.locator_params("x", integer=True)
-        sizes = "/".join(map(str, sorted({s.pairs for s in some})))
-        axes.set_title(f"{plain(task)}, N={sizes} pairs")
+        axes.set_title(f"{plain(task)}, N={sizes(s.pairs for s in some)} pairs")
         axes.set_xlabel(f"denoiser call (of {some[0].calls}; 1: pure noise)")
         axes.set_ylabel("|z(adversarial) - z(prompt)|")
-    blank(panels[len(tasks) :])
     note = (
         "Sensitivity (Eq. 5 of arXiv 2405.16534): mean over pixels, neurons of a layer, layers, pairs of a "
         "prompt and its adversarial prompt, from the same noise. Concept neurons: of each layer those 5 "

@@ -181,7 +181,38 @@ def finished(figure: Figure, title: str, note: str) -> Drawing:
     return Drawing(figure, title)
 
 
-def blank(axes: Iterable[Axes]) -> None:
-    """Leave panels empty."""
-    for each in axes:
-        each.set_axis_off()
+def panels(count: int, *, width: float = 3.4, height: float = 2.8) -> tuple[Any, list[Axes]]:
+    """Return an empty figure, and so many panels of it: three side by side at the most."""
+    columns = min(3, count)
+    figure, grid = sheet(-(-count // columns), columns, width=width, height=height)
+    axes = list(grid.flatten())
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, axes[:count]
+
+
+def stairs(axes: Axes, *ends: Sequence[float], style: tuple[str, Any, str], name: str) -> None:
+    """Draw a rate that changes in steps, in its interval.
+
+    Args:
+        axes: Of the panel.
+        ends: x, the rate, and the lower and upper end of its interval.
+        style: Colour, line and marker.
+        name: In the legend.
+    """
+    (x, y, low, high), (colour, line, marker) = ends, style
+    axes.step(
+        x, y, where="post", color=colour, ls=line, label=name,
+        marker=marker, markevery=0.15, markersize=5,
+    )  # fmt: skip
+    axes.fill_between(x, low, high, step="post", color=colour, alpha=0.1, lw=0)
+
+
+def none_first(names: Iterable[str]) -> list[str]:
+    """Return each name once, sorted; first what was not erased, or not attacked."""
+    return sorted(set(names), key=lambda name: (name != "none", name))
+
+
+def sizes(numbers: Iterable[int]) -> str:
+    """Return each number once, as "50/142"."""
+    return "/".join(map(str, sorted(set(numbers))))

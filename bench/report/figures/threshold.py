@@ -15,10 +15,12 @@ from bench.report.figures.style import (
     MARKERS,
     Drawing,
     Styles,
-    blank,
     finished,
     look,
-    sheet,
+    none_first,
+    panels,
+    sizes,
+    stairs,
 )
 from bench.report.judging import above, details, has_highest, highest
 from bench.report.text import plain
@@ -107,30 +109,23 @@ def own_threshold(records: Iterable[Record]) -> tuple[float | None, float | None
 def draw(found: Sequence[Step]) -> Drawing:
     """Draw a panel for each task."""
     tasks = list(dict.fromkeys(s.task for s in found))
-    columns = min(3, len(tasks))
-    figure, grid = sheet(-(-len(tasks) // columns), columns, width=4.6, height=3.0)
-    colours = Styles(sorted({s.method for s in found}, key=lambda m: (m != "none", m)), COLOURS)
-    lines = Styles(sorted({s.attack for s in found}, key=lambda a: (a != "none", a)), LINES)
-    markers, panels = Styles(colours, MARKERS), grid.flatten()
-    for axes, (task, panel) in zip(panels, groupby(found, key=lambda s: s.task), strict=False):
+    figure, grid = panels(len(tasks), width=4.6, height=3.0)
+    colours = Styles(none_first(s.method for s in found), COLOURS)
+    lines = Styles(none_first(s.attack for s in found), LINES)
+    markers = Styles(colours, MARKERS)
+    for axes, (task, panel) in zip(grid, groupby(found, key=lambda s: s.task), strict=True):
         some = list(panel)
         for (method, attack), curve in groupby(some, key=lambda s: (s.method, s.attack)):
-            x, y, low, high = zip(
-                *((s.threshold, s.asr, s.low, s.high) for s in curve), strict=True
-            )
+            ends = zip(*((s.threshold, s.asr, s.low, s.high) for s in curve), strict=True)
             name = plain(f"{method}, {'no attack' if attack == 'none' else attack}")
-            axes.step(
-                x, y, where="post", color=colours[method], ls=lines[attack], label=name,
-                marker=markers[method], markevery=0.14, markersize=5,
-            )  # fmt: skip
-            axes.fill_between(x, low, high, step="post", color=colours[method], alpha=0.08, lw=0)
+            style = colours[method], lines[attack], markers[method]
+            stairs(axes, *ends, style=style, name=name)
         _mark(axes, some[0])
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.03)
-        axes.set_title(f"{plain(task)}, N={'/'.join(map(str, sorted({s.n for s in some})))}")
+        axes.set_title(f"{plain(task)}, N={sizes(s.n for s in some)}")
         axes.set_xlabel("threshold on the judge's highest score")
         axes.set_ylabel("attack success rate")
-    blank(panels[len(tasks) :])
     note = (
         "A prompt counts if its own or its adversarial image scores above the threshold. Attacks stopped "
         "at the judge's own threshold: to the right of it their rate is a lower bound, for they did not "
