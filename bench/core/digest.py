@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 UNCHANGED = "unchanged"  # stands for the digest of no change of weights
 
 
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of a JSON value; key order does not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:16]

@@ -134,8 +134,9 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
         variants[key(r)][digest(ref.identity)] = ref
         codes[ref.name][digest(_code(ref))] = _code(ref)
     known: dict[tuple[tuple[str, str, str], str], str] = {}
+    said: dict[int, tuple[Record, str]] = {}  # with the record, so that no other has its id
 
-    def label(r: Record) -> str:
+    def written(r: Record) -> str:
         ref: Ref = getattr(r.cell, axis)
         place = key(r), digest(ref.identity)
         if place not in known:
@@ -143,6 +144,11 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
             differences = _differences(ref, list(variants[key(r)].values()))
             known[place] = " ".join([_called(ref), *differences, *code])
         return known[place]
+
+    def label(r: Record) -> str:
+        if id(r) not in said:
+            said[id(r)] = r, written(r)
+        return said[id(r)][1]
 
     return label
 
