@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,11 +15,20 @@ from attacks._text_search import Found, Kept, ends_padded, losses_of
 from attacks._texts import decode, special, token_table
 from bench import Concept, Cost, Model
 
-if TYPE_CHECKING:
-    from attacks.mma import Mma
-
 _KEPT = ("ids", "losses", "best", "least", "texts", "steps")  # of a search, on disk
 _ARTICLES = {"a", "an", "the"}
+
+
+@dataclass(frozen=True, match_args=False)
+class Settings(Protocol):
+    """The parameters of the attack that are read here; frozen, as they are there."""
+
+    length: int
+    steps: int
+    batch: int
+    top_k: int
+    positions: Literal["exact", "official"]
+    banned: str
 
 
 def sensitive_words(concept: Concept, further: str) -> list[str]:
@@ -36,7 +46,7 @@ class Descent:
         concept: The concept whose words are forbidden.
     """
 
-    def __init__(self, attack: Mma, model: Model, concept: Concept) -> None:
+    def __init__(self, attack: Settings, model: Model, concept: Concept) -> None:
         self.attack, self.model, self.tokenizer = attack, model, model.pipe.tokenizer
         self.table = token_table(model)
         words = sensitive_words(concept, attack.banned)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from bench import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-    from methods.ac import AcSettings
 
 ANCHORS = 200
 GUIDANCE, SAMPLER, STEPS = 6.0, "dpm", 25  # how the published code draws the anchors
@@ -172,6 +170,19 @@ def _pixels(painter: Model, prompts: Sequence[Prompt], ctx: Context) -> dict[str
     return {"pixels": torch.from_numpy(np.stack([np.array(im.convert("RGB")) for im in drawn]))}
 
 
+@dataclass(frozen=True, match_args=False)
+class Settings(Protocol):
+    """The parameters of the method that are read here; frozen, as they are there."""
+
+    batch: int
+    target: Literal["model", "noise"]
+    teacher: Literal["student", "frozen"]
+    border: int
+    hflip: bool
+    augment: bool
+    prior: float
+
+
 class AcObjective:
     """Predict for the concept what is predicted for its anchor.
 
@@ -184,7 +195,7 @@ class AcObjective:
     """
 
     def __init__(
-        self, settings: AcSettings, model: Model, kind: str, examples: Sequence[Example], seed: int
+        self, settings: Settings, model: Model, kind: str, examples: Sequence[Example], seed: int
     ) -> None:
         self.settings, self.kind, self.examples = settings, kind, list(examples)
         self.batch, self.prior = settings.batch, settings.prior

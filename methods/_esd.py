@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,17 @@ from torch import Tensor
 
 from bench import Model
 
-if TYPE_CHECKING:
-    from methods.esd import EsdSettings
+
+@dataclass(frozen=True, match_args=False)
+class Settings(Protocol):
+    """The parameters of the method that are read here; frozen, as they are there."""
+
+    eta: float
+    batch: int
+    start_guidance: float
+    xt_alignment: Literal["exact", "compvis"]
+    sampling_steps: int
+    reuse: int
 
 
 class EsdObjective:
@@ -30,9 +40,7 @@ class EsdObjective:
         seed: Seed of all draws.
     """
 
-    def __init__(
-        self, settings: EsdSettings, teacher: Model, texts: Sequence[str], seed: int
-    ) -> None:
+    def __init__(self, settings: Settings, teacher: Model, texts: Sequence[str], seed: int) -> None:
         self.teacher, self.eta, self.start_guidance = teacher, settings.eta, settings.start_guidance
         self.alignment, self.reuse = settings.xt_alignment, settings.reuse
         self.steps, self.batch = settings.sampling_steps, settings.batch

@@ -8,7 +8,8 @@ half are pruned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,17 @@ from torch.nn import Parameter
 
 from bench import IncompatibleError, Model, ParameterGroup, fused
 
-if TYPE_CHECKING:
-    from methods.p_esd import MaskSettings
+
+@dataclass(frozen=True, match_args=False)
+class Settings(Protocol):
+    """The parameters of the method that are read here; frozen, as they are there."""
+
+    lr: float
+    gamma: float
+    threshold: float
+    m0: float
+    eps: float
+    weight_decay: float
 
 
 def prunable(model: Model, group: ParameterGroup) -> dict[str, Parameter]:
@@ -63,7 +73,7 @@ class SoftMasks:
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
-        settings: MaskSettings,
+        settings: Settings,
         frozen: Mapping[str, Tensor],
     ) -> None:
         self.parameters, self.gamma = dict(parameters), settings.gamma
