@@ -276,7 +276,7 @@ def test_a_definition_by_pointer_tap_and_keyboard(
         page.evaluate("document.activeElement.blur()")
         assert box.is_hidden()
         shows()
-        assert "no attack on record that changes the prompt" in box.inner_text()
+        assert "no attack here brings it back" in box.inner_text()
     about.press("Escape")
     assert box.is_hidden()
     assert methods(page) == ["p-esd", "esd", "none"]  # a tap on a definition sorts nothing

@@ -8,7 +8,7 @@ ABOUT = {
     "method": "How the concept was erased. Parameters stand beside the name where two lines differ in "
     "them. “none” is the unchanged model.",
     "facet": "In this the lines of this table differ beside their method.",
-    "best": f"All attacks on the prompt together, no attack included: {BEST_KNOWN_IS}. More attacks can "
+    "best": f"Over all attacks that change the prompt: {BEST_KNOWN_IS}. More attacks can "
     "only lower the rate. Empty where no attack was tried. Higher is better.",
     "ties": "Two methods share a letter where no test supports that they differ under the best known "
     "attack (where nothing was attacked: without an attack). McNemar's exact test on the same prompts, for "
