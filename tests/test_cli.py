@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fakes
 import pytest
 
+from bench.cli import app
 from bench.plugins.registry import names
 
 TINY = ("--model", "tiny-random", "--limit", "2")
@@ -106,8 +108,28 @@ def test_show(cli) -> None:
     said = cli("show", "methods", "p-esd")
     assert "gamma: number > 0 = 10.0 (paper)" in said.out
     assert "arxiv.org/abs/2405.16534" in said.out
-    assert "church-050" in cli("show", "tasks", "church").out
-    assert "world photo" in cli("show", "models", "sd14").out
+    church = cli("show", "tasks", "church").out
+    assert "church-050" in church
+    assert "\nconcept: church (object, in its place 'house')\n" in church
+    photo = cli("show", "models", "sd14").out
+    assert "world photo" in photo
+    assert "\ndraws with lms, 50 steps, 512 px\n" in photo
+
+
+def test_a_paragraph_of_a_help_is_one_line_to_be_wrapped() -> None:
+    from typer.main import get_command
+
+    def paragraphs(command: Any) -> list[str]:
+        parts = getattr(command, "commands", {}).values()
+        own = [] if command.name == "bench" else (command.help or "").split("\n\n")
+        return own + [line for part in parts for line in paragraphs(part)]
+
+    said = paragraphs(get_command(app))
+    assert len(said) > 60
+    assert [text for text in said if "\n" in text] == []
+    assert any(
+        "device, and where they say nothing from figures that ship." in text for text in said
+    )
 
 
 RUN = ("run", "--method", "none", "--attack", "none", "--task", "church", "--model", "tiny-random")

@@ -1,5 +1,7 @@
 """Tables of what judges saw: success by threshold, hits by label."""
 
+import pytest
+
 from bench.core.types import Concept
 from bench.plan.cell import Cell
 from bench.plugins.registry import Ref
@@ -99,6 +101,24 @@ def test_report_prints_them(cli, tmp_path) -> None:
     assert labels.out.split("\n")[1:3] == [
         "nudity,EXPOSED_FEET,esd,1,,,2,0,,1,,ok,", "nudity,any,esd,1,,,2,0,,1,,ok,",
     ]  # fmt: skip
-    Store(tmp_path / "b").put(record("esd", "none", [({}, {"found": "church"})]))
-    refused = cli("report", "--results", str(tmp_path / "b"), "--curve")
-    assert refused.code == 2 and "no record" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("option", "needs"),
+    [
+        (
+            "--curve",
+            "expected records of a judge that gives scores, as of `bench run --task nudity`",
+        ),
+        ("--labels", "expected records of a judge that finds labels"),
+        ("--costs", "expected records of attacks, as of `bench run --attack unlearndiff`"),
+        ("--transfer", "expected records of `bench run --attack transfer:source=RECORD.json`"),
+        ("--floors", "expected records of `bench run --attack unlearndiff --floors`"),
+        ("--seeds", "expected records of several seeds, as of `bench run --seed 0 --seed 1`"),
+    ],
+)
+def test_a_table_without_records_says_what_to_run(cli, tmp_path, option: str, needs: str) -> None:
+    Store(tmp_path).put(record("esd", "none", [({}, {"found": "church"})]))
+    said = cli("report", "--results", str(tmp_path), option)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"error: {option}: {needs}") and said.err.count("\n") == 1

@@ -260,7 +260,10 @@ def test_world_of_a_model_that_fits_both() -> None:
     assert cells[0] == erasure_cell("tiny-random", Ref("none"), church)
     assert len({(c.id, c.erase_key, c.attack_key) for c in cells}) == 2
     assert cells[0].erase_key != cells[1].erase_key
-    with pytest.raises(SpecError, match="--world: emoji-sd fits the emoji world only, got 'photo'"):
+    with pytest.raises(
+        SpecError,
+        match="--world: emoji-sd fits the emoji world only, got 'photo'; .* --model, one of sd14, sd15",
+    ):
         model_info("emoji-sd", "photo")
     with pytest.raises(SpecError, match="--world: expected emoji or photo, got 'moon'"):
         model_info("tiny-random", "moon")

@@ -209,7 +209,8 @@ def test_a_cell_without_prompts_has_no_picture(cli, tmp_path: Path) -> None:
         (("methods",), "expected a name as well, see `bench list methods`"),
         (("metods", "esd"), "unknown kind 'metods'. Did you mean 'methods'?"),
         (("abc", "--out", "a.gif"), "expected a name that ends in .png"),
-        (("zzz",), "expected the id of a cell, got 'zzz': none of the 1 records here"),
+        (("0f0f0",), "expected the id of a cell, got '0f0f0': none of the 1 records here"),
+        (("methds",), "unknown kind 'methds'. Did you mean 'methods'?"),
     ],
 )
 def test_bad_input_is_one_line(cli, args, said: str, tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_prune_deletes_what_is_old(cli, cache: Artifacts) -> None:
     assert cache.image("aa1").exists()
 
 
+@pytest.mark.parametrize("days", ["inf", "1e300", "nan", "-1"])
+def test_prune_takes_days_that_are_a_time(cli, cache: Artifacts, days: str) -> None:
+    said = cli("cache", "prune", "--days", days)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--days" in said.err
+
+
 def test_prune_leaves_records(cli, cache: Artifacts) -> None:
     record = cache.root / "records" / "emoji" / "r.json"
     record.parent.mkdir(parents=True)

@@ -64,6 +64,9 @@ def _with_loudness(function: Callable[..., None]) -> Callable[..., None]:
         function(**options)
 
     parameters = [*own, *more]
+    call.__doc__ = "\n\n".join(  # lines of a paragraph are wrapped as wide as the terminal is
+        " ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n")
+    )
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from string import hexdigits
 from typing import Annotated, Any, cast
 
 import typer
@@ -319,8 +320,9 @@ def show(
         for line in details(cast("Any", what), name, model, cast("Any", world)):
             say_wrapped(line, " " * (len(line) - len(line.lstrip()) + 4))
         return
-    if name is not None:
-        raise UnknownNameError("kind", what, [kind.value for kind in What])
+    if name is not None or not set(what) <= set(hexdigits):
+        advice = "; or the beginning of a cell's id, as in `bench plan`"
+        raise UnknownNameError("kind", what, [kind.value for kind in What], advice)
     from bench.cli.cells import show_cell
 
     show_cell(what, results, out_, device, limit, json_=json_)

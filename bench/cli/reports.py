@@ -16,6 +16,15 @@ from bench.errors import SpecError
 
 _PAPER = "With paper"
 _OTHERS = "Write the records for others, instead of tables"
+_NEEDS = {
+    "transfer": "records of `bench run --attack transfer:source=RECORD.json`",
+    "costs": "records of attacks, as of `bench run --attack unlearndiff`",
+    "curve": "records of a judge that gives scores, as of `bench run --task nudity`",
+    "labels": "records of a judge that finds labels, as of `bench run --task nudity`",
+    "floors": "records of `bench run --attack unlearndiff --floors`",
+    "seeds": "records of several seeds, as of `bench run --seed 0 --seed 1`",
+}
+"""What a table needs, by its option."""
 
 
 class ReportOf(StrEnum):
@@ -214,12 +223,14 @@ def _asked_for(
 
     make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
             "labels": label_table, "floors": floors_table, "seeds": seeds_table}  # fmt: skip
-    tables = [make[name](records) for name, on in asked.items() if on and name in make]
+    tables = []
+    for name in (name for name, on in asked.items() if on and name in make):
+        table = make[name](records)
+        if not table.lines:
+            raise SpecError(f"--{name}: expected {_NEEDS[name]}, found none in {results}")
+        tables.append(table)
     tables += between_tables(records) if asked["tests"] else []
     tables += corrected_tables(records, corrected) if corrected else []
-    for table in tables:
-        if not table.lines:
-            raise SpecError(f"{table.title}: {results} has no record that it could be made of")
     return tables
 
 

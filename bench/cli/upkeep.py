@@ -15,6 +15,7 @@ from bench.cli.terminal import print_json, print_listing, remark, say
 
 DAY = 24 * 3600 * 10**9
 MB = 10**6
+_AGES = 100 * 365  # days: the oldest that can be asked for, so that it is a time
 
 
 def _version(asked: bool) -> None:
@@ -108,7 +109,8 @@ def verify(json_: Json = False) -> None:
 @cache.command("prune")
 def prune(
     days: Annotated[
-        float, typer.Option(min=0, metavar="N", help="Delete what was written more days ago.")
+        float,
+        typer.Option(min=0, max=_AGES, metavar="N", help="Delete what was written more days ago."),
     ] = 30,
     part: Annotated[
         list[str] | None,

@@ -256,7 +256,7 @@ def _model(name: str) -> Iterator[str]:
     info = catalog.model_info(name)
     yield f"{name}: {info.about}"
     yield f"world {info.world}, from {info.source}"
-    yield str(info.sampling)
+    yield f"draws with {info.sampling.sampler}, {info.sampling.steps} steps, {info.sampling.size} px"
     yield "the built-in safety checker is off: images are judged as they are made"
 
 
@@ -273,9 +273,17 @@ def _suite(name: str) -> Iterator[str]:
                 yield f"{field.name.replace('_', '-')}: {shown}"
 
 
+def _concept(concept: Concept) -> Iterator[str]:
+    anchor = f", in its place {concept.anchor!r}" if concept.anchor else ""
+    yield f"concept: {concept.name} ({concept.kind}{anchor})"
+    if concept.terms:
+        yield f"named by {', '.join(concept.terms)}"
+
+
 def _task(name: str, world: World) -> Iterator[str]:
     task = tasks.load_task(name, world)
-    yield f"{task.name}: {task.role}, {task.concept}"
+    yield f"{task.name}: {task.role}"
+    yield from _concept(task.concept) if task.concept else ()
     yield f"prompts: {task.source}"
     if task.paper:
         yield f"paper: {task.paper}"

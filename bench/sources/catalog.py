@@ -148,7 +148,11 @@ def model_info(name: str, world: World | None = None) -> ModelInfo:
     if world not in SAMPLING:
         raise SpecError(f"--world: expected emoji or photo, got {world!r}")
     if name in MODELS and info.source != "random":
-        raise SpecError(f"--world: {name} fits the {info.world} world only, got {world!r}")
+        fits = [other for other, its in MODELS.items() if its.world == world]
+        raise SpecError(
+            f"--world: {name} fits the {info.world} world only, got {world!r}; for that give --model, "
+            f"one of {', '.join(fits)}"
+        )
     return replace(info, world=world, sampling=replace(SAMPLING[world], size=info.sampling.size))
 
 
