@@ -171,6 +171,19 @@ def test_a_folder_of_records_is_verified(cli, attacked: Path) -> None:
     assert (nowhere.code, "WRONG" in nowhere.out) == (5, True)
 
 
+def test_a_record_under_another_name_is_verified_and_other_files_are_not(cli, tmp_path) -> None:
+    """`bench report` reads whatever a folder holds, so what it counts must not pass unseen."""
+    first = sorted(REFERENCE.rglob("*.json"))[0]
+    (tmp_path / "renamed.json").write_bytes(first.read_bytes())
+    (tmp_path / "torn.json").write_bytes(first.read_bytes()[:3000])
+    (tmp_path / "package.json").write_text("{}")
+    said = cli("verify", str(tmp_path), "--sample", "0")
+    assert said.code == 5
+    assert "torn.json cannot be read as a record" in " ".join(said.out.split())
+    assert "renamed.json" in said.out and "package.json" not in said.out
+    assert "2 records: " in said.out
+
+
 def test_what_is_more_than_a_prompt_is_said_not_to_be_drawn(cli) -> None:
     said = cli("run", *TINY, "--method", "none", "--attack", "cce:steps=1", "--task", "church")
     assert said.code == 0, said.err

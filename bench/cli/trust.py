@@ -146,10 +146,12 @@ def submit(
 
 def _records(places: list[Path]) -> Iterator[Path]:
     """Yield the files of records: those that are named, and those in folders."""
+    from bench.store.store import record_files
+
     for place in places:
         if not place.is_dir():
             yield place
-        elif found := sorted(place.rglob("*--*--*.json")):
+        elif found := record_files(place):
             yield from found
         else:
             raise SpecError(f"{place}: expected records, there is none")

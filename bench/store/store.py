@@ -161,6 +161,19 @@ def _some(paths: list[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + more
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Return a folder's files of records, whatever they are called, also those that are damaged."""
+    return [path for path in sorted(folder.rglob("*.json")) if not _foreign(path)]
+
+
+def _foreign(path: Path) -> bool:
+    try:
+        read(path)
+    except StoreError as exc:
+        return isinstance(exc, _ForeignError)
+    return False
+
+
 def read(path: Path) -> Record:
     """Return the record in a file.
 
