@@ -401,8 +401,9 @@ def test_run_refuses_what_is_not_weights(cli, tmp_path) -> None:
     torch.save({"unet": Path("x")}, tmp_path / "bad.pt")
     said = cli(*RUN, "--unet", "bad.pt")
     assert said.code == 3  # the cell failed, a matrix would go on
-    assert "RefusedError: method external: bad.pt holds more than tensors: " in said.err
-    assert said.err.strip().count("\n") == 0
+    device, failed = said.err.strip().splitlines()
+    assert device == "device: cpu"
+    assert "RefusedError: method external: bad.pt holds more than tensors: " in failed
     said = cli(*RUN, "--text-encoder", "nowhere.pt")
     assert (said.code, said.err) == (
         2, "error: external: text_encoder=nowhere.pt: expected a file or folder, there is none\n"

@@ -65,7 +65,8 @@ def test_a_bin_file_of_tensors_is_read_as_safetensors_are(clip) -> None:
     torch.save(weights(clip), clip / "pytorch_model.bin")
     (clip / "model.safetensors").unlink()
     other, pixels = load_vision(CLIPVisionModelWithProjection, clip)
-    assert torch.equal(other(pixels([Image.new("RGB", (40, 40), "red")])).image_embeds, expected)
+    again = other(pixels([Image.new("RGB", (40, 40), "red")])).image_embeds
+    torch.testing.assert_close(again, expected)  # where numbers lie in memory decides the last bit
     assert not other.training and not any(p.requires_grad for p in other.parameters())
 
 

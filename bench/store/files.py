@@ -30,11 +30,15 @@ def write(path: Path, *parts: bytes) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Write something and take it away again.
+    """Write something and take it away again, the folder with it if it was not there.
 
     Raises:
         StoreError: Nothing can be written to the folder.
     """
     path = folder / f".{os.getpid()}.probe"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     write(path, bytes(4096))
     path.unlink(missing_ok=True)
+    for place in made:
+        with contextlib.suppress(OSError):  # somebody else uses it by now
+            place.rmdir()
