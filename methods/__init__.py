@@ -2,6 +2,7 @@
 
 PLUGINS = {
     "none": "methods.none:NoErasure",
+    "never-learned": "methods.never_learned:NeverLearned",
     "external": "methods.external:External",
     "esd": "methods.esd:ESD",
     "ac": "methods.ac:AC",

@@ -36,6 +36,7 @@ from bench.plugins.registry import Kind, Ref, load
 from bench.tasks.tasks import load_task
 
 PHOTO = {"safety-checker"}  # what is for photographs only
+OF_ONE_MODEL = {"never-learned"}  # tests/test_never_learned.py
 LABELS = {"emoji-style": "van gogh", "style": "van gogh", "style-clip": "van gogh"}
 PROMPTS = load_task("church", "emoji").prompts[:3]
 
@@ -82,7 +83,7 @@ def test_the_class(kind: Kind, name: str, rule: str) -> None:
 # ---------------------------------------------------------------------------- methods
 @pytest.fixture(
     scope="module",
-    params=[(n, t) for n in methods.PLUGINS for t in method_checks.TASKS],
+    params=[(n, t) for n in methods.PLUGINS if n not in OF_ONE_MODEL for t in method_checks.TASKS],
     ids="-".join,
 )
 def erasure(request, emoji, photo, tmp_path_factory) -> Erasure:

@@ -27,6 +27,7 @@ class Sampling:
 
 
 EMOJI_WEIGHTS = ROOT / "bench" / "emoji" / "weights"
+EMOJI_SECOND = ROOT / "bench" / "emoji" / "second"
 EMOJI = Sampling("ddim", 20, 32)
 PHOTO = Sampling("lms", 50, 512)
 SAMPLING: dict[World, Sampling] = {"emoji": EMOJI, "photo": PHOTO}
@@ -68,6 +69,12 @@ emoji-sd was written anew once, in files that transformers 4 reads as well.
 MODELS = {
     "emoji-sd": ModelInfo(
         "emoji", EMOJI, str(EMOJI_WEIGHTS / "model"), "tiny, trained, shipped (default)"
+    ),
+    "emoji-sd-2": ModelInfo(
+        "emoji",
+        replace(EMOJI, size=64),
+        str(EMOJI_SECOND / "model"),
+        "sharper, with models that never learned a concept; judges and calibration are emoji-sd's still",
     ),
     "tiny-random": ModelInfo(
         "emoji",
@@ -357,6 +364,8 @@ def check_model(name: str) -> None:
     """Check what a model needs of the shipped weights, before the first step of a run."""
     if name == "emoji-sd" or model_info(name).source == "random":
         check_shipped()
+    if name == "emoji-sd-2":
+        check_shipped(EMOJI_SECOND)
 
 
 @cache

@@ -1,0 +1,57 @@
+"""Never learned: the denoiser that the same recipe gives on data without the concept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from bench import Card, Concept, Context, IncompatibleError, Model
+from bench.emoji import SECOND
+
+_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class NeverLearned:
+    """Take the denoiser that never saw the concept: the best that an erasure can reach.
+
+    Research on unlearning calls it the retrained model, and measures against it. It answers what an
+    attack's rate would be if nothing were left to bring back. Of Stable Diffusion nobody has one; of
+    emoji-sd-2 there is one for each concept. They share their first training steps with the model itself,
+    in which no scene shows any of the tasks' concepts; in the rest of theirs the one concept is left out,
+    pictures and captions. Text encoder and autoencoder are the model's: both saw the concept.
+    """
+
+    card: ClassVar = Card("Never learned: trained without the concept", "this project, bench/emoji")
+
+    def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
+        """Load the denoiser.
+
+        Raises:
+            IncompatibleError: The model is not emoji-sd-2, or no such denoiser is shipped for the concept.
+        """
+        from safetensors.torch import load_file  # slow; not needed to plan a run
+
+        if not _is(model, SECOND / "model"):
+            raise IncompatibleError("never-learned is for --model emoji-sd-2: no other was made so")
+        known = {path.parent.name: path for path in (SECOND / "never-learned").glob(f"*/{_FILE}")}
+        path = known.get(concept.name.replace(" ", "-"))
+        if path is None:
+            raise IncompatibleError(
+                f"no model that never learned {concept.name!r} is shipped, but: {', '.join(sorted(known))}"
+            )
+        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+        model.pipe.unet.load_state_dict(weights)
+        return model
+
+
+def _is(model: Model, folder: Path) -> bool:
+    """Return whether a model's denoiser is that of a folder, by its first layer."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(folder / "unet" / _FILE, "pt") as file:
+        theirs = file.get_tensor("conv_in.weight").float()
+    ours = model.pipe.unet.conv_in.weight.float().cpu()
+    return ours.shape == theirs.shape and torch.equal(ours, theirs)
