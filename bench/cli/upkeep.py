@@ -81,7 +81,8 @@ def size(json_: Json = False) -> None:
         for part in parts
     )
     total = sum(part.size for part in parts) / MB
-    remark(f"{where.root}: {total:.1f} MB")
+    remark(f"{total:.1f} MB in all, in the folder")
+    remark(str(where.root))  # alone: a path that is cut cannot be used
 
 
 @cache.command("verify")
