@@ -109,6 +109,7 @@ def train(
     common = round(size.common * steps.unet)
     if common:
         denoiser("unet-common", CONCEPTS, 0, common)
+        _save_denoiser(pipe.unet, out / "common")
     start = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     never = dict[str, torch.nn.Module]()
     for concept in without or ():
@@ -116,9 +117,7 @@ def train(
         pipe.unet.load_state_dict(start)
         plain = concept.replace(" ", "-")
         denoiser(f"unet-without-{plain}", (concept,), common, steps.unet)
-        folder = out / "never-learned" / plain
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(halved(pipe.unet), folder / "diffusion_pytorch_model.safetensors")
+        _save_denoiser(pipe.unet, out / "never-learned" / plain)
     pipe.unet = unet.new_unet(size)
     pipe.unet.load_state_dict(start)
     denoiser("unet", (), common, steps.unet)
@@ -149,6 +148,11 @@ def halved(net: torch.nn.Module) -> dict[str, Tensor]:
         k: v.half().contiguous() if v.is_floating_point() else v
         for k, v in net.state_dict().items()
     }
+
+
+def _save_denoiser(net: torch.nn.Module, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(halved(net), folder / "diffusion_pytorch_model.safetensors")
 
 
 def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
