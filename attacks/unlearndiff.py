@@ -20,7 +20,8 @@ class UnlearnDiff(TokenAttack):
 
     Defaults are the official code's, except ``timesteps``, which are the pruning paper's. In the emoji
     world the projection is exact, and the target image is made with the model's own sampler and the
-    prompt's own guidance.
+    prompt's own guidance. In the photo world tokens are drawn on the device, and ids that their text does
+    not give back are not judged (``draw=official,judge_ids=true`` does as the official code).
 
     Args:
         projection: How rows are projected on the simplex: "exact" is the nearest point; "bisect" is the

@@ -18,8 +18,8 @@ class NeverLearned:
 
     Research on unlearning calls it the retrained model, and measures against it. It answers what an
     attack's rate would be if nothing were left to bring back. Of Stable Diffusion nobody has one; of
-    emoji-sd-2 there is one for each concept. They share their first training steps with the model itself,
-    in which no scene shows any of the tasks' concepts; in the rest of theirs the one concept is left out,
+    emoji-sd-2 there is one for van Gogh so far. It shares its first training steps with the model itself,
+    in which no scene shows any of the tasks' concepts; in the rest of its own the one concept is left out,
     pictures and captions. Text encoder and autoencoder are the model's: both saw the concept.
     """
 
