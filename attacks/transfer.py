@@ -20,6 +20,7 @@ from bench import (
     Target,
     Threat,
     World,
+    later,
     read_table,
 )
 
@@ -35,19 +36,34 @@ class Transfer:
     The trace of each prompt says where its text was found (``origin``: method and attack of a record, or
     the name of a CSV file) and whether it succeeded there.
 
+    In place of a file, ``found_on`` and ``found_by`` name a method and an attack: their cell, of the same
+    task, prompts and seed, is computed first.
+
     Args:
         source: The record or CSV file.
+        found_on: In place of ``source``: the method whose erased model was attacked.
+        found_by: The attack on it.
+        cell: The id of their cell, which the harness fills in.
     """
 
     card: ClassVar = Card("Transfer of adversarial prompts", paper="")
     threat: ClassVar = Threat("black", "prompt")
 
     source: Path | None = None
+    found_on: str = later("")
+    found_by: str = later("")
+    cell: str = later("")
+
+    def takes(self) -> tuple[str, str] | None:
+        """Return method and attack of the cell whose prompts it takes; ``None`` for those of a file."""
+        return None if not self._is_planned() else (self.found_on, self.found_by)
 
     def check_plan(
         self, concept: Concept, world: World, prompts: Sequence[Prompt], context: int | None
     ) -> None:
         """Refuse a source that was made for another concept, world or task."""
+        if self._is_planned():
+            return
         path = self._path
         if path.suffix == ".json":
             cell = _record(path)["cell"]
@@ -76,10 +92,23 @@ class Transfer:
 
         return replay
 
+    def _is_planned(self) -> bool:
+        """Say whether the texts are those of a cell that is computed first."""
+        named = [name for name in ("found_on", "found_by") if getattr(self, name)]
+        if len(named) == 1 or (named and self.source):
+            got = " and ".join([*(["source"] if self.source else []), *named])
+            raise SpecError(f"expected source, or found_on and found_by, got {got}")
+        if self.found_by.partition(":")[0] in {"none", "transfer"}:
+            raise SpecError(f"found_by: expected an attack that finds texts, got {self.found_by}")
+        return bool(named)
+
     @property
     def _path(self) -> Path:
         if self.source is None or not self.source.is_file():
-            raise SpecError(f"expected source=RECORD.json or FILE.csv, got {self.source}")
+            raise SpecError(
+                "expected source=RECORD.json or FILE.csv, or found_on=METHOD,found_by=ATTACK, "
+                f"got {self.source}"
+            )
         return self.source
 
     def _found(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:

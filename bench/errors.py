@@ -94,6 +94,20 @@ class AssetError(BenchError):
     exit_code = 4
 
 
+class MissingError(AssetError):
+    """Several files that are not here.
+
+    Args:
+        ways: For each how it may be given, in a few words.
+    """
+
+    def __init__(self, ways: Iterable[str]) -> None:
+        self.ways = tuple(ways)
+        many = f"{len(self.ways)} files or folders are not here"
+        self.title = f"{many}; `bench assets` says of each what it is"
+        super().__init__(f"{self.title}: {'; '.join(self.ways)}")
+
+
 class StoreError(BenchError):
     """A record or an artifact cannot be read or written."""
 

@@ -10,6 +10,8 @@ from bench import Card, Concept, Context, IncompatibleError, Model
 from bench.emoji import SECOND
 
 _FILE = "diffusion_pytorch_model.safetensors"
+_MODEL = "emoji-sd-2"
+_ONLY = f"never-learned is for --model {_MODEL}: no other was made so"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ class NeverLearned:
 
     card: ClassVar = Card("Never learned: trained without the concept", "this project, bench/emoji")
 
+    def check_plan(self, concept: Concept, model: str) -> None:
+        """Refuse a concept of which no denoiser is shipped, and other models; one in files is read later.
+
+        Raises:
+            IncompatibleError: It is one of these.
+        """
+        if model != _MODEL and not Path(model).exists():
+            raise IncompatibleError(_ONLY)
+        _shipped(concept)
+
     def erase(self, model: Model, concept: Concept, ctx: Context) -> Model:
         """Load the denoiser.
 
@@ -34,16 +46,21 @@ class NeverLearned:
         from safetensors.torch import load_file  # slow; not needed to plan a run
 
         if not _is(model, SECOND / "model"):
-            raise IncompatibleError("never-learned is for --model emoji-sd-2: no other was made so")
-        known = {path.parent.name: path for path in (SECOND / "never-learned").glob(f"*/{_FILE}")}
-        path = known.get(concept.name.replace(" ", "-"))
-        if path is None:
-            raise IncompatibleError(
-                f"no model that never learned {concept.name!r} is shipped, but: {', '.join(sorted(known))}"
-            )
-        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+            raise IncompatibleError(_ONLY)
+        weights = {name: tensor.float() for name, tensor in load_file(_shipped(concept)).items()}
         model.pipe.unet.load_state_dict(weights)
         return model
+
+
+def _shipped(concept: Concept) -> Path:
+    """Return the file of the denoiser that never saw a concept."""
+    known = {path.parent.name: path for path in (SECOND / "never-learned").glob(f"*/{_FILE}")}
+    path = known.get(concept.name.replace(" ", "-"))
+    if path is None:
+        raise IncompatibleError(
+            f"no model that never learned {concept.name!r} is shipped, but: {', '.join(sorted(known))}"
+        )
+    return path
 
 
 def _is(model: Model, folder: Path) -> bool:

@@ -18,7 +18,7 @@ from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.report.costs import TYPICAL, Forecast, forecast, measured, spoken
-from bench.report.plans import bill
+from bench.report.plans import bill, summary_tables
 from bench.store.metrics import rate
 from bench.store.record import Record
 from bench.store.store import Store
@@ -172,7 +172,46 @@ def test_figures_that_ship_are_those_of_a_method_that_is_here() -> None:
     assert len(TYPICAL.read_text().splitlines()) > 100
 
 
+def test_a_summary_sums_over_each_axis() -> None:
+    cells = [
+        cell(m, a, t) for m in ("esd", "uce") for a in ("none", "p4d") for t in ("church", "tench")
+    ]
+    known = learnt(record(cells[0]), record(cells[2], attack=50.0), device="cuda")
+    found = bill([(c, n == 0) for n, c in enumerate(cells)], learnt(record(cells[0]), device="cpu"))
+    tables = summary_tables(found)
+    assert [t.names for t in tables] == [("task",), ("method",), ("attack",)]
+    assert tables[0].columns == ("cells", "done", "to do", "s", "unknown")
+    for axis, value in (("task", "church"), ("method", "uce"), ("attack", "p4d")):
+        (line,) = (line for t in tables for line in t.lines if line.names == (value,))
+        mine = [
+            (c, e)
+            for c, e in found.cells
+            if value in (c.task, getattr(c, axis).name if axis != "task" else "")
+        ]
+        left = [e for _, e in mine if e]
+        assert [f.value for f in line.figures if f] == [
+            len(mine), len(mine) - len(left), len(left), sum(e.seconds or 0 for e in left),
+            sum(e.seconds is None for e in left),
+        ]  # fmt: skip
+    gpu = summary_tables(bill([(c, False) for c in cells], known))
+    assert gpu[0].columns == ("cells", "done", "to do", "s", "GPU-hours", "unknown")
+
+
 # ---------------------------------------------------------------------------- the command line
+def test_a_large_plan_is_summed_up_on_a_screen_or_two(cli, monkeypatch) -> None:
+    from bench import cli as module
+
+    monkeypatch.setattr(module.out, "_width", 80)
+    said = cli("plan", "--suite", "emoji").out.splitlines()
+    assert len(said) < 80
+    assert {"Cells by task", "Cells by method", "Cells by attack"} <= set(said)
+    assert said[-1] == "--cells lists them one by one"
+    args = ("plan", *TINY, "--method", "none", "--attack", "none", "--task", "church")
+    assert "Cells by task" in cli(*args, "--summary").out
+    assert cli(*args).out == cli(*args, "--cells").out
+    assert "Cells by task" not in cli(*args).out
+
+
 def test_a_plan_says_what_it_costs_in_eighty_columns(cli, monkeypatch) -> None:
     from bench import cli as module
 

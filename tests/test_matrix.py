@@ -104,11 +104,13 @@ def test_a_bad_file_is_one_line(cli, tmp_path: Path, text: str, line: str) -> No
 
 
 def test_a_file_or_suite_that_is_not_there_is_one_line(cli, tmp_path: Path) -> None:
+    Path("a.toml").write_text(FILE)
     for args, line in (
         (("--matrix", "no.toml"), "no.toml cannot be read: No such file"),
         (("--matrix", str(tmp_path)), "cannot be read: Is a directory"),
         (("--suite", "emojis"), "unknown suite 'emojis'. Did you mean 'emoji'?"),
-        (("--suite", "emoji", "--matrix", "a.toml"), "expected --matrix or --suite, got both"),
+        (("--suite", "emoji", "--matrix", "a.toml"), "expected one --matrix or --suite, got both"),
+        (("--suite", "emoji", "--suite", "emoji-quick"), "expected one --matrix or --suite, got 2"),
     ):
         said = cli("plan", *args)
         assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
@@ -154,6 +156,47 @@ def test_the_whole_emoji_suite_is_planned() -> None:
         if (c := job.cell).method.name == "p-esd" and c.attacked and c.task == "church"
     }
     assert attacked == {(erase, seed) for erase in (0, 1, 2) for seed in (0, 1)}
+    # Texts of ESD for all others, of P-ESD for ESD: their cells are there, and come before.
+    place = {job.cell.id: n for n, job in enumerate(jobs)}
+    taken = [job for job in jobs if job.cell.attack.name == "transfer"]
+    assert len(taken) == 6 * len({job.cell.method.name for job in jobs})
+    for job in taken:
+        source = "p-esd" if job.cell.method.name == "esd" else "esd"
+        assert job.after and (job.after.method.name, job.after.task) == (source, job.cell.task)
+        assert place[job.after.id] < place[job.cell.id]
+        assert job.cell.attack.params["cell"] == job.after.id
+
+
+def test_files_that_are_not_here_are_a_short_line_each(cli, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    said = cli("plan", "--suite", "paper-nudity")
+    assert (said.code, said.out) == (4, "")
+    title, *lines = said.err.splitlines()
+    assert (
+        title
+        == f"error: {len(lines)} files or folders are not here; `bench assets` says of each what it is"
+    )
+    assert "  --asset i2p=FILE, or `bench assets --fetch i2p`" in lines
+    assert "  --asset coco-val2014=FOLDER or coco-reference=FILE" in lines
+    assert lines[-1] == "  --model FOLDER for sd14, or it is fetched"
+    assert all(len(line) <= 80 for line in (title, *lines))
+
+
+def test_what_does_not_fit_a_model_is_a_line_and_no_cell(cli) -> None:
+    for model, left in (
+        ("emoji-sd", "is for --model emoji-sd-2"),
+        ("emoji-sd-2", "'castle' is"),
+    ):
+        args = ("plan", "--model", model, "--limit", "2", "--concept", "castle", "--kind", "object",
+                "--prompts", "p.txt", "--judge", "emoji-subject", "--method", "never-learned")  # fmt: skip
+        Path("p.txt").write_text("a castle\n")
+        said = cli(*args)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert "nothing to run; left out: never-learned" in said.err
+        said = cli(*args, "--method", "none")
+        assert (said.code, said.err) == (0, "")
+        assert "left out: never-learned" in said.out and left in said.out
+        assert "0 of 1 cells done" in said.out
 
 
 # ---------------------------------------------------------------------------- seeds

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import bench
+import methods
 from bench import Cost
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
+from bench.plan.asked import request_of
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
@@ -17,6 +20,7 @@ from bench.report.axes import labels
 from bench.report.render import csv_table, markdown, terminal
 from bench.report.tables import cer_table, cost_table, transfer_table
 from bench.store.artifacts import Artifacts
+from bench.store.record import Record
 from bench.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("few_steps")
@@ -59,6 +63,89 @@ def test_a_record_is_replayed_on_another_model(found) -> None:
     assert table.columns == ("on esd", "on none")
     assert [line.names for line in table.lines] == [("church", "none/random")]
     assert None not in table.lines[0].figures
+
+
+TAKEN = Ref("transfer", {"found_on": "esd:steps=1", "found_by": "random:draws=1"})
+
+
+def spec(*methods: Ref, attack: Ref = TAKEN, task: str = "church") -> Spec:
+    return Spec("tiny-random", methods, (attack,), (task,), limit=2)
+
+
+def test_texts_of_another_cell_are_found_first_and_taken() -> None:
+    asked = spec(Ref("none"), Ref("esd", {"steps": "1"}))
+    jobs = plan(asked).jobs
+    assert [(j.cell.method.name, j.cell.attack.name) for j in jobs] == [
+        ("esd", "random"),
+        ("none", "transfer"),
+    ]
+    assert plan(asked).notes == ("left out: transfer on esd: its texts were found on esd itself",)
+    first, taken = bench.run(asked, keep_images=False)
+    assert [r.status for r in (first, taken)] == ["ok", "ok"], taken.reason
+    assert [r.adversarial for r in taken.rows] == [r.adversarial for r in first.rows]
+    assert {r.trace["origin"] for r in taken.rows} == {"esd/random"}
+    assert taken.cell == jobs[1].cell  # says which cell they are of, and no path
+    assert taken.cell.attack.params["cell"] == first.cell.id
+    assert bench.run(asked, keep_images=False).known == 2
+    assert ids(plan(request_of(taken.cell))) == ids(jobs)
+    # Another prompt set of the source is another cell; where the file lies is not in it.
+    other = plan(replace(asked, limit=1)).jobs[1].cell
+    assert other.attack.params["cell"] != taken.cell.attack.params["cell"]
+
+
+def ids(jobs) -> list[str]:
+    return [job.cell.id for job in jobs]
+
+
+@pytest.mark.slow
+def test_workers_take_the_texts_of_another_cell_too() -> None:
+    alone = bench.run(spec(Ref("none")), keep_images=False, results=Path("alone"))
+    shared = bench.run(
+        spec(Ref("none")), keep_images=False, results=Path("both"), fresh=True, workers=2
+    )
+    texts = [[row.adversarial for row in found[1].rows] for found in (alone, shared)]
+    assert texts[0] == texts[1]
+
+
+def test_without_the_other_cell_there_is_no_result(monkeypatch) -> None:
+    """The first erasure raises: the cell that takes its texts says so, and does not try."""
+    monkeypatch.setitem(methods.PLUGINS, "fake", "fakes:Raises")
+    found = bench.run(spec(Ref("none"), attack=Ref("transfer", {"found_on": "fake", "found_by": "random"})),
+                      keep_images=False)  # fmt: skip
+    assert [r.status for r in found] == ["failed", "failed"]
+    assert f"found by random on fake, cell {found[0].cell.id}, which failed: " in found[1].reason
+
+
+def test_parameters_that_name_no_other_cell_are_one_line(cli) -> None:
+    for given, line in (
+        ("found_on=esd", "expected source, or found_on and found_by, got found_on"),
+        ("found_on=esd,found_by=none", "expected an attack that finds texts, got none"),
+        ("found_on=esd,found_by=transfer:found_on=uce", "expected an attack that finds texts"),
+        ("found_on=essd,found_by=random", "unknown method 'essd'. Did you mean 'esd'?"),
+        ("found_on=esd,found_by=p4dd", "unknown attack 'p4dd'. Did you mean 'p4d'?"),
+    ):
+        said = cli("plan", "--model", "tiny-random", "--method", "none", "--attack",
+                   f"transfer:{given}", "--task", "church")  # fmt: skip
+        assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
+        assert line in said.err
+
+
+def test_transfers_of_several_tasks_and_sources_have_one_name(found) -> None:
+    _, _, first, _ = found
+
+    def moved(on: str, cell: str, method: str = "uce", task: str = "church") -> Record:
+        attack = Ref("transfer", {"source": None, "found_on": on, "found_by": "p4d", "cell": cell})
+        return replace(
+            first, cell=replace(first.cell, method=Ref(method), attack=attack, task=task)
+        )
+
+    some = [moved("esd", "a"), moved("esd", "b", task="tench"), moved("p-esd", "c", "esd")]
+    assert [labels(some, "attack")(r) for r in some] == ["transfer"] * 3
+    more = [*some, moved("uce", "d")]  # two sources for one victim and task
+    assert [labels(more, "attack")(r) for r in more[::3]] == [
+        "transfer cell=a found_on=esd",
+        "transfer cell=d found_on=uce",
+    ]
 
 
 def test_csv_columns_by_any_known_name(found, tmp_path: Path) -> None:

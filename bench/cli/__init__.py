@@ -14,7 +14,7 @@ from bench.cli import authoring, figures, reports, upkeep  # noqa: F401  # their
 from bench.cli.commands import app
 from bench.cli.terminal import err, out, progress, say
 from bench.core.foreign import watched_keyboard
-from bench.errors import BenchError, SpecError, StoreError, did_you_mean
+from bench.errors import BenchError, MissingError, SpecError, StoreError, did_you_mean
 
 __all__ = ["app", "err", "main", "out", "progress"]
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])  # click's, wherever that is
@@ -40,6 +40,10 @@ def _run_app() -> int:
     try:
         code = int(app(prog_name="bench", standalone_mode=False) or 0)
         sys.stdout.flush()
+    except MissingError as exc:
+        code = _failed(exc.title, exc.exit_code)
+        for way in exc.ways:
+            say(f"  {way}", err)
     except BenchError as exc:
         return _failed(exc, exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):

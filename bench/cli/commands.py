@@ -70,6 +70,7 @@ app.add_typer(speed, name="speed")
 
 
 TIME_IS_UP = 6
+_MANY = 40  # cells that are not listed unasked
 
 
 class What(StrEnum):
@@ -149,6 +150,15 @@ def plan_(
         ),
     ] = None,
     workers: Workers = 1,
+    each: Annotated[
+        bool | None,
+        typer.Option(
+            "--cells/--summary",
+            help=f"A line for each cell, or sums by task, method and attack; sums from {_MANY} cells on.",
+            show_default=False,
+            rich_help_panel="What is printed",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Show the cells of a request, which of them are done, and what the rest costs. Computes nothing.
@@ -162,7 +172,7 @@ def plan_(
     """
     from bench.plan.plan import plan
     from bench.report.costs import finished, forecast
-    from bench.report.plans import bill, plan_facts, plan_table
+    from bench.report.plans import bill, plan_facts, plan_table, summary_tables
     from bench.store.artifacts import Artifacts
     from bench.store.store import Store
 
@@ -173,9 +183,12 @@ def plan_(
         facts = {"notes": planned.notes, "problems": planned.problems}
         print_json({"cells": plan_facts(found), **facts})
     else:
-        print_table(plan_table(found))
+        each = len(found.cells) < _MANY if each is None else each
+        print_tables([plan_table(found)] if each else summary_tables(found))
         for line in (*planned.notes, *planned.problems, found):
             say(line)
+        if not each:
+            remark("--cells lists them one by one")
     if export:
         from bench.cli.batch import sbatch
         from bench.store.files import write

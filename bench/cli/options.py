@@ -137,8 +137,8 @@ EraseSeeds = Annotated[
         show_default=False,
     ),
 ]
-MatrixFile = Annotated[
-    Path | None,
+MatrixFile = Annotated[  # a list, so that one that is given twice is seen
+    list[Path] | None,
     typer.Option(
         metavar="FILE.toml",
         help="A matrix in a file: methods, attacks, tasks, seeds, model, limit, ... "
@@ -148,7 +148,7 @@ MatrixFile = Annotated[
     ),
 ]
 Suite = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         metavar="NAME",
         help="A matrix that ships: `bench list suites`.",
@@ -334,7 +334,7 @@ class Request:
     anchor: Anchor = ""
     floors: Floors = False
     matrix: MatrixFile = None
-    suite: Suite = ""
+    suite: Suite = None
 
     def specs(self, stated: Collection[str] = ()) -> tuple[Spec, ...]:
         """Return the requests, checked: one for each seed, and for each part of a matrix.
@@ -344,12 +344,11 @@ class Request:
         """
         from bench.plan.matrix import read_matrix, seeded, suite
 
-        if self.matrix and self.suite:
-            raise SpecError("expected --matrix or --suite, got both")
-        parts = [self]
-        if self.matrix or self.suite:
-            matrix = read_matrix(self.matrix) if self.matrix else suite(self.suite)
-            parts = [self._with(part, stated) for part in matrix.parts]
+        asked = [*map(read_matrix, self.matrix or ()), *map(suite, self.suite or ())]
+        if len(asked) > 1:
+            both = "both" if self.matrix and self.suite else f"{len(asked)}"
+            raise SpecError(f"expected one --matrix or --suite, got {both}")
+        parts = [self._with(part, stated) for part in asked[0].parts] if asked else [self]
         return tuple(
             spec
             for part in parts

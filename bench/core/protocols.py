@@ -246,6 +246,10 @@ class Method(Protocol):
     A method that differs from its paper because a file is not shipped has another method,
     ``deviations(self, concept) -> tuple[str, ...]``: what differs, and which parameter takes the file. The
     harness asks it on the photo world.
+
+    One that does not fit every concept or model has a method ``check_plan(self, concept, model)`` that
+    raises IncompatibleError; ``model`` is what ``--model`` says. It is called before a run starts, which
+    goes on without the method.
     """
 
     card: ClassVar[Card]
@@ -264,6 +268,10 @@ class Attack(Protocol):
 
     One that says how many images it makes has a method ``most_images(self) -> int``: the most of one prompt
     that may succeed, the prompt's own included. ``bench run --floors`` gives the floors as many.
+
+    One that takes what another attack found has a method ``takes(self) -> tuple[str, str] | None``: method
+    and attack, as a request names them. Their cell is planned as well, and computed first. A parameter
+    ``cell`` gets its id, and ``source`` the path of its record.
     """
 
     card: ClassVar[Card]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, astuple, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -72,6 +73,8 @@ class CellAttack:
         self.asked: list[str] = []  # by the attack, of models that can only generate
         with guard(self.name):
             self.attack: Attack = create("attacks", cell.attack)
+            if job.source:
+                self.attack = replace(cast("Any", self.attack), source=Path(job.source))
             self.target = _target(self.attack, victim, original, cell, criterion, self.asked)
         self.kept = {"the erased model": victim, "the original model": original}
         self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))

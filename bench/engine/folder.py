@@ -107,7 +107,7 @@ def plan_folder(
     home = world or (having[0] if len(having) == 1 else world_of(files))
     wanted = needs(name, home, prompts=prompts, judge=judge, protocol=protocol)
     if lines := missing(wanted, given):
-        raise AssetError("; ".join(lines))
+        raise AssetError("; ".join(lines.values()))
     task = load_task(
         name,
         home,

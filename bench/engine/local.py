@@ -64,10 +64,23 @@ def run_cells(
                 known = found is not None and found.status != "failed"
                 if not known or found is None:
                     log.info("computing %s", names)
-                    found = runner.run(job)
+                    found = _computed(runner, job, store)
                     log.info("written: %s", store.put(found))
                     _picture(runner, store, job, found)
             yield found, known
+
+
+def _computed(runner: Runner, job: Job, store: Store) -> Record:
+    """Compute a cell; one that takes what another found needs that one's record."""
+    if job.after is None or job.problem:
+        return runner.run(job)
+    first = store.get(job.after)
+    if first and first.status == "ok":
+        return runner.run(replace(job, source=str(store.path(job.after))))
+    names = f"{job.after.attack.name} on {job.after.method.name}, cell {job.after.id}"
+    status = first.status if first else "failed"
+    why = f"{status}: {first.reason}" if first else "has no record"
+    return Record(job.cell, status, reason=f"it takes what is found by {names}, which {why}")
 
 
 def judge_cell(

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 from bench.core.foreign import contract
 from bench.core.types import Concept, Prompt, World
-from bench.errors import AssetError, PluginError, ShadowedPackageError, SpecError
+from bench.errors import (
+    AssetError,
+    ContractError,
+    IncompatibleError,
+    MissingError,
+    PluginError,
+    ShadowedPackageError,
+    SpecError,
+)
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
 from bench.plan.floors import Budgets, budgets, floors, in_words
 from bench.plan.spec import Spec, check_whole
@@ -40,11 +48,17 @@ class Job:
         cell: Which.
         task: Its prompts and measures.
         problem: Why it cannot be computed, where a plug-in is broken.
+        unfit: Why it is left out, where method and concept or model do not fit.
+        after: The cell whose adversarial prompts the attack takes; it is computed before.
+        source: The file of that cell's record, once it is there.
     """
 
     cell: Cell
     task: Task
     problem: str = ""
+    unfit: str = ""
+    after: Cell | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +66,9 @@ class Plan:
     """What a request comes to.
 
     Args:
-        jobs: Its cells, those that share an erased model next to each other.
-        notes: Which prompts never run, and what differs from the papers.
+        jobs: Its cells, those that share an erased model next to each other; after all others those that
+            take what another cell's attack found.
+        notes: Which prompts never run, what is left out, and what differs from the papers.
     """
 
     jobs: tuple[Job, ...]
@@ -87,20 +102,27 @@ def plan(*specs: Spec) -> Plan:
     Cells of one erasure stand next to each other, whichever request they are of.
 
     Raises:
-        SpecError: Something in the request is unknown or does not go together.
+        SpecError: Something in the request is unknown or does not go together, or nothing of it fits.
         AssetError: Files that it needs are not here; all of them are named.
     """
     _check_assets(specs)
     plans = [_plan(spec) for spec in specs]
-    together: dict[str, dict[str, Job]] = {}
+    together: dict[tuple[bool, str], dict[str, Job]] = {}
     for job in chain.from_iterable(plans):
-        together.setdefault(job.cell.erase_key, {}).setdefault(job.cell.id, job)
-    jobs = chain.from_iterable(group.values() for group in together.values())
-    return Plan(tuple(jobs), tuple(dict.fromkeys(note for each in plans for note in each.notes)))
+        place = (job.after is not None, job.cell.erase_key)
+        together.setdefault(place, {}).setdefault(job.cell.id, job)
+    ordered = sorted(
+        together.items(), key=lambda group: group[0][0]
+    )  # a second phase, of what takes
+    jobs = tuple(chain.from_iterable(group.values() for _, group in ordered))
+    notes = tuple(dict.fromkeys(note for each in plans for note in each.notes))
+    if not jobs:
+        raise SpecError(f"nothing to run; {'; '.join(notes)}")
+    return Plan(jobs, notes)
 
 
 def pieces(specs: Iterable[Spec]) -> Iterator[tuple[Spec, list[str]]]:
-    """Yield the requests for one erased model each, with the ids of those of its cells that are new.
+    """Yield the requests for one erased model each, with the ids of their cells; those with new ones only.
 
     Raises:
         SpecError, AssetError: As :func:`plan`.
@@ -114,10 +136,10 @@ def pieces(specs: Iterable[Spec]) -> Iterator[tuple[Spec, list[str]]]:
             tasks = tuple(task for task, on in zip(spec.tasks, shared, strict=True) if on)
             for method in spec.methods:
                 piece = replace(spec, methods=(method,), tasks=tasks)
-                ids = [job.cell.id for job in plan(piece)]
-                if new := [name for name in ids if name not in known]:
-                    known.update(new)
-                    yield piece, new
+                ids = [job.cell.id for job in _plan(piece)]
+                if not known.issuperset(ids):
+                    known.update(ids)
+                    yield piece, ids
 
 
 def _plan(spec: Spec) -> Plan:
@@ -136,9 +158,12 @@ def _plan(spec: Spec) -> Plan:
         with faults[task.name].noted():
             check_prompts(task, spec.assets)
     known = _budgets(tasks, spec, info)
-    jobs = {job.cell.id: job for job in _jobs(tasks, faults, known, spec, info)}.values()
+    every = {job.cell.id: job for job in _jobs(tasks, faults, known, spec, info)}.values()
+    jobs = [job for job in every if not job.unfit]
+    unfit = dict.fromkeys(f"left out: {job.unfit}" for job in every if job.unfit)
     matched = dict.fromkeys(line for each in known.values() for line in in_words(each))
-    return Plan(tuple(jobs), (*_exclusions(tasks, spec), *_deviations(tasks, jobs), *matched))
+    notes = (*_exclusions(tasks, spec), *_deviations(tasks, jobs), *matched, *unfit)
+    return Plan(tuple(jobs), notes)
 
 
 def _budgets(tasks: Sequence[Task], spec: Spec, info: ModelInfo) -> dict[Concept, Budgets]:
@@ -175,33 +200,112 @@ def _jobs(
     for concept in _concepts(tasks) or [NO_CONCEPT]:
         attacks = (*spec.attacks, *floors(known.get(concept, {})))
         for method in spec.methods:
-            full_method, of_method = method, _Faults()
+            full_method, of_method, unfit = method, _Faults(), ""
             with of_method.noted():
                 full_method = _method(method, concept, info, spec.assets)
+                unfit = _unfit(full_method, concept, spec.model)
             for task, attack in _attacks_for(tasks, attacks):
                 if task.role == "target" and task.concept != concept:
                     continue
-                count = min(len(task.prompts), spec.limit or len(task.prompts))
-                full_attack, judged, of_attack = attack, _Judged({}, {}, {}), _Faults()
-                with of_attack.noted():
-                    full_attack = resolved("attacks", attack, concept, info.world, info.defaults)
-                    check_attack(full_attack, concept, info.world, task.prompts[:count], context)
-                    judged = _judged_with(task, full_attack, spec.assets)
-                seed, erase_seed = _seeds(full_method, task, full_attack, spec)
+                tried = _tried(attack, task, concept, context, wrong, spec, info)
+                seed, erase_seed = _seeds(full_method, task, tried.attack, spec)
                 cell = Cell(
                     *identity,
                     full_method,
                     concept,
                     task.name,
                     task.digest,
-                    count,
-                    full_attack,
+                    _count(task, spec),
+                    tried.attack,
                     seed,
-                    *judged,
+                    *tried.judged,
                     erase_seed,
                 )
-                problems = dict.fromkeys([*of_method, *wrong[task.name], *of_attack])
-                yield Job(cell, task, "; ".join(problems))
+                problems = dict.fromkeys([*of_method, *wrong[task.name], *tried.faults])
+                yield from tried.first
+                yield from _job(Job(cell, task, "; ".join(problems), unfit), tried.first)
+
+
+def _count(task: Task, spec: Spec) -> int:
+    return min(len(task.prompts), spec.limit or len(task.prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """An attack on a task with every parameter, who judges it, what is wrong, and what comes first."""
+
+    attack: Ref
+    judged: _Judged
+    faults: _Faults
+    first: tuple[Job, ...] = ()
+
+
+def _tried(
+    attack: Ref,
+    task: Task,
+    concept: Concept,
+    context: int | None,
+    wrong: Mapping[str, _Faults],
+    spec: Spec,
+    info: ModelInfo,
+) -> _Tried:
+    full, judged, faults = attack, _Judged({}, {}, {}), _Faults()
+    first: tuple[Job, ...] = ()
+    with faults.noted():
+        full = resolved("attacks", attack, concept, info.world, info.defaults)
+        check_attack(full, concept, info.world, task.prompts[: _count(task, spec)], context)
+        judged = _judged_with(task, full, spec.assets)
+        if taken := takes(full):
+            method, by = map(Ref.parse, taken)
+            other = replace(spec, methods=(method,), attacks=(by,), floors=False)
+            first = tuple(_jobs([task], wrong, {}, other, info))
+            full = replace(full, params={**full.params, "cell": first[-1].cell.id})
+    return _Tried(full, judged, faults, first)
+
+
+def _job(job: Job, first: Sequence[Job]) -> Iterator[Job]:
+    """Yield a job as one that comes after others, if there are such."""
+    if not first or job.unfit:
+        yield job
+        return
+    *_, source = first
+    attack, method = job.cell.attack.name, job.cell.method.name
+    unfit = source.unfit and f"{attack} on {method}: {source.unfit}"
+    if source.cell.erase_key == job.cell.erase_key:
+        unfit = f"{attack} on {method}: its texts were found on {method} itself"
+    yield replace(job, unfit=unfit, after=source.cell)
+
+
+def _unfit(method: Ref, concept: Concept, model: str) -> str:
+    """Return why a method does not fit a concept or a model; empty if it says nothing of that."""
+    plugin = create("methods", method)
+    if hasattr(plugin, "check_plan"):
+        try:
+            with contract(f"method {method.name}"):
+                plugin.check_plan(concept, model)
+        except IncompatibleError as exc:
+            return f"{method.name}: {exc}" if method.name not in str(exc) else str(exc)
+    return ""
+
+
+def takes(attack: Ref) -> tuple[str, str] | None:
+    """Return method and attack of the cell whose adversarial prompts an attack takes, if it does.
+
+    Raises:
+        PluginError: It says something else.
+    """
+    plugin = create("attacks", attack)
+    if not hasattr(plugin, "takes"):
+        return None
+    with contract(f"attack {attack.name}"):
+        taken = plugin.takes()
+    if taken is None:
+        return None
+    if not (isinstance(taken, tuple) and [*map(type, taken)] == [str, str]):
+        raise ContractError(
+            f"attack {attack.name}: expected takes to be a method and an attack, got {taken!r:.60}"
+        )
+    return taken
 
 
 def _seeds(method: Ref, task: Task, attack: Ref, spec: Spec) -> tuple[int, int | None]:
@@ -446,14 +550,22 @@ def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
 
 
 def _check_assets(specs: Iterable[Spec]) -> None:
-    """Name all files that requests need and that are not here."""
-    if lines := [line for spec in specs for line in _missing(spec)]:
-        models = [line for spec in specs for line in absent(spec.model)]
-        raise AssetError("; ".join(dict.fromkeys([*lines, *models])))
+    """Name all files that requests need and that are not here: one in full, several in a few words each."""
+    lacking: dict[str, str] = {}
+    models: dict[str, str] = {}
+    for spec in specs:
+        lacking |= _missing(spec)
+        models |= {
+            f"--model FOLDER for {spec.model}, or it is fetched": s for s in absent(spec.model)
+        }
+    if len({*lacking, *models}) > 1 and lacking:
+        raise MissingError([*map(assets.ways, lacking), *models])
+    for line in lacking.values():
+        raise AssetError(line)
 
 
-def _missing(spec: Spec) -> list[str]:
-    """Return a line for each file that a request needs and that is not here."""
+def _missing(spec: Spec) -> dict[str, str]:
+    """Return what a request needs and is not here, with a line for each that says so."""
     info = model_info(spec.model, spec.world)
     names: list[str] = []
     for entry in _entries(spec, info.world):
@@ -472,14 +584,14 @@ def _missing(spec: Spec) -> list[str]:
     return missing(names, spec.assets)
 
 
-def missing(names: Iterable[str], given: Mapping[str, Path]) -> list[str]:
-    """Return a line for each of these assets that is not here."""
-    lines = []
+def missing(names: Iterable[str], given: Mapping[str, Path]) -> dict[str, str]:
+    """Return those of these assets that are not here, with a line for each that says so."""
+    lines = {}
     for name in dict.fromkeys(names):
         try:
             assets.choose(name, given)
         except AssetError as exc:
-            lines.append(str(exc))
+            lines[name] = str(exc)
     return lines
 
 

@@ -56,8 +56,8 @@ _LAST = (
     "task digest",
     "record",
 )  # shown only where lines would otherwise look alike
-_OLDER_FILES = {  # in records that are older than fields of the type Path
-    "transfer": ("source", "digest"),
+_FILES = {  # parameters that are or name files, in older records without their digests
+    "transfer": ("source", "digest", "cell", "found_on"),
     "external": ("unet", "text_encoder", "unet_digest", "text_encoder_digest"),
 }
 
@@ -121,10 +121,14 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
     """Return what a record's method or attack is called in a table.
 
     That is its name and in what it differs from others of that name. Parameters are compared among records
-    of one kind of concept, because the kind decides defaults; version and edited source among all.
+    of one kind of concept, because the kind decides defaults; version and edited source among all. Files
+    are said only where two records of one line or column would be called alike otherwise.
     """
     variants: dict[tuple[str, str, str], dict[str, Ref]] = defaultdict(dict)
     codes: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    lines: dict[str, dict[str, Record]] = defaultdict(
+        dict
+    )  # those with files, by all but the files
 
     def key(r: Record) -> tuple[str, str, str]:
         return r.cell.world, r.cell.concept.kind, getattr(r.cell, axis).name
@@ -133,6 +137,10 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
         ref: Ref = getattr(r.cell, axis)
         variants[key(r)][digest(ref.identity)] = ref
         codes[ref.name][digest(_code(ref))] = _code(ref)
+        if _file_fields(ref):
+            line = digest([_values(ref), _identity(r, frozenset({axis}))])
+            lines[line][digest(ref.identity)] = r
+    alike = {key(r) for line in lines.values() if len(line) > 1 for r in line.values()}
     known: dict[tuple[tuple[str, str, str], str], str] = {}
     said: dict[int, tuple[Record, str]] = {}  # with the record, so that no other has its id
 
@@ -141,8 +149,10 @@ def labels(records: Iterable[Record], axis: Literal["method", "attack"]) -> Call
         place = key(r), digest(ref.identity)
         if place not in known:
             code = _unequal(_code(ref), codes[ref.name].values())
-            differences = _differences(ref, list(variants[key(r)].values()))
-            known[place] = " ".join([_called(ref), *differences, *code])
+            others = list(variants[key(r)].values())
+            parts = _unequal(_values(ref), map(_values, others))
+            parts += _unequal(_files(ref), map(_files, others)) if key(r) in alike else []
+            known[place] = " ".join([_called(ref), *parts, *code])
         return known[place]
 
     def label(r: Record) -> str:
@@ -266,15 +276,6 @@ def _called(ref: Ref) -> str:
     return f"{ref.name} {label}" if label else ref.name
 
 
-def _differences(ref: Ref, variants: Sequence[Ref]) -> list[str]:
-    """Return the parameters in which a plug-in differs from others; files only where nothing else does."""
-    values = [_values(v) for v in variants]
-    parts = _unequal(_values(ref), values)
-    if len({digest(v) for v in values}) < len(variants):
-        parts += _unequal(_files(ref), [_files(v) for v in variants])
-    return parts
-
-
 def _unequal(mine: Mapping[str, Any], theirs: Iterable[Mapping[str, Any]]) -> list[str]:
     others = list(theirs)
     return [f"{k}={v}" for k, v in mine.items() if v and any(o.get(k) != v for o in others)]
@@ -301,5 +302,5 @@ def _files(ref: Ref) -> dict[str, str]:
 
 def _file_fields(ref: Ref) -> list[str]:
     """Return the parameters that name a file or its digest."""
-    older = _OLDER_FILES.get(ref.name, ())
-    return list(dict.fromkeys([*ref.files, *(name for name in older if name in ref.params)]))
+    known = _FILES.get(ref.name, ())
+    return list(dict.fromkeys([*ref.files, *(name for name in known if name in ref.params)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.plan.cell import Cell
@@ -42,6 +42,11 @@ class Bill:
         """The estimates of what is to be done."""
         return [estimate for _, estimate in self.cells if estimate]
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether they will run where hours are counted."""
+        return self.device.startswith("cuda")
+
     def __str__(self) -> str:
         """Say how much is done and what the rest costs, in a line."""
         done = len(self.cells) - len(self.left)
@@ -53,7 +58,7 @@ class Bill:
         if unknown == len(self.left):
             return f"{said}; nothing is known yet of what such cells cost"
         said += f"; the rest: about {spoken(total)}"
-        if self.device.startswith("cuda"):
+        if self.on_gpu:
             said += f", {total / 3600:.2g} GPU-hours"
         return said + (f", and {unknown} cells unknown" if unknown else "")
 
@@ -70,6 +75,46 @@ def plan_facts(bill: Bill) -> list[dict[str, object]]:
         {"id": c.id, "done": not e, "seconds": e.seconds if e else None, **asdict(c)}
         for c, e in bill.cells
     ]
+
+
+def summary_tables(bill: Bill) -> list[Table]:
+    """Lay out how many cells are done and what the others cost, by task, method and attack."""
+    planned = [Record(cell, "ok") for cell, _ in bill.cells]
+    tables = []
+    axes: dict[str, Callable[[Record], str]] = {
+        "task": lambda r: r.cell.task,
+        "method": labels(planned, "method"),
+        "attack": labels(planned, "attack"),
+    }
+    for axis, named in axes.items():
+        lines: dict[str, list[Estimate | None]] = {}
+        for r, (_, estimate) in zip(planned, bill.cells, strict=True):
+            lines.setdefault(named(r), []).append(estimate)
+        tables.append(_summary(axis, lines, on_gpu=bill.on_gpu))
+    return tables
+
+
+def _summary(axis: str, lines: Mapping[str, Sequence[Estimate | None]], *, on_gpu: bool) -> Table:
+    unknown = any(e and e.seconds is None for some in lines.values() for e in some)
+    columns = ["cells", "done", "to do", "s", *(["GPU-hours"] if on_gpu else [])]
+
+    def figures(some: Sequence[Estimate | None]) -> Iterator[Figure]:
+        left = [estimate for estimate in some if estimate]
+        seconds = sum(estimate.seconds or 0.0 for estimate in left)
+        yield from map(Figure, (len(some), len(some) - len(left), len(left)))
+        yield Figure(seconds, digits=0)
+        if on_gpu:
+            yield Figure(seconds / 3600, digits=2)
+        if unknown:
+            yield Figure(sum(estimate.seconds is None for estimate in left))
+
+    return Table(
+        f"Cells by {axis}",
+        (axis,),
+        (*columns, *(["unknown"] if unknown else [])),
+        tuple(Line((name,), tuple(figures(some))) for name, some in lines.items()),
+        "unknown: cells of which nothing is known yet" if unknown else "",
+    )
 
 
 def plan_table(bill: Bill) -> Table:

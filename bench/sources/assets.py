@@ -320,6 +320,16 @@ def locate(name: str, given: Mapping[str, Path] | None = None) -> Path:
     )
 
 
+def ways(names: str) -> str:
+    """Return in a few words how an asset may be given; of "a|b", each of them."""
+    known = {name: asset_of(name) for name in names.split("|")}
+    given = "--asset " + " or ".join(f"{n}={asset.form.upper()}" for n, asset in known.items())
+    fetched = [
+        f"`bench assets --fetch {n}`" for n, asset in known.items() if hub_source(asset.source)
+    ]
+    return ", or ".join([given, *fetched])
+
+
 def here(asset: Asset) -> Path | None:
     """Return where an asset is without the user's help, if it is whole."""
     found, gone = find(asset)

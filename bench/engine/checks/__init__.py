@@ -106,7 +106,7 @@ def _need(subject: Subject, world: World, assets: Mapping[str, Path]) -> None:
         return
     full = resolved(subject.kind, subject.ref, classes.concept("object"), world)
     if lines := missing(assets_of(create(subject.kind, full)), assets):
-        raise AssetError("; ".join(lines))
+        raise AssetError("; ".join(lines.values()))
 
 
 def _methods(subject: Subject, lab: Lab, label: str) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ def check_task(name: str, assets: Mapping[str, Path]) -> Iterator[Finding]:
         for world, entry in entries.items():
             rule = f"its prompts can be read, {world} world"
             if lines := missing(needs(entry, world), assets):
-                raise AssetError("; ".join(lines))
+                raise AssetError("; ".join(lines.values()))
             task = load_task(entry, world, given=assets)
             yield Finding(who, rule)
             rule = f"its judges know its labels, {world} world"
