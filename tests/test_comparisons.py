@@ -11,12 +11,13 @@ from test_report import result, shown
 from bench.errors import AssetError, SpecError, StoreError
 from bench.plugins.registry import Ref
 from bench.report.between import between_tables, comparisons, ties
-from bench.report.corrected import corrected_tables, judge_of, read_validity
+from bench.report.corrected import AS_SEEN, judge_of, judges_of, judges_table, read_validity
 from bench.report.describe import details
 from bench.report.floors import budgets, floors_table
 from bench.report.render import csv_table, json_table, terminal
 from bench.report.seeds import seeds_table
-from bench.report.tables import cer_table
+from bench.report.tables import cer_table, cer_tables
+from bench.site.lines import BEST, tabs
 from bench.store.record import Record
 from bench.store.store import Store
 
@@ -180,14 +181,60 @@ def validity(path: Path, **shares) -> Path:
 
 
 def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
-    rates, judges = corrected_tables(
-        [attacked("none", range(24))], str(validity(tmp_path / "s.json"))
+    """Rogan & Gladen by hand: (seen + specificity - 1) / (sensitivity + specificity - 1)."""
+    records = [
+        attacked("none", range(24)),
+        attacked("p4d", range(30)),
+        attacked("random", range(20, 40)),
+        attacked("p4d", range(12), "uce"),
+        attacked("p4d", range(11), "never-learned"),
+    ]
+    judges = judges_of(records, str(validity(tmp_path / "s.json")))
+
+    def right(hits: int) -> float:
+        return pytest.approx(1 - (hits / N + 0.8 - 1) / 0.7)
+
+    (table,) = cer_tables(records, judges=judges)
+    assert table.columns[:4] == (
+        "CER, no attack",
+        "CER, p4d",
+        "CER, random",
+        "CER, best known attack",
     )
-    seen, right = rates.lines[0].figures
-    assert (seen.value, right.value) == (0.52, pytest.approx(1 - (0.48 + 0.8 - 1) / 0.7))
-    assert right.low < right.value < right.high
-    assert shown(judges) == [("emoji-subject", "0.90 [.83-.94]", "100", "0.80 [.74-.85]", "200")]
-    lines_of(rates)
+    line = next(line for line in table.lines if line.names[1] == "esd")
+    assert [f.value for f in line.figures[:4]] == [right(24), right(30), right(20), right(40)]
+    assert all(f.low < f.value < f.high for f in line.figures[:4])
+    assert "corrected for the judge's errors" in table.legend
+    floors = floors_table(records, judges)
+    _, never, leak, random = next(x for x in floors.lines if x.names[1] == "esd").figures
+    assert (never.value, random.value) == (right(11), right(20))
+    assert leak.value == pytest.approx((11 - 30) / N / 0.7)
+    tests = between_tables(records, judges)
+    (pair,) = tests[-1].lines
+    first, seen = pair.figures[0], between_tables(records)[-1].lines[0].figures[0]
+    assert first.value == pytest.approx(seen.value / 0.7) == pytest.approx((12 - 30) / N / 0.7)
+    assert (first.low, first.high) == pytest.approx((seen.low / 0.7, seen.high / 0.7))
+    assert first.p == seen.p  # the test is of the verdicts
+    (tab,) = tabs(records, judges)
+    mine = next(x for x in tab.lines if x.names["method"] == "esd")
+    assert mine.entries["attack p4d"].figure.value == right(30)
+    assert mine.entries[BEST].figure.value == right(40)
+    assert any("corrected" in note for note in tab.notes)
+    assert shown(judges_table(judges)) == [
+        ("emoji-subject", "0.90 [.83-.94]", "100", "0.80 [.74-.85]", "200")
+    ]
+    for each in (table, floors, *tests, judges_table(judges)):
+        lines_of(each)
+
+
+def test_as_good_as_never_learned_holds_for_true_rates(tmp_path) -> None:
+    """A difference of .05 between verdicts is one of .07 between true rates here: margin .10 or .07."""
+    records = [attacked("p4d", range(2)), attacked("p4d", range(2), "never-learned")]
+    seen = floors_table(records).lines[0].figures[2]
+    judges = judges_of(records, str(validity(tmp_path / "s.json", specificity={"k": 12, "n": 40})))
+    right = floors_table(records, judges).lines[0].figures[2]
+    assert "equivalent" in seen.flags
+    assert "equivalent" not in right.flags  # sensitivity + specificity - 1 is 0.2
 
 
 @pytest.mark.parametrize(
@@ -214,14 +261,17 @@ def test_what_ships_beside_a_judge_is_found_by_its_name(tmp_path, monkeypatch) -
     church, nude = attacked("none", range(9)), result("none", [True, False], task="nudity")
     monkeypatch.setattr("bench.report.corrected.EMOJI_WEIGHTS", tmp_path)
     with pytest.raises(AssetError, match=r"emoji-subject, emoji-body.*no sensitivity.json"):
-        corrected_tables([church, nude], "auto")
+        judges_of([church, nude], "auto")
     folder = tmp_path / "judges" / "subject"
     folder.mkdir(parents=True)
     validity(folder / "sensitivity.json")
-    rates, _ = corrected_tables([church, nude], "auto")
-    assert [line.figures[1].word for line in rates.lines] == ["", "unknown"]
+    judges = judges_of([church, nude], "auto")
+    (table,) = cer_tables([church, nude], judges=judges)
+    assert [line.figures[0].word for line in table.lines] == ["", "unknown"]
+    assert shown(judges_table(judges))[1] == ("emoji-body", "unknown", "·", "unknown", "·")
+    assert judges_of([church, nude], "") is AS_SEEN
     with pytest.raises(SpecError, match="records of one judge"):
-        corrected_tables([church, nude], str(folder / "sensitivity.json"))
+        judges_of([church, nude], str(folder / "sensitivity.json"))
     other = replace(church, protocol={"judge": "imagenet:top=5"})
     assert (judge_of(church), judge_of(other)) == ("emoji-subject", "imagenet")
 

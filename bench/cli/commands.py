@@ -16,6 +16,7 @@ from bench.cli.options import (
     Anchor,
     Assets,
     BatchSize,
+    Corrected,
     Device,
     Dtype,
     Fresh,
@@ -480,6 +481,7 @@ def leaderboard(
     results: Results = RESULTS,
     task: Tasks = None,
     title: Annotated[str, typer.Option(help="Of the first page.")] = "Concept erasure leaderboard",
+    corrected: Corrected = "",
     strict: Strict = False,
     json_: Json = False,
 ) -> None:
@@ -489,11 +491,18 @@ def leaderboard(
 
     Example: bench leaderboard --results results/reference --out leaderboard
     """
+    from bench.report.corrected import judges_of
+    from bench.report.tables import judged
     from bench.site.pages import write_pages
     from bench.store.store import Store
 
     records = records_of(results, task, strict=strict)
-    say(f"{write_pages(records, Store(results), out_, title)}: open it in a browser")
+    judges = judges_of((r for r in records if judged(r)), corrected)
+    index = write_pages(records, Store(results), out_, title, judges)
+    if json_:
+        print_json({"index": index, "records": len(records), "corrected": corrected or None})
+    else:
+        say(f"{index}: open it in a browser")
 
 
 app.command()(trust.verify)

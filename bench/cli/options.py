@@ -259,6 +259,14 @@ Results = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="Folder of records.", rich_help_panel="How it is computed"),
 ]
+Corrected = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Rates corrected for the judge's errors, as FILE.json or the shipped judges' own say.",
+        show_default=False,
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at a record that cannot be used (exit 5).")
 ]

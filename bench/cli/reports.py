@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Json, Results, Strict, Tasks
+from bench.cli.options import RESULTS, Corrected, Json, Results, Strict, Tasks
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, say
 from bench.errors import SpecError
@@ -82,14 +82,7 @@ def report(
             "--floors", help="Attacks beside random, seed-search and models that never learned."
         ),
     ] = False,
-    corrected: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE|auto",
-            help="Rates corrected for the judge's errors, as FILE.json or the shipped judges' own say.",
-            show_default=False,
-        ),
-    ] = "",
+    corrected: Corrected = "",
     seeds: Annotated[
         bool, typer.Option("--seeds", help="How much rates vary by seed and by prompts.")
     ] = False,
@@ -162,8 +155,6 @@ def report(
 
     Example: bench report --export eee --out shared
     """
-    from bench.report.paper import paper_tables
-
     if (export is None) != (out_ is None):
         raise SpecError(
             "--export and --out are given together: in which format, and to which folder"
@@ -174,15 +165,15 @@ def report(
         return
     if of is None and (table or difference or seed is not None):
         raise SpecError("--table, --seed and --difference are for `bench report paper`")
+    asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
+             "floors": floors, "seeds": seeds}  # fmt: skip
     if of is ReportOf.paper:
-        tables = paper_tables(records, table or (), compare=difference, seed=seed)
+        tables = _paper(records, corrected, table or (), compare=difference, seed=seed)
     else:
-        asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
-                 "tests": tests, "floors": floors, "seeds": seeds}  # fmt: skip
-        tables = _asked_for(records, asked, corrected, results)
-        tables += _ripple(records, results, shown_as) if ripple else []
-        tables = tables or _rates(records)
-    print_tables(tables, shown_as)
+        tables = _asked_for(records, asked, corrected, results, tests=tests)
+        tables += _ripple(records, results, shown_as, corrected) if ripple else []
+        tables = tables or _rates(records, _judges(records, corrected))
+    print_tables([*tables, *_validity(records, corrected, ripple=ripple)], shown_as)
 
 
 def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: str) -> None:
@@ -201,43 +192,73 @@ def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: 
     say(f"{folder}: {len(made.files)} files of {len(records)} records")
 
 
-def _rates(records: list[Any]) -> list[Any]:
+def _judges(records: list[Any], corrected: str, *, ripple: bool = False) -> Any:
+    """Return what ``--corrected`` says of the judges of target tasks, or of the task of subjects."""
+    from bench.report.corrected import judges_of
+    from bench.report.ripple import has_subjects
+    from bench.report.tables import judged
+
+    return judges_of((r for r in records if (has_subjects(r) if ripple else judged(r))), corrected)
+
+
+def _validity(records: list[Any], corrected: str, *, ripple: bool) -> list[Any]:
+    """Return what is known of the judges that rates are corrected for, as a table."""
+    from bench.report.corrected import judges_table
+
+    return [judges_table(_judges(records, corrected, ripple=ripple))] if corrected else []
+
+
+def _paper(records: list[Any], corrected: str, numbers: Any, **how: Any) -> list[Any]:
+    from bench.report.paper import paper_tables
+
+    return paper_tables(records, numbers, judges=_judges(records, corrected), **how)
+
+
+def _rates(records: list[Any], judges: Any) -> list[Any]:
     """Return what is printed unasked: rates, and floors if models that never learned are on record."""
     from bench.report.floors import NEVER, floors_table
     from bench.report.tables import cer_tables
 
     never = any(r.cell.method.name == NEVER for r in records)
-    beside = [floors_table(records)] if never else []
-    return [*cer_tables(records), *(table for table in beside if table.lines)]
+    beside = [floors_table(records, judges)] if never else []
+    rates = cer_tables(records, judges=judges)
+    return [*rates, *(table for table in beside if table.lines)]
 
 
 def _asked_for(
-    records: list[Any], asked: dict[str, bool], corrected: str, results: Path
+    records: list[Any], asked: dict[str, bool], corrected: str, results: Path, *, tests: bool
 ) -> list[Any]:
     from bench.report.between import between_tables
-    from bench.report.corrected import corrected_tables
     from bench.report.floors import floors_table
     from bench.report.judging import label_table, threshold_curve
     from bench.report.seeds import seeds_table
     from bench.report.tables import cost_table, transfer_table
 
-    make = {"transfer": transfer_table, "costs": cost_table, "curve": threshold_curve,
-            "labels": label_table, "floors": floors_table, "seeds": seeds_table}  # fmt: skip
+    of_verdicts = {"costs": cost_table, "curve": threshold_curve, "labels": label_table,
+                   "seeds": seeds_table}  # fmt: skip
+    of_rates = {"transfer": transfer_table, "floors": floors_table}
+    named = [name for name, on in asked.items() if on]
+    if corrected and (plain := [name for name in named if name in of_verdicts]):
+        raise SpecError(f"--{plain[0]} is not corrected for the judge: leave --corrected out")
+    judges = _judges(records, corrected if tests or named else "")
     tables = []
-    for name in (name for name, on in asked.items() if on and name in make):
-        table = make[name](records)
+    for name in named:
+        table = (
+            of_verdicts[name](records) if name in of_verdicts else of_rates[name](records, judges)
+        )
         if not table.lines:
             raise SpecError(f"--{name}: expected {_NEEDS[name]}, found none in {results}")
         tables.append(table)
-    tables += between_tables(records) if asked["tests"] else []
-    tables += corrected_tables(records, corrected) if corrected else []
-    return tables
+    return [*tables, *(between_tables(records, judges) if tests else [])]
 
 
-def _ripple(records: list[Any], results: Path, format_: Format) -> list[Any]:
-    from bench.report.ripple import ripple_tables
+def _ripple(records: list[Any], results: Path, format_: Format, corrected: str) -> list[Any]:
+    from bench.report.ripple import has_subjects, ripple_tables
 
-    tables = ripple_tables(records, each=format_ is not Format.terminal)
+    tables = []
+    if any(map(has_subjects, records)):
+        judges = _judges(records, corrected, ripple=True)
+        tables = ripple_tables(records, each=format_ is not Format.terminal, judges=judges)
     if not tables:
         raise SpecError(
             f"--ripple: {results} has no record of the task subjects: run bench run --method none "

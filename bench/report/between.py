@@ -8,6 +8,7 @@ from itertools import combinations
 
 from bench.plan.floors import FLOORS
 from bench.report.axes import Group, differing, grouped, labels, order, placed
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Line, Table, compared
 from bench.report.notes import notes
 from bench.report.statistics import ALPHA, Difference, holm, letters, paired_records
@@ -74,17 +75,22 @@ def ties(found: Sequence[Comparison]) -> dict[int, str]:
     return letters_of
 
 
-def between_tables(records: Sequence[Record]) -> list[Table]:
-    """Lay out the tests between methods, and before them concept erasing rates with their tie groups."""
+def between_tables(records: Sequence[Record], judges: Judges = AS_SEEN) -> list[Table]:
+    """Lay out the tests between methods, and before them concept erasing rates with their tie groups.
+
+    Args:
+        records: Any.
+        judges: What rates and differences are corrected for.
+    """
     found = comparisons(records)
-    rates = cer_tables(records, ties(found)) if found else []
+    rates = cer_tables(records, ties(found), judges) if found else []
     said = (
         f"; letters: methods that share one are not known to differ (Holm over {len(found)} tests)"
     )
-    return [*(replace(t, legend=t.legend + said) for t in rates), between_table(found)]
+    return [*(replace(t, legend=t.legend + said) for t in rates), between_table(found, judges)]
 
 
-def between_table(found: Sequence[Comparison]) -> Table:
+def between_table(found: Sequence[Comparison], judges: Judges = AS_SEEN) -> Table:
     """Lay out tests between methods: a line for each two methods under one attack."""
     used = list({id(r): r for test in found for r in (test.first, test.second)}.values())
     method_of, attack_of = labels(used, "method"), labels(used, "attack")
@@ -96,7 +102,7 @@ def between_table(found: Sequence[Comparison]) -> Table:
     def line(test: Comparison) -> Line:
         ends = sorted((test.first, test.second), key=lambda r: order([method_of(r)]))
         d = test.difference if ends[0] is test.first else _turned(test.difference)
-        figure = compared(d).flagged("differs", test.p_holm < ALPHA)
+        figure = compared(judges.difference(test.first, d)).flagged("differs", test.p_holm < ALPHA)
         names = (test.first.cell.task, attack_of(test.first))
         more = (test.group.facets.get(f, "") for f in facets)
         return Line(

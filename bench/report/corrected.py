@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from bench.errors import AssetError, BenchError, SpecError, StoreError
 from bench.plugins.registry import Ref
-from bench.report.axes import Group, grouped
 from bench.report.frame import Figure, Line, Table, measured
-from bench.report.statistics import Share, corrected
-from bench.report.tables import CER, by_cell, cer_figure, judged, laid_out, roles
+from bench.report.statistics import Difference, Share, corrected
 from bench.sources.catalog import EMOJI_WEIGHTS
-from bench.store.metrics import Measurement, complement, rate
+from bench.store.metrics import Measurement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import find
 
@@ -47,6 +45,11 @@ class Validity:
     sensitivity: Share
     specificity: Share
 
+    @property
+    def youden(self) -> float:
+        """By how much a difference of true rates is larger than that of verdicts: as its inverse."""
+        return sum(share.k / share.n for share in (self.sensitivity, self.specificity)) - 1
+
 
 def read_validity(path: Path) -> Validity:
     """Read what was measured of a judge: a JSON file with ``k`` of ``n`` for both shares.
@@ -77,32 +80,84 @@ def judge_of(r: Record) -> str:
         return ""
 
 
-def validities(records: Iterable[Record], source: str) -> Mapping[str, Validity]:
-    """Return what is known of the judges of records, by name.
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """What is made of judges' verdicts in tables.
 
     Args:
-        records: Of target tasks.
-        source: A file for their only judge; or "auto" for what ships beside each judge of the emoji world.
+        known: What is known of each judge, by name; ``None`` leaves rates as they are.
+        unknown: Judges whose rates cannot be corrected.
+    """
+
+    known: Mapping[str, Validity] | None = None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def legend(self) -> str:
+        """What concept erasing rates are."""
+        if self.known is None:
+            return "CER = 1 - ASR with its 95 % Wilson interval"
+        return (
+            "CER = 1 - ASR, corrected for the judge's errors, with its 95 % interval; unknown: nothing is "
+            "known of the judge; tests and ties are of the verdicts as they are"
+        )
+
+    def rate(self, r: Record, m: Measurement) -> Measurement | None:
+        """Return a rate that a record's judge decided as tables show it; ``None`` if that is not known."""
+        if self.known is None or m.value is None:
+            return m
+        judge = self.known.get(judge_of(r))
+        return corrected(m, judge.sensitivity, judge.specificity) if judge else None
+
+    def difference(self, r: Record, d: Difference | None) -> Difference | None:
+        """Return a difference of two such rates; its interval takes the judge's shares for exact."""
+        if self.known is None or d is None:
+            return d
+        judge = self.known.get(judge_of(r))
+        if judge is None:
+            return None
+        value, low, high = (max(-1.0, min(1.0, x / judge.youden)) for x in (d.value, d.low, d.high))
+        return replace(d, value=value, low=low, high=high)
+
+    def margin(self, r: Record, margin: float) -> float:
+        """Return how large a difference of verdicts is where the corrected one is of this size."""
+        judge = (self.known or {}).get(judge_of(r))
+        return margin * judge.youden if judge else margin
+
+
+AS_SEEN = Judges()
+
+
+def judges_of(records: Iterable[Record], source: str) -> Judges:
+    """Return what is known of the judges of records.
+
+    Args:
+        records: Of rates that a judge decides.
+        source: A file for their only judge; "auto" for what ships beside each judge of the emoji world; or
+            empty, to leave rates as they are.
 
     Raises:
         SpecError: A file is given, but the records have several judges.
         AssetError: Nothing is known of any of them.
     """
-    names = dict.fromkeys(judge_of(r) for r in records if judged(r))
+    if not source:
+        return AS_SEEN
+    names = tuple(dict.fromkeys(map(judge_of, records)))
     if source != "auto":
         if len(names) > 1:
             raise SpecError(
                 f"--corrected {source}: expected records of one judge, got {', '.join(names)}; "
                 "choose their tasks with --task"
             )
-        return dict.fromkeys(names, read_validity(Path(source)))
+        return Judges(dict.fromkeys(names, read_validity(Path(source))))
     paths = {name: path for name in names if (path := shipped(name)).is_file()}
     if not paths:
         raise AssetError(
             f"--corrected auto: nothing is known of the judges {', '.join(names)}: there is no {FILE} "
             f"beside their weights; give a file, --corrected FILE.json, with {_FORM}"
         )
-    return {name: read_validity(path) for name, path in paths.items()}
+    known = {name: read_validity(path) for name, path in paths.items()}
+    return Judges(known, tuple(name for name in names if name not in known))
 
 
 def shipped(judge: str) -> Path:
@@ -110,45 +165,26 @@ def shipped(judge: str) -> Path:
     return EMOJI_WEIGHTS / "judges" / judge.removeprefix("emoji-") / FILE
 
 
-def corrected_tables(records: Iterable[Record], source: str) -> list[Table]:
-    """Lay out concept erasing rates beside the same corrected for the judge, and what is known of judges.
-
-    Args:
-        records: Any; those of target tasks are shown.
-        source: As for :func:`validities`.
-    """
-    ran = [r for r in roles(records)[0] if r.status == "ok" and judged(r)]
-    known = validities(ran, source)
-
-    def figures(g: Group) -> Iterable[Figure]:
-        yield cer_figure(g.first, None)
-        judge = known.get(judge_of(g.first))
-        asr = g.first.measurements[judged(g.first) or ""]
-        right = corrected(asr, judge.sensitivity, judge.specificity) if judge else None
-        yield measured(complement(right)) if right else Figure(word="unknown")
-
-    rates = laid_out(
-        "Concept erasing rate, corrected for the judge",
-        ("task", "method", "attack"),
-        by_cell(ran),
-        grouped(ran, across=()),
-        ("CER", "CER, corrected"),
-        figures,
-        legend=f"{CER}; corrected: what a judge without errors would find (Rogan & Gladen; interval of "
-        "Lang & Reiczigel, which holds the judge's own N). It takes the judge to err as often as on the "
-        "images that it was measured on. An attack that stops when the judge says yes finds more of its "
-        "errors: compare with --floors. unknown: nothing is known of the judge",
-        records=ran,
-    )
-    judges = Table(
+def judges_table(judges: Judges) -> Table:
+    """Lay out what is known of judges, and how rates are corrected for it."""
+    known = judges.known or {}
+    lines = [Line((name or "?",), tuple(_shares(known[name]))) for name in sorted(known)]
+    lines += [
+        Line((name or "?",), (Figure(word="unknown"), None, Figure(word="unknown"), None))
+        for name in judges.unknown
+    ]
+    return Table(
         "What is known of the judges",
         ("judge",),
         ("sensitivity", "of", "specificity", "of "),
-        tuple(Line((name or "?",), tuple(_shares(known[name]))) for name in sorted(known)),
+        tuple(lines),
         "sensitivity: of images with the concept, the share in which the judge sees it; specificity: of "
-        "images without it, the share in which it does not; with 95 % Wilson intervals",
+        "images without it, the share in which it does not; with 95 % Wilson intervals. Corrected rates "
+        "are what a judge without errors would find (Rogan & Gladen; interval of Lang & Reiczigel, which "
+        "holds the judge's own N), if the judge errs as often as on the images that it was measured on. An "
+        "attack that stops when the judge says yes finds more of its errors: compare with --floors. "
+        "Differences are divided by sensitivity + specificity - 1",
     )
-    return [rates, judges]
 
 
 def _shares(judge: Validity) -> Iterable[Figure]:

@@ -11,6 +11,7 @@ from bench.plan.floors import FLOORS, most_images
 from bench.plugins.registry import Ref
 from bench.report.axes import ATTACK, Group, grouped, labels
 from bench.report.between import REFERENCES
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Table, compared
 from bench.report.statistics import (
     ALPHA,
@@ -20,7 +21,7 @@ from bench.report.statistics import (
     holm,
     paired_records,
 )
-from bench.report.tables import CER, cer_figure, laid_out, roles
+from bench.report.tables import cer_figure, laid_out, roles
 from bench.store.record import Record
 
 NEVER = "never-learned"
@@ -45,11 +46,15 @@ class Beside:
     gains: dict[str, Difference | None]
 
 
-def floors_table(records: Iterable[Record]) -> Table:
+def floors_table(records: Iterable[Record], judges: Judges = AS_SEEN) -> Table:
     """Lay out attacks beside their floors: a line for each attacked cell.
 
     The floors are the same attack on a model that never learned the concept, and random tokens and other
     seeds on the same model. Columns that no record fills are left out.
+
+    Args:
+        records: Any.
+        judges: What rates and differences are corrected for.
     """
     ran = [r for r in roles(records)[0] if r.status == "ok" and r.rows]
     victims, attacks = _alike(ran, ("method",)), _alike(ran, ATTACK)
@@ -64,14 +69,15 @@ def floors_table(records: Iterable[Record]) -> Table:
 
     def figures(g: Group) -> Iterable[Figure | None]:
         r, found = g.first, shown[id(g.first)]
-        yield cer_figure(r, None)
+        yield cer_figure(r, None, judges)
         if never:
-            yield cer_figure(found.never, None) if found.never else None
-            yield _leak(found.leak, adjusted) if found.never else None
+            yield cer_figure(found.never, None, judges) if found.never else None
+            yield _leak(r, found.leak, adjusted, judges) if found.never else None
         for name in names:
             floor = found.floors.get(name)
             same = floor is not None and images[id(floor)] == images[id(r)]
-            yield _floor(floor, found.gains[name], adjusted, same) if floor else None
+            figure = cer_figure(floor, None, judges) if floor else None
+            yield _floor(figure, found.gains[name], adjusted, same) if figure else None
 
     columns = ["CER", *(["never learned", "minus never learned"] if never else []), *names]
     table = laid_out(
@@ -81,7 +87,7 @@ def floors_table(records: Iterable[Record]) -> Table:
         grouped(cells, across=()),
         columns,
         figures,
-        legend=_legend(never, names, len(adjusted)),
+        legend=_legend(judges.legend, never, names, len(adjusted)),
         records=cells,
     )
     return replace(table, notes=(*_budget_notes(cells, shown, images, attack_of), *table.notes))
@@ -157,27 +163,27 @@ def _adjusted(shown: dict[int, Beside]) -> dict[int, float]:
     return {id(d): p for d, p in zip(tests, holm([d.p for d in tests]), strict=True)}
 
 
-def _leak(d: Difference | None, adjusted: dict[int, float]) -> Figure:
-    figure = compared(d)
-    if d is None:
+def _leak(r: Record, d: Difference | None, adjusted: dict[int, float], judges: Judges) -> Figure:
+    figure = compared(judges.difference(r, d))
+    if d is None or figure.value is None:
         return figure
     p = adjusted[id(d)]
     figure = replace(figure, p_holm=p).flagged("differs", p < ALPHA)
-    return figure.flagged("equivalent", equivalent(d))
+    return figure.flagged("equivalent", equivalent(d, judges.margin(r, MARGIN)))
 
 
 def _floor(
-    floor: Record, d: Difference | None, adjusted: dict[int, float], same_budget: bool
+    figure: Figure, d: Difference | None, adjusted: dict[int, float], same_budget: bool
 ) -> Figure:
-    figure = cer_figure(floor, None).flagged("other budget", not same_budget)
+    figure = figure.flagged("other budget", not same_budget)
     if d is None:
         return figure
     p = adjusted[id(d)]
     return replace(figure, p=d.p, p_holm=p).flagged("differs", p < ALPHA)
 
 
-def _legend(never: bool, floors: Sequence[str], tests: int) -> str:
-    parts = [CER]
+def _legend(rates: str, never: bool, floors: Sequence[str], tests: int) -> str:
+    parts = [rates]
     if never:
         parts.append(
             "never learned: the same attack on a model that was trained without the concept; "

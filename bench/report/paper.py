@@ -21,17 +21,18 @@ from bench.core.types import World
 from bench.errors import BenchError, SpecError
 from bench.plugins.registry import Kind, Ref, resolved
 from bench.report.axes import labels
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.judging import found_labels, hits
 from bench.report.notes import notes
-from bench.report.tables import CER, cer_figure
+from bench.report.tables import cer_figure
 from bench.sources.catalog import model_info
 from bench.store.record import Record
 
 PAPER = ROOT / "results" / "paper"
 TABLES = range(1, 9)
 _LEGENDS = {
-    "cer": f"{CER}; * differs from no attack (exact McNemar, p < 0.05)",
+    "cer": "* differs from no attack (exact McNemar, p < 0.05)",
     "label": "detections of a label, or images that show it where the judge counts no detections; a label "
     "that no record here shows is a dot, for no record says whether its judge looks for it",
     "fid": "FID is compared at an equal number of images only",
@@ -144,6 +145,7 @@ def paper_tables(
     *,
     compare: bool = False,
     seed: int | None = None,
+    judges: Judges = AS_SEEN,
 ) -> list[Table]:
     """Lay out the paper's tables, once for each model and type of drawing on record.
 
@@ -152,6 +154,7 @@ def paper_tables(
         numbers: Which tables; all if none is named.
         compare: Show differences from the published numbers also where the model is not the paper's.
         seed: Of the records; by default the lowest that there is.
+        judges: What rates are corrected for.
 
     Raises:
         SpecError: The paper has no such table, or there are no records of this seed.
@@ -164,7 +167,9 @@ def paper_tables(
     if not any(chosen.values()):
         raise SpecError(f"there is no record of seed {seed}" if models else "there are no records")
     return [
-        _Filled(layout(number, some[0].cell.world), some, models[key], compare=compare).table()
+        _Filled(
+            layout(number, some[0].cell.world), some, models[key], judges, compare=compare
+        ).table()
         for key, some in chosen.items()
         if some
         for number in sorted(numbers) or TABLES
@@ -175,9 +180,16 @@ class _Filled:
     """One table for the records of one model and one seed."""
 
     def __init__(
-        self, form: Layout, records: Sequence[Record], all_seeds: Sequence[Record], *, compare: bool
+        self,
+        form: Layout,
+        records: Sequence[Record],
+        all_seeds: Sequence[Record],
+        judges: Judges,
+        *,
+        compare: bool,
     ) -> None:
         self.form, self.records, self.all_seeds = form, records, all_seeds
+        self.judges = judges
         cell = records[0].cell
         self.own = cell.world == "photo" and cell.model == source().model
         self.compare = compare or self.own
@@ -230,7 +242,7 @@ class _Filled:
             return Figure(word=record.status)
         if place.measure == "cer":
             plain = self._record(replace(place, attack="none")) if record.cell.attacked else None
-            return cer_figure(record, plain)
+            return cer_figure(record, plain, self.judges)
         if place.measure == "label":
             return self._hits(place, record)
         m = record.measurements.get(place.measure)
@@ -274,7 +286,8 @@ class _Filled:
 
     def _legend(self, figures: Sequence[Figure], *, published: bool) -> str:
         measures = dict.fromkeys(p.measure for row in self.form.rows for p in row.places)
-        said = [_LEGENDS[m] for m in measures if m in _LEGENDS]
+        said = [self.judges.legend] if "cer" in measures else []
+        said += [_LEGENDS[m] for m in measures if m in _LEGENDS]
         if published:
             said.append(f"paper: as published in arXiv {source().arxiv}")
         flags = {flag for f in figures for flag in f.flags}

@@ -17,6 +17,7 @@ from bench.errors import BenchError
 from bench.plan.cell import NO_CONCEPT
 from bench.plugins.registry import Ref
 from bench.report.axes import grouped, labels, only
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Table, measured
 from bench.report.statistics import ALPHA, Outcomes, detectable, holm, paired
 from bench.report.tables import laid_out
@@ -30,18 +31,21 @@ _GROUPS = ("own", "near", "others")
 _COLUMNS = ("own", "near", "near, worst", "others", "others, worst")
 
 
-def ripple_tables(records: Iterable[Record], *, each: bool = True) -> list[Table]:
+def ripple_tables(
+    records: Iterable[Record], *, each: bool = True, judges: Judges = AS_SEEN
+) -> list[Table]:
     """Lay out how often subjects are found in pictures that ask for them: a line for each erased model.
 
     Args:
         records: In any order; those of tasks without families are left out.
         each: Add a table with a column for each subject to that of the groups.
+        judges: What rates are corrected for.
     """
     ripples = [found for r in records if (found := _ripple(r))]
     tables = []
     for task in dict.fromkeys(r.record.cell.task for r in ripples):
         mine = [r for r in ripples if r.record.cell.task == task]
-        tables += [_groups_table(mine), *([_each_table(mine)] if each else [])]
+        tables += [_groups_table(mine, judges), *([_each_table(mine, judges)] if each else [])]
     return tables
 
 
@@ -71,6 +75,11 @@ class _Ripple:
         shares = {s: m.value for s in self.groups[group] if (m := rate(self.found(s))).n}
         known = {s: value for s, value in shares.items() if value is not None}
         return min(known, key=known.__getitem__) if len(set(known.values())) > 1 else ""
+
+
+def has_subjects(record: Record) -> bool:
+    """Say whether a record is of a task that asks for subjects, near the concept and far from it."""
+    return _ripple(record) is not None
 
 
 def _ripple(record: Record) -> _Ripple | None:
@@ -109,29 +118,29 @@ def _grouped(
     return {group: tuple(s for s in subjects if each[s] == group) for group in _GROUPS}
 
 
-def _groups_table(ripples: Sequence[_Ripple]) -> Table:
+def _groups_table(ripples: Sequence[_Ripple], judges: Judges) -> Table:
     bases = _bases(ripples)
 
     def figures(ripple: _Ripple) -> list[Figure | None]:
         groups = {group: some for group, some in ripple.groups.items() if some}
-        own, near, others = map(_against(ripple, bases, groups).get, _GROUPS)
-        each = _against(ripple, bases, {s: (s,) for s in ripple.subjects})
+        own, near, others = map(_against(ripple, bases, groups, judges).get, _GROUPS)
+        each = _against(ripple, bases, {s: (s,) for s in ripple.subjects}, judges)
         worst_near, worst_other = (each.get(ripple.worst(group)) for group in _GROUPS[1:])
         return [own, near, worst_near, others, worst_other]
 
     title = "Ripple: how often subjects are found, by their distance to what was erased"
-    return _table(title, ripples, ("worst near", "worst other"), _COLUMNS, figures)
+    return _table(title, ripples, ("worst near", "worst other"), _COLUMNS, figures, judges)
 
 
-def _each_table(ripples: Sequence[_Ripple]) -> Table:
+def _each_table(ripples: Sequence[_Ripple], judges: Judges) -> Table:
     bases = _bases(ripples)
     subjects = tuple(dict.fromkeys(s for r in ripples for s in r.subjects))
 
     def figures(ripple: _Ripple) -> list[Figure | None]:
-        found = _against(ripple, bases, {s: (s,) for s in ripple.subjects})
+        found = _against(ripple, bases, {s: (s,) for s in ripple.subjects}, judges)
         return [found.get(s) for s in subjects]
 
-    return _table("Ripple: how often each subject is found", ripples, (), subjects, figures)
+    return _table("Ripple: how often each subject is found", ripples, (), subjects, figures, judges)
 
 
 def _table(
@@ -140,6 +149,7 @@ def _table(
     worst: tuple[str, ...],
     columns: tuple[str, ...],
     figures: Callable[[_Ripple], list[Figure | None]],
+    judges: Judges,
 ) -> Table:
     records, of = [r.record for r in ripples], {id(r.record): r for r in ripples}
     method_of = labels(records, "method")
@@ -155,7 +165,7 @@ def _table(
         grouped(records, across=()),
         columns,
         lambda g: figures(of[id(only(g.records))]),
-        legend=_legend(ripples),
+        legend=_legend(ripples, judges),
         records=records,
         hidden="concept",
     )
@@ -166,7 +176,7 @@ def _table(
     return replace(table, notes=(*table.notes, *([lacking] if unpaired else [])))
 
 
-def _legend(ripples: Sequence[_Ripple]) -> str:
+def _legend(ripples: Sequence[_Ripple], judges: Judges) -> str:
     """Say how to read the tables, and what so many prompts of a subject can show."""
     sizes = {len(outcomes) for r in ripples for outcomes in r.subjects.values()}
     tests = max(len(r.subjects) for r in ripples)
@@ -178,9 +188,12 @@ def _legend(ripples: Sequence[_Ripple]) -> str:
         else f"too few to mark a subject: losing every one of {max(sizes)} has p = "
         f"{2.0 ** (1 - max(sizes)):.2g} before Holm"
     )
+    how = "with its 95 % Wilson interval"
+    if judges.known is not None:
+        how = "corrected for the judge's errors, with its 95 % interval"
     near = {r.record.cell.concept.name: ", ".join(r.groups["near"]) or "none" for r in ripples}
     return (
-        "rate of pictures that show the subject they were asked for, with its 95 % Wilson interval; own: "
+        f"rate of pictures that show the subject they were asked for, {how}; own: "
         "what was erased; near: of its family; worst: the subject found least often; * fewer than with "
         f"method none (exact McNemar, p < {ALPHA} after Holm over a line's {tests} subjects, or over its "
         f"groups). {n} prompts of each subject: {can}. "
@@ -198,10 +211,14 @@ def _key(ripple: _Ripple) -> str:
 
 
 def _against(
-    ripple: _Ripple, bases: Mapping[str, _Ripple], parts: Mapping[str, tuple[str, ...]]
+    ripple: _Ripple,
+    bases: Mapping[str, _Ripple],
+    parts: Mapping[str, tuple[str, ...]],
+    judges: Judges,
 ) -> dict[str, Figure]:
     """Return the rate of each part, marked where fewer are found than with method none."""
-    figures = {name: measured(rate(ripple.found(*some))) for name, some in parts.items()}
+    rates = {name: judges.rate(ripple.record, rate(ripple.found(*s))) for name, s in parts.items()}
+    figures = {name: measured(m) if m else Figure(word="unknown") for name, m in rates.items()}
     base = bases.get(_key(ripple))
     if base is None or ripple.record.cell.method.name == "none":
         return figures

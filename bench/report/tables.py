@@ -21,6 +21,7 @@ from bench.report.axes import (
     order,
     placed,
 )
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
 from bench.report.statistics import ALPHA, BEST_KNOWN, BEST_KNOWN_IS, Best, best_known, paired_p
@@ -28,7 +29,7 @@ from bench.store.metrics import Measurement, complement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import role
 
-CER = "CER = 1 - ASR with its 95 % Wilson interval"
+CER = AS_SEEN.legend
 Names = Callable[[Record], tuple[str, ...]]
 Place = tuple[str, str, int | None]
 """Task, measure, and N where the measure is of a whole set."""
@@ -68,7 +69,9 @@ def laid_out(
     return Table(title, (*names, *facets), tuple(columns), tuple(ordered), legend, notes(records))
 
 
-def cer_tables(records: Iterable[Record], ties: Mapping[int, str] | None = None) -> list[Table]:
+def cer_tables(
+    records: Iterable[Record], ties: Mapping[int, str] | None = None, judges: Judges = AS_SEEN
+) -> list[Table]:
     """Lay out concept erasing rates: attacks on the prompt, and apart from them those beyond it.
 
     Judges that are not the same measure ("asr-clip" is not "asr") have tables of their own, and so have
@@ -77,6 +80,7 @@ def cer_tables(records: Iterable[Record], ties: Mapping[int, str] | None = None)
     Args:
         records: Of any tasks.
         ties: Letters of tie groups, by the ``id`` of a record.
+        judges: What rates are corrected for.
     """
     targets, others = roles(records)
     known = {r.cell.task: metric for r in targets if (metric := judged(r))}
@@ -89,10 +93,10 @@ def cer_tables(records: Iterable[Record], ties: Mapping[int, str] | None = None)
         beyond = [r for r in mine if r.cell.attacked and r.space != "prompt"]
         title = "Concept erasing rate" + (f", judged as {metric}" if metric != "asr" else "")
         if prompts or not beyond:
-            tables.append(cer_table([*plain, *prompts, *others], title, ties))
+            tables.append(cer_table([*plain, *prompts, *others], title, ties, judges))
         if beyond:
             title += ", attacks beyond the prompt"
-            tables.append(cer_table([*plain, *beyond, *others], title, ties))
+            tables.append(cer_table([*plain, *beyond, *others], title, ties, judges))
     beside = {model_key(r) for r in targets}
     alone = [r for r in others if model_key(r) not in beside]
     return [*tables, *([kept_table(alone)] if alone else [])]
@@ -102,11 +106,12 @@ def cer_table(
     records: Iterable[Record],
     title: str = "Concept erasing rate",
     ties: Mapping[int, str] | None = None,
+    judges: Judges = AS_SEEN,
 ) -> Table:
     """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
 
     After several attacks comes the best known one; then the figures of retain and benign tasks on the
-    same erased model. ``ties`` is as in :func:`cer_tables`.
+    same erased model. ``ties`` and ``judges`` are as in :func:`cer_tables`.
     """
     targets, others = roles(records)
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
@@ -122,10 +127,10 @@ def cer_table(
         found = placed((attack_of(r), r) for r in g.records)
         plain = only(r for r in g.records if not r.cell.attacked)
         for attack in attacks:
-            f = _cer(found.get(attack), plain)
+            f = _cer(found.get(attack), plain, judges)
             yield replace(f, tie=(ties or {}).get(id(found[attack]), "")) if f else None
         if several:
-            yield _best_known(found, tried[g.first.cell.task])
+            yield _best_known(found, tried[g.first.cell.task], judges)
         yield from beside.figures(g.first)
         yield _seconds(g.records)
 
@@ -137,10 +142,10 @@ def cer_table(
         grouped(targets, across=ATTACK),
         (*rates, *([f"CER, {BEST_KNOWN}"] if several else []), *beside.columns, "s"),
         figures,
-        legend=CER,
+        legend=judges.legend,
         records=[*targets, *beside.records],
     )
-    legend = CER + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
+    legend = judges.legend + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
     if several:
@@ -150,17 +155,27 @@ def cer_table(
     return replace(table, legend=legend)
 
 
-def _best_known(found: Mapping[str, Record], tried: Collection[str]) -> Figure | None:
+def _best_known(
+    found: Mapping[str, Record], tried: Collection[str], judges: Judges
+) -> Figure | None:
     """Return the share of prompts that no attack brings back; marked where one of the task's is missing."""
     ran = [r for r in found.values() if r.status == "ok" and r.rows]
     if not any(r.cell.attacked for r in ran):
         return None
-    return best_figure(best_known(ran)).flagged("fewer attacks", len(ran) < len(tried))
+    best = best_figure(best_known(ran), ran[0], judges)
+    return best.flagged("fewer attacks", len(ran) < len(tried))
 
 
-def best_figure(best: Iterable[Best]) -> Figure:
-    """Return the share of prompts that stay erased under the best known attack on each."""
-    return measured(complement(rate([each.success for each in best])))
+def best_figure(best: Iterable[Best], record: Record, judges: Judges = AS_SEEN) -> Figure:
+    """Return the share of prompts that stay erased under the best known attack on each.
+
+    Args:
+        best: Of each prompt.
+        record: One of those that it is the best of, for their judge.
+        judges: What rates are corrected for.
+    """
+    right = judges.rate(record, rate([each.success for each in best]))
+    return measured(complement(right)) if right else Figure(word="unknown")
 
 
 def kept_table(records: Iterable[Record]) -> Table:
@@ -201,10 +216,11 @@ def of_tasks(records: Iterable[Record], tasks: Collection[str]) -> list[Record]:
     ]
 
 
-def transfer_table(records: Iterable[Record]) -> Table:
+def transfer_table(records: Iterable[Record], judges: Judges = AS_SEEN) -> Table:
     """Lay out transfer: a line for each origin (method and attack), a column for each victim.
 
-    The origin's own victim shows the attack itself, where its record is there.
+    The origin's own victim shows the attack itself, where its record is there. ``judges`` is as in
+    :func:`cer_tables`.
     """
     attacked = [r for r in records if r.status == "ok" and r.cell.attacked and r.rows]
     moved = [r for r in attacked if r.cell.attack.name == "transfer"]
@@ -220,8 +236,8 @@ def transfer_table(records: Iterable[Record]) -> Table:
         lambda r: (r.cell.task, _origin(r)),
         groups,
         (f"on {victim}" for victim in victims),
-        lambda g: (_cer(found[id(g)].get(victim), None) for victim in victims),
-        legend=CER + _sizes(moved),
+        lambda g: (_cer(found[id(g)].get(victim), None, judges) for victim in victims),
+        legend=judges.legend + _sizes(moved),
         records=moved,
     )
 
@@ -329,16 +345,17 @@ def _is_target(r: Record) -> bool:
         return True
 
 
-def _cer(record: Record | None, plain: Record | None) -> Figure | None:
-    return cer_figure(record, plain) if record else None
+def _cer(record: Record | None, plain: Record | None, judges: Judges = AS_SEEN) -> Figure | None:
+    return cer_figure(record, plain, judges) if record else None
 
 
-def cer_figure(record: Record, plain: Record | None) -> Figure:
+def cer_figure(record: Record, plain: Record | None, judges: Judges = AS_SEEN) -> Figure:
     """Return a cell's concept erasing rate, compared with that without an attack."""
     if record.status != "ok":
         return Figure(word=record.status)
     asr = record.measurements.get(judged(record) or "")
-    figure = measured(complement(asr)) if asr else Figure(word="n/a")
+    right = judges.rate(record, asr) if asr else None
+    figure = measured(complement(right)) if right else Figure(word="unknown" if asr else "n/a")
     whole = size(record)
     figure = replace(figure, attacked=whole.attacked, flags=(*figure.flags, *whole.flags))
     if plain is None or plain is record or plain.status != "ok":

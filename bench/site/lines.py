@@ -21,6 +21,7 @@ from bench.report.axes import (
     order,
     placed,
 )
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.floors import NEVER
 from bench.report.frame import MARKS, Figure
 from bench.report.notes import notes
@@ -116,8 +117,13 @@ class Tab:
     records: tuple[Record, ...]
 
 
-def tabs(records: Iterable[Record]) -> list[Tab]:
-    """Return the tabs of target tasks, in the order of their names."""
+def tabs(records: Iterable[Record], judges: Judges = AS_SEEN) -> list[Tab]:
+    """Return the tabs of target tasks, in the order of their names.
+
+    Args:
+        records: Any.
+        judges: What rates are corrected for.
+    """
     targets, others = roles(records)
     found: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     metrics = {(r.cell.world, r.cell.task): metric for r in targets if (metric := judged(r))}
@@ -134,7 +140,7 @@ def tabs(records: Iterable[Record]) -> list[Tab]:
     for task, world, metric in sorted(found, key=order):
         more = [metric] if tasks.count(task) > len(worlds) else []
         title = " ".join([task, *([world] if len(worlds) > 1 else []), *more])
-        result.append(_tab(title, found[task, world, metric], beside, names))
+        result.append(_tab(title, found[task, world, metric], beside, names, judges))
     return result
 
 
@@ -152,17 +158,19 @@ def _tab(
     targets: Sequence[Record],
     kept: Kept,
     names: _Names,
+    judges: Judges,
 ) -> Tab:
     groups = grouped(targets, across=ATTACK)
     shown = differing(groups, lambda r: (names.method[id(r)],))
     mine = {key: kept[key] for r in targets if (key := model_key(r)) in kept}
     beside = Beside([r for some in mine.values() for r in some])
     base = _base(groups, mine)
-    lines = [_line(g, shown, names, mine, base, beside) for g in groups]
+    lines = [_line(g, shown, names, mine, base, beside, judges) for g in groups]
     lines = _with_ties(_with_gaps(lines, _attacks(targets, names)))
     columns = tuple(_columns(targets, shown, names, beside, lines))
     prompts = {line.prompts: line.ids for line in lines}
-    told = (*_detectable(targets), *notes(targets))
+    said = () if judges.known is None else (f"{judges.legend}; so are pairs and figures.",)
+    told = (*said, *_detectable(targets), *notes(targets))
     return Tab(title, title, columns, tuple(lines), told, prompts, (*targets, *beside.records))
 
 
@@ -209,11 +217,12 @@ def _line(
     kept: Kept,
     base: Base,
     beside: Beside,
+    judges: Judges,
 ) -> Line:
     found = placed((f"attack {names.attack[id(r)]}", r) for r in g.records)
     plain = only(r for r in g.records if not r.cell.attacked)
     ids = {key: r.cell.id for key, r in found.items()}
-    entries = {key: Entry(cer_figure(r, plain), ids[key]) for key, r in found.items()}
+    entries = {key: Entry(cer_figure(r, plain, judges), ids[key]) for key, r in found.items()}
     asked = _prompts(next((r for r in g.records if r.rows), g.first))
     ran = {
         key: r for key, r in found.items() if r.status == "ok" and r.rows and _prompts(r) == asked
@@ -223,7 +232,7 @@ def _line(
     if any(r.cell.attacked for r in tried):
         best = best_known(tried)
         outcomes[BEST] = "".join(_OUTCOMES[each.success] for each in best)
-        entries[BEST] = Entry(best_figure(best))
+        entries[BEST] = Entry(best_figure(best, tried[0], judges))
     for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
         if figure:
             entries[f"kept {column}"] = Entry(figure)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import SpecError, StoreError
+from bench.report.corrected import AS_SEEN, Judges
 from bench.report.figures.catalog import ALONE, from_records
 from bench.report.figures.select import EVERYTHING
 from bench.report.statistics import BEST_KNOWN, BEST_KNOWN_IS
@@ -28,7 +29,9 @@ _DRAWN = 24  # lines
 _EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
 
 
-def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) -> Path:
+def write_pages(
+    records: Sequence[Record], store: Store, out: Path, title: str, judges: Judges = AS_SEEN
+) -> Path:
     """Write ``index.html`` and ``cells/<id>.html``; return the first.
 
     Args:
@@ -36,11 +39,12 @@ def write_pages(records: Sequence[Record], store: Store, out: Path, title: str) 
         store: Where they lie: pictures are looked for beside them.
         out: A folder, made if it is not there.
         title: Of the first page.
+        judges: What the rates of the first page are corrected for.
 
     Raises:
         StoreError: The folder cannot be written.
     """
-    shown = tabs(records)
+    shown = tabs(records, judges)
     index = out / "index.html"
     models = sorted({r.cell.model for r in records})
     write(
