@@ -35,7 +35,7 @@ from attacks._slot import Slot
 from attacks._texts import decode, token_table
 from attacks._token_attack import FreeTokens
 from attacks._trials import judged
-from bench import Adversarial, Context, Cost, Model, PluginError, Prompt, Target, framed
+from bench import Adversarial, Context, Cost, Model, PluginError, Prompt, Room, Target, framed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +64,7 @@ class TokenSearch(ABC, Generic[Parameters]):
         self.tokenizer = self.model.pipe.tokenizer
         self.table = token_table(self.model)
         self.times = attack.schedule()
-        self.fits = ctx.batch_size  # slots that fit into memory together
+        self.fits = Room(ctx.batch_size)  # slots that fit into memory together
         context = self.tokenizer.model_max_length
         self.ids_judged: bool = getattr(attack, "judge_ids", False)  # p4d-official never does
         self.room = context - 1  # tokens beside the start token; the end token may be cut off
@@ -196,17 +196,8 @@ class TokenSearch(ABC, Generic[Parameters]):
 
     def in_parts(self, items: list[_Item], work: Callable[[list[_Item]], None]) -> None:
         """Work on one batch after the other; if memory is too small, halve the batch."""
-        done = 0
-        while done < len(items):
-            part = items[done : done + self.fits]
-            try:
-                work(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-                self.fits = len(part) // 2
-            else:
-                done += len(part)
+        for _ in self.fits.parts(len(items), lambda rows: work(items[rows])):
+            pass
 
     def step_or_restore(self, slots: list[Slot]) -> None:
         """Take one Adam step; if memory is too small, restore the slots."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from attacks._trials import precise, with_model
 from bench import (
     Attacker,
+    Batch,
     Card,
     Context,
     Cost,
@@ -97,12 +98,17 @@ class Relearn:
         cond = model.encode(texts)
         rng = torch.Generator().manual_seed(ctx.seed("relearn", "train"))
 
-        def loss() -> Tensor:
+        def draw() -> Batch:
             t = torch.randint(1000, (len(latents),), generator=rng).to(model.device)
             noise = torch.randn(latents.shape, generator=rng).to(model.device)
-            predicted = model.predict_noise(model.add_noise(latents, noise, t), t, cond)
-            return (predicted - noise).square().mean()
+            x = model.add_noise(latents, noise, t)
+
+            def error(rows: slice) -> Tensor:
+                predicted = model.predict_noise(x[rows], t[rows], cond[rows])
+                return (predicted - noise[rows]).square().mean()
+
+            return Batch(len(latents), error)
 
         with trainable(model.parameters(self.params).values()) as params:
             optimizer = torch.optim.AdamW(params, lr=self.lr)
-            return fit(loss, optimizer, self.steps, ctx, stage="tune")
+            return fit(draw, optimizer, self.steps, ctx, stage="tune")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.devices import double
 from bench.core.digest import digest
+from bench.core.memory import Room
 from bench.core.phrases import check_length, framed, sentences
 from bench.core.protocols import (
     Adversarial,
@@ -25,7 +26,7 @@ from bench.core.protocols import (
     SetScorer,
     Target,
 )
-from bench.core.training import fit, fused, trainable
+from bench.core.training import Batch, fit, fused, trainable
 from bench.core.types import (
     Card,
     Concept,
@@ -57,6 +58,7 @@ __all__ = [
     "AssetError",
     "Attack",
     "Attacker",
+    "Batch",
     "BenchError",
     "Card",
     "Concept",
@@ -75,6 +77,7 @@ __all__ = [
     "QueryModel",
     "Ref",
     "Results",
+    "Room",
     "Sample",
     "SamplerNoise",
     "Score",

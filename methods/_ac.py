@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from bench import (
+    Batch,
     Concept,
     Context,
     Guidance,
@@ -23,6 +24,7 @@ from bench import (
     Model,
     PluginError,
     Prompt,
+    Room,
     SpecError,
     digest,
     may_mention_minors,
@@ -199,6 +201,7 @@ class AcObjective:
     ) -> None:
         self.settings, self.kind, self.examples = settings, kind, list(examples)
         self.batch, self.prior = settings.batch, settings.prior
+        self.room = Room(self.batch)  # for passes without gradients
         self.frozen = model.original() if settings.teacher == "frozen" else None
         self.rng, self.words = torch.Generator().manual_seed(seed), Random(seed)
         self.visits, self.prior_visits = self._visits(), self._visits()
@@ -214,8 +217,8 @@ class AcObjective:
             for i in torch.randperm(len(self.examples), generator=self.rng).tolist():
                 yield self.examples[i]
 
-    def loss(self, student: Model) -> Tensor:
-        """Draw a batch and return its loss; no gradient passes through the start token."""
+    def draw(self, student: Model) -> Batch:
+        """Draw a batch; no gradient of its error passes through the start token."""
         visited = [next(self.visits) for _ in range(self.batch)]
         views = [self._view(example.image) for example in visited]
         images, masks, prefixes = (list(parts) for parts in zip(*views, strict=True))
@@ -232,24 +235,42 @@ class AcObjective:
         t = torch.randint(1000, (len(x0),), generator=self.rng).to(x0.device)
         x, target = student.add_noise(x0, noise, t), noise[: self.batch]
         if self.settings.target == "model":
-            with torch.no_grad():
-                target = (self.frozen or student).predict_noise(
-                    x[: self.batch], t[: self.batch], student.encode([e.text for e in visited])
-                )
+            target = self._predicted(student, x, t, student.encode([e.text for e in visited]))
         mask = torch.stack(masks)[:, None].to(x0.device)
-        self._drawn = x, t, student.encode(texts), target, mask, noise[self.batch :]
-        return self.error(student)
+        drawn = x, t, student.encode(texts), target, mask, noise
+        within = partial(detached_start, student)
+        return Batch(self.batch, partial(self._error, student, *drawn), within)
 
-    def error(self, student: Model) -> Tensor:
-        """Return a student's error on the latest batch."""
-        x, t, cond, target, mask, prior_noise = self._drawn
-        with detached_start(student):
-            predicted = student.predict_noise(x, t, cond)
+    def _predicted(self, student: Model, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Return the teacher's prediction for the anchors, without gradients."""
+        teacher = self.frozen or student
+
+        def predict(rows: slice) -> Tensor:
+            return teacher.predict_noise(x[rows], t[rows], cond[rows])
+
+        with torch.no_grad():
+            return torch.cat(list(self.room.parts(self.batch, predict)))
+
+    def _error(
+        self,
+        student: Model,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        noise: Tensor,
+        rows: slice,
+    ) -> Tensor:
+        """Return the mean error of some rows, and of as many that preserve the prior."""
+        n, others = rows.stop - rows.start, slice(self.batch + rows.start, self.batch + rows.stop)
+        both = (torch.cat([part[rows], part[others]]) for part in (x, t, cond))
+        predicted = student.predict_noise(*both)
         # The published loss divides by the mask's sum over pixels, not over channels.
-        squares = (predicted[: self.batch] - target).square() * mask
-        error = (squares.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)).mean()
+        squares = (predicted[:n] - target[rows]).square() * mask[rows]
+        error = (squares.sum((1, 2, 3)) / mask[rows].sum((1, 2, 3)).clamp(min=1)).mean()
         if self.prior:
-            error = error + self.prior * (predicted[self.batch :] - prior_noise).square().mean()
+            error = error + self.prior * (predicted[n:] - noise[others]).square().mean()
         return error
 
     def _flipped(self, image: Picture) -> Picture:

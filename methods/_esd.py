@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Model
+from bench import Batch, Model, Room
 
 
 @dataclass(frozen=True, match_args=False)
@@ -48,18 +50,18 @@ class EsdObjective:
         self._encoded = teacher.encode(texts)
         self.cond = self._encoded[torch.arange(self.batch) % len(texts)]
         self.null = teacher.encode([""]).expand_as(self.cond)
-        self.calls = 0
+        self.calls, self.room = 0, Room(self.batch)  # for passes without gradients
         self._trajectory: list[tuple[Tensor, Tensor]] = []
 
-    def loss(self, student: Model) -> Tensor:
-        """Draw a batch and return the student's mean squared error on it, with gradients."""
-        self._drawn = self.sample(student)
-        return self.error(student)
+    def draw(self, student: Model) -> Batch:
+        """Draw a batch; its error is the student's mean squared error."""
+        x, t, target = self.sample(student)
+        return Batch(self.batch, partial(self._error, student, x, t, self.cond, target))
 
-    def error(self, student: Model) -> Tensor:
-        """Return a student's error on the latest batch."""
-        x, t, target = self._drawn
-        return F.mse_loss(student.predict_noise(x, t, self.cond), target)
+    def _error(
+        self, student: Model, x: Tensor, t: Tensor, cond: Tensor, target: Tensor, rows: slice
+    ) -> Tensor:
+        return F.mse_loss(student.predict_noise(x[rows], t[rows], cond[rows]), target[rows])
 
     def sample(self, student: Model) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents ``x_t``, timesteps ``t`` ``(batch,)`` and the target noise, without gradients."""
@@ -75,12 +77,15 @@ class EsdObjective:
         if labels is None:  # the model's own schedule says which timesteps these are
             labels = torch.stack([self._trajectory[int(k)][0] for k in stops])
         t = labels.to(student.device)
+        return x, t, torch.cat(list(self.room.parts(self.batch, partial(self._target, x, t))))
+
+    def _target(self, x: Tensor, t: Tensor, rows: slice) -> Tensor:
+        """Return the noise that the student should predict for some rows."""
+        x, t = (torch.cat([part[rows]] * 2) for part in (x, t))
         with torch.no_grad():
-            both = self.teacher.predict_noise(
-                torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.null, self.cond])
-            )
+            both = self.teacher.predict_noise(x, t, torch.cat([self.null[rows], self.cond[rows]]))
         null, cond = both.chunk(2)
-        return x, t, null - self.eta * (cond - null)
+        return null - self.eta * (cond - null)
 
     def _draw(self, batch: int) -> tuple[Tensor, Tensor | None]:
         """Return the number of denoising steps of each row, and its label if that is drawn, too."""
@@ -95,15 +100,22 @@ class EsdObjective:
         """Return ``(t, x_t)`` after 0, 1, ... ``last`` DDIM steps of the student."""
         seeds = torch.randint(2**31, (len(self.cond),), generator=self.rng).tolist()
         start = student.initial_noise(seeds)
-        skip = 1 if self.alignment == "compvis" else 0
-        trajectory = []
-        for state in student.denoise(
-            start, self.cond, self.start_guidance, steps=self.steps, sampler="ddim", skip=skip
-        ):
-            trajectory.append(state)
-            if len(trajectory) > last:
-                break
-        return trajectory
+
+        def work(rows: slice) -> list[tuple[Tensor, Tensor]]:
+            states = student.denoise(
+                start[rows],
+                self.cond[rows],
+                self.start_guidance,
+                steps=self.steps,
+                sampler="ddim",
+                skip=1 if self.alignment == "compvis" else 0,
+            )
+            return list(islice(states, last + 1))
+
+        parts = self.room.parts(len(start), work)
+        return [
+            (states[0][0], torch.cat([x for _, x in states])) for states in zip(*parts, strict=True)
+        ]
 
 
 def compvis_stops(t_enc: Tensor, steps: int) -> Tensor:

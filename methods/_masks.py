@@ -80,7 +80,7 @@ class SoftMasks:
         self.threshold = settings.threshold
         self.weights = {name: frozen[name].detach() for name in self.parameters}
         self.logits = {
-            name: torch.full_like(w, settings.m0, dtype=torch.float32)
+            name: torch.full_like(w, settings.m0, dtype=torch.promote_types(w.dtype, torch.float32))
             for name, w in self.weights.items()
         }
         self.optimizer = torch.optim.AdamW(
@@ -98,7 +98,9 @@ class SoftMasks:
         return self.optimizer.param_groups
 
     def zero_grad(self) -> None:
-        """Do nothing: each step drops its gradients."""
+        """Drop gradients that no step took, of a batch that is taken again."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def apply(self) -> None:
         """Put the softly masked weights into the model."""
@@ -112,7 +114,7 @@ class SoftMasks:
             for name, parameter in self.parameters.items():
                 soft = torch.sigmoid(self.gamma * self.logits[name])
                 slope = self.gamma * soft * (1 - soft)
-                grad = torch.zeros_like(soft) if parameter.grad is None else parameter.grad.float()
+                grad = torch.zeros_like(soft) if parameter.grad is None else parameter.grad
                 self.logits[name].grad = grad * self.weights[name] * slope
                 parameter.grad = None
         self.optimizer.step()

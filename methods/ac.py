@@ -112,7 +112,7 @@ class AC(AcSettings):
                 params, lr=self.lr, weight_decay=self.weight_decay, **fused(params)
             )
             fit(
-                lambda: objective.loss(model),
+                lambda: objective.draw(model),
                 optimizer,
                 self.steps,
                 ctx,

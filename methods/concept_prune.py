@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, IncompatibleError, Model, by_kind
+from bench import Card, Concept, Context, IncompatibleError, Model, Room, by_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,27 +102,28 @@ class ConceptPrune:
 
     def _norms(self, model: Model, texts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Return at each call the column norms ``(inputs,)`` of every layer's unit-length rows."""
+        import torch
         from torch.nn.functional import normalize
 
         from bench.models.hooks import inputs_of  # slow; not needed to plan a run
 
-        states = model.denoise(
-            model.initial_noise([self.seed] * len(texts)),
-            model.encode(texts),
-            self.guidance,
-            steps=self.steps,
-            sampler=self.sampler,
-        )
+        start, cond = model.initial_noise([self.seed] * len(texts)), model.encode(texts)
 
-        def squares(rows: Tensor) -> Tensor:
-            return normalize(rows.float().flatten(0, -2), dim=-1).square().sum(0)
+        def squares(inputs: Tensor) -> Tensor:
+            return normalize(inputs.float().flatten(0, -2), dim=-1).square().sum(0)
 
-        with inputs_of(_feed_forwards(model), squares) as seen:
-            return [
-                {name: total.sqrt() for name, total in seen.items()}
-                for call, _ in enumerate(islice(states, self.calls + 1))
-                if call
-            ]
+        def work(rows: slice) -> list[dict[str, Tensor]]:
+            states = model.denoise(
+                start[rows], cond[rows], self.guidance, steps=self.steps, sampler=self.sampler
+            )
+            with inputs_of(_feed_forwards(model), squares) as seen:
+                return [dict(seen) for call, _ in enumerate(islice(states, self.calls + 1)) if call]
+
+        calls = zip(*Room(len(texts)).parts(len(texts), work), strict=True)
+        return [
+            {name: torch.stack([part[name] for part in call]).sum(0).sqrt() for name in call[0]}
+            for call in calls
+        ]
 
 
 def skilled(weight: Tensor, target: Tensor, base: Tensor, ratio: float) -> Tensor:

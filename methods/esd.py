@@ -106,5 +106,5 @@ class ESD(EsdSettings):
 
         with trainable(params.values()):
             optimizer = torch.optim.Adam(params.values(), lr=self.lr, **fused(params.values()))
-            fit(lambda: objective.loss(model), optimizer, self.steps, ctx, before_step=spare_pruned)
+            fit(lambda: objective.draw(model), optimizer, self.steps, ctx, before_step=spare_pruned)
         return model

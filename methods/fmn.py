@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from bench import (
+    Batch,
     Card,
     Concept,
     Context,
@@ -95,21 +97,26 @@ class FMN:
         clip = self.params == "attn2"  # the published code clips in this mode only
         rng = torch.Generator().manual_seed(seed)
 
-        def loss() -> Tensor:
+        maps: dict[str, Tensor] = {}
+
+        def draw() -> Batch:
             i = int(torch.randint(len(prompts), (1,), generator=rng))
             x0, row = latents[i : i + 1], slice(i % len(texts), i % len(texts) + 1)
             noise = torch.randn(x0.shape, generator=rng).to(x0.device)
             t = torch.randint(1000, (1,), generator=rng).to(x0.device)
-            with attention_maps(model) as maps:
+
+            def error(_: slice) -> Tensor:
                 model.predict_noise(model.add_noise(x0, noise, t), t, cond[row])
-            return attention_norm(maps, where[row])
+                return attention_norm(list(maps.values()), where[row])
+
+            return Batch(1, error, partial(attention_maps, model, maps))
 
         with trainable(model.parameters("esd-x" if clip else "full").values()) as params:
             optimizer = torch.optim.AdamW(
                 params, lr=self.lr, weight_decay=self.weight_decay, **fused(params)
             )
             clipped = (lambda: torch.nn.utils.clip_grad_norm_(params, 1.0)) if clip else None
-            fit(loss, optimizer, self.steps, ctx, before_step=clipped)
+            fit(draw, optimizer, self.steps, ctx, before_step=clipped)
         return model
 
 
@@ -172,30 +179,33 @@ def invert(
 
 
 @contextmanager
-def attention_maps(model: Model) -> Iterator[list[Tensor]]:
-    """Collect the probabilities of each cross-attention, ``(batch * heads, pixels, tokens)``."""
+def attention_maps(model: Model, maps: dict[str, Tensor]) -> Iterator[None]:
+    """Put the latest probabilities of each cross-attention into ``maps``, which is empty at the end.
+
+    They are ``(batch * heads, pixels, tokens)``, by layer.
+    """
     from diffusers.models.attention_processor import AttnProcessor
 
-    maps: list[Tensor] = []
-    layers = [m for name, m in model.pipe.unet.named_modules() if name.endswith("attn2")]
-    before = [layer.processor for layer in layers]
+    layers = {n: m for n, m in model.pipe.unet.named_modules() if n.endswith("attn2")}
+    before = {name: layer.processor for name, layer in layers.items()}
 
-    def keep(scores: Any) -> Any:
+    def keep(name: str, scores: Any) -> Any:
         def recorded(*args: Any, **kwargs: Any) -> Tensor:
-            maps.append(scores(*args, **kwargs))
-            return maps[-1]
+            maps[name] = scores(*args, **kwargs)
+            return maps[name]
 
         return recorded
 
-    for layer in layers:
+    for name, layer in layers.items():
         layer.set_processor(AttnProcessor())  # the one that computes probabilities
-        layer.get_attention_scores = keep(layer.get_attention_scores)
+        layer.get_attention_scores = keep(name, layer.get_attention_scores)
     try:
-        yield maps
+        yield
     finally:
-        for layer, processor in zip(layers, before, strict=True):
+        maps.clear()
+        for name, layer in layers.items():
             del layer.get_attention_scores
-            layer.set_processor(processor)
+            layer.set_processor(before[name])
 
 
 def attention_norm(maps: Sequence[Tensor], where: Tensor) -> Tensor:

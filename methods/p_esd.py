@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from bench import Card, Concept, Context, Model, ParameterGroup, fit, trainable
+from bench import Batch, Card, Concept, Context, Model, ParameterGroup, fit, trainable
 from methods.esd import EsdSettings
 
 if TYPE_CHECKING:
@@ -46,18 +46,20 @@ class MaskSettings:
         ctx: Context,
     ) -> Model:
         """Learn masks that minimise an objective; set the pruned weights to zero."""
-        import torch
-
         from methods._masks import SoftMasks, prunable  # slow; not needed to plan a run
+
+        latest: list[Batch] = []
+
+        def draw() -> Batch:
+            latest[:] = [objective.draw(model)]
+            return latest[0]
 
         chosen = prunable(model, group)
         with trainable(chosen.values()):
             masks = SoftMasks(chosen, self, prunable(model.original(), group))
-            losses = fit(lambda: objective.loss(model), masks, self.steps, ctx)
+            losses = fit(draw, masks, self.steps, ctx)
         notes = masks.harden()
-        with torch.no_grad():
-            hard = objective.error(model)
-        model.notes.update(notes, soft_loss=losses[-1], hard_loss=hard.item())
+        model.notes.update(notes, soft_loss=losses[-1], hard_loss=latest[0].value())
         return model
 
 

@@ -47,7 +47,7 @@ def objective(model, kind="object", shown=None, **changes):
 @pytest.mark.parametrize("target", ["model", "noise"])
 @pytest.mark.parametrize(("border", "prior"), [(0, 0.0), (1, 0.0), (1, 0.5)])
 def test_loss_equals_the_formula(tiny, target: str, border: int, prior: float) -> None:
-    value = objective(tiny, target=target, border=border, prior=prior).loss(tiny)
+    value = objective(tiny, target=target, border=border, prior=prior).draw(tiny).value()
     shown, rng = examples(tiny), torch.Generator().manual_seed(5)
     visited = torch.randperm(6, generator=rng)[:4].tolist()
     others = torch.randperm(6, generator=rng)[:4].tolist() if prior else []
@@ -72,7 +72,7 @@ def test_loss_equals_the_formula(tiny, target: str, border: int, prior: float) -
         total += float(inside.sum()) / (side - 2 * border) ** 2 / 4
     for k in range(4, len(rows)):  # the anchor's own prompt, the noise, no mask, a plain mean
         total += prior * float(((predict(k, rows[k].text) - noise[k]) ** 2).mean()) / 4
-    assert value.item() == pytest.approx(total, rel=1e-4)
+    assert value == pytest.approx(total, rel=1e-4)
 
 
 def test_the_prior_term_has_no_other_gradient_than_its_own(tiny) -> None:
@@ -82,7 +82,10 @@ def test_the_prior_term_has_no_other_gradient_than_its_own(tiny) -> None:
         for p in params:
             p.requires_grad_(True)
         torch.manual_seed(0)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(o.loss(student), params)])
+        batch = o.draw(student)
+        with batch.within():
+            loss = batch.error(slice(0, batch.rows))
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
 
     one, two, three = (gradient(w) for w in (1.0, 2.0, 3.0))
     assert torch.allclose(two - one, three - two, atol=1e-3 * float((two - one).abs().max()))
@@ -94,7 +97,7 @@ def test_each_example_is_visited_once_a_round(tiny) -> None:
     o = objective(tiny, shown=shown, batch=3)
     o._view = lambda image: (seen.append(image), (image, torch.ones(o.side, o.side), ""))[1]
     for _ in range(4):
-        o.loss(tiny)
+        o.draw(tiny)
     ids = [id(image) for image in seen]
     assert set(ids[:6]) == set(ids[6:]) == {id(e.image) for e in shown}
 
@@ -107,7 +110,7 @@ def test_prompts_are_rewritten_and_images_mirrored_at_each_visit(tiny) -> None:
     tiny.encode = lambda t: (texts.extend(t), encode(t))[1]
     tiny.encode_images = lambda i: (images.extend(i), encode_images(i))[1]
     o = objective(tiny, kind="style", shown=[one], batch=12, hflip=True, target="noise")
-    o.loss(tiny)
+    o.draw(tiny)
     assert set(texts) == {
         "a painting of a cat, in the style of van gogh",
         "in van gogh's style, a painting of a cat",
@@ -196,7 +199,7 @@ def test_teachers_differ_once_the_student_moved(tiny) -> None:
         with torch.no_grad():
             for p in student.parameters("esd-x-strict").values():
                 p.mul_(1.5)
-        values.append(o.loss(student).item())
+        values.append(o.draw(student).value())
     assert values[0] != pytest.approx(values[1], rel=1e-3)
 
 
@@ -336,7 +339,9 @@ def test_one_ac_step_equals_adamw_on_the_formula(tiny, ctx) -> None:
     params = tiny.parameters("esd-x-strict")
     for p in params.values():
         p.requires_grad_(True)
-    o.loss(tiny).backward()
+    batch = o.draw(tiny)
+    with batch.within():
+        batch.error(slice(0, 4)).backward()
     for name, p in params.items():
         expected = p.detach() * (1 - 1e-3 * 0.01) - 1e-3 * p.grad / (p.grad.abs() + 1e-8)
         sure = p.grad.abs() > 1e-6  # smaller ones are rounding, which Adam blows up to a full step

@@ -27,8 +27,11 @@ def test_attention_norm_equals_a_loop_over_heads(tiny) -> None:
             for t, w in zip(texts, ("church", "house"), strict=True)
         ]
     )
-    with attention_maps(tiny) as maps:
+    found: dict[str, torch.Tensor] = {}
+    with attention_maps(tiny, found):
         tiny.predict_noise(tiny.initial_noise([0, 1]), torch.tensor([400, 400]), tiny.encode(texts))
+        maps = list(found.values())
+    assert not found
     total = 0.0
     for layer in maps:
         heads = layer.shape[0] // 2
@@ -45,7 +48,7 @@ def test_attention_norm_equals_a_loop_over_heads(tiny) -> None:
 def test_recording_leaves_the_model_as_it_was(tiny) -> None:
     x, t, cond = tiny.initial_noise([0]), torch.tensor([400]), tiny.encode(["a church"])
     before = tiny.predict_noise(x, t, cond)
-    with attention_maps(tiny):
+    with attention_maps(tiny, {}):
         during = tiny.predict_noise(x, t, cond)
     assert torch.allclose(before, during, atol=1e-5)
     assert torch.equal(tiny.predict_noise(x, t, cond), before)
@@ -71,11 +74,12 @@ def test_positions_and_the_padding_trap(tiny) -> None:
 def test_fmn_lowers_the_attention(tiny, ctx) -> None:
     def attention(model):
         where = concept_positions(model, "a photo of church", "church", "eos")[None]
-        with attention_maps(model) as maps, torch.no_grad():
+        maps: dict[str, torch.Tensor] = {}
+        with attention_maps(model, maps), torch.no_grad():
             model.predict_noise(
                 model.initial_noise([7]), torch.tensor([500]), model.encode(["a photo of church"])
             )
-        return float(attention_norm(maps, where))
+            return float(attention_norm(list(maps.values()), where))
 
     erased = finished("methods", "fmn", CHURCH, steps=10, lr=1e-3, images=2).erase(
         tiny.copy(), CHURCH, ctx

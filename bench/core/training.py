@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.core.devices import free_bytes
+from bench.core.memory import Room
 from bench.core.types import Context
 from bench.errors import IncompatibleError, PluginError
 
@@ -15,8 +19,38 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a step of :func:`fit` learns from: rows whose errors are averaged.
+
+    Where memory is short, a step takes some rows at a time. Their gradients add up to the whole batch's.
+
+    Args:
+        rows: How many.
+        error: Returns the mean error of some of them, a scalar, with gradients. It draws nothing.
+        within: Opens what must hold until gradients are taken, such as hooks: passes may be computed again.
+    """
+
+    rows: int
+    error: Callable[[slice], Tensor]
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def share(self, rows: slice) -> Tensor:
+        """Return what some rows add to the error of all."""
+        n = rows.stop - rows.start
+        error = self.error(rows)
+        return error if n == self.rows else error * (n / self.rows)
+
+    def value(self) -> float:
+        """Return the error of all rows, without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return sum(Room(self.rows).parts(self.rows, lambda rows: self.share(rows).item()))
+
+
 def fit(
-    loss: Callable[[], Tensor],
+    loss: Callable[[], Batch | Tensor],
     optimizer: Any,
     steps: int,
     ctx: Context,
@@ -28,7 +62,8 @@ def fit(
     """Minimise a loss; return the loss before each step.
 
     Args:
-        loss: Draws a batch and returns its loss, a scalar.
+        loss: Draws a batch and returns it, or its loss, a scalar. With a :class:`Batch` a step that runs
+            out of memory is taken again, with the same draws and half as many rows at a time.
         optimizer: An optimiser of torch, or an object with ``zero_grad``, ``step`` and ``param_groups``.
         steps: Number of steps.
         ctx: Gets the progress.
@@ -39,18 +74,15 @@ def fit(
     Raises:
         PluginError: The loss is not finite.
     """
-    import torch
-
     _check_memory(optimizer, ctx.device)
-    losses = []
+    losses: list[float] = []
+    room = Room(sys.maxsize)
     for step in range(steps):
-        value = loss()
-        losses.append(value.item())
-        if not torch.isfinite(value):
+        value = _take_gradients(loss(), optimizer, room)
+        losses.append(value)
+        if not math.isfinite(value):
             rate = optimizer.param_groups[0]["lr"]
-            raise PluginError(f"the loss is {losses[-1]} at step {step}: lower lr ({rate})")
-        optimizer.zero_grad()
-        value.backward()
+            raise PluginError(f"the loss is {value} at step {step}: lower lr ({rate})")
         if before_step:
             before_step()
         optimizer.step()
@@ -58,6 +90,27 @@ def fit(
             after_step()
         ctx.progress(stage, step + 1, steps)
     return losses
+
+
+def _take_gradients(drawn: Batch | Tensor, optimizer: Any, room: Room) -> float:
+    """Add up the gradients of a batch's rows; return its error."""
+    import torch
+
+    batch = drawn if isinstance(drawn, Batch) else Batch(1, lambda _: drawn)
+    while True:
+        optimizer.zero_grad()  # of the step before, or of parts of this one
+        at_once, value = min(room.at_once, batch.rows), 0.0
+        try:
+            for start in range(0, batch.rows, at_once):
+                with batch.within():
+                    part = batch.share(slice(start, min(batch.rows, start + at_once)))
+                    part.backward()
+                value += part.item()
+        except torch.OutOfMemoryError:
+            if not room.halve(at_once):
+                raise
+            continue
+        return value
 
 
 def fused(parameters: Iterable[Tensor]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Parameter
 
+from bench.core.memory import Room
 from bench.core.protocols import Guidance, ParameterGroup
 from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
 from bench.errors import IncompatibleError, SpecError
@@ -21,7 +22,6 @@ from bench.models.clip import cleaned
 from bench.models.schedule import NoisySteps, Schedule
 from bench.sources.catalog import Sampling
 
-Rows = TypeVar("Rows", Tensor, Sequence[Image.Image])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PIXELS = 4 * 512**2  # for the autoencoder at once: its layers need more memory than the denoiser's
 
@@ -51,6 +51,7 @@ class DiffusersModel:
         self.refuse: Callable[[str], bool] | None = (
             None  # says which texts are not drawn: their images are black
         )
+        self._rooms: dict[int, Room] = {}
         self.schedule = Schedule(pipe.scheduler)
         for part in (pipe.unet, pipe.text_encoder, pipe.vae):
             part.eval().requires_grad_(False)
@@ -271,14 +272,16 @@ class DiffusersModel:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return scaled posterior means of images, ``(batch, c, h, w)`` float32."""
-        means = []
-        for part in _chunks(images, images[0].width * images[0].height):
-            pixels = np.stack([np.array(image.convert("RGB")) for image in part])
+
+        def work(rows: slice) -> Tensor:
+            pixels = np.stack([np.array(image.convert("RGB")) for image in images[rows]])
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.dtype)
             with torch.no_grad():
                 mean: Tensor = self.pipe.vae.encode(x / 127.5 - 1).latent_dist.mean
-            means.append(mean.float() * self.pipe.vae.config.scaling_factor)
-        return torch.cat(means)
+            return mean.float() * self.pipe.vae.config.scaling_factor
+
+        room = self._room(images[0].width * images[0].height)
+        return torch.cat(list(room.parts(len(images), work)))
 
     # ------------------------------------------------------------------ black box
     def generate(
@@ -299,26 +302,14 @@ class DiffusersModel:
             return self._sample(prompts[part], given, sampler_noise and sampler_noise[part])
 
         images: list[Image.Image] = []
-        for latents in self._parts_that_fit(len(prompts), sample):
+        room = Room(self.batch_size)
+        for latents in room.parts(len(prompts), sample):
+            self.batch_size = min(self.batch_size, room.at_once)
             images += self._screened(self._decode(latents))
         return [
             _black(image) if self.refuses(prompt) else image
             for prompt, image in zip(prompts, images, strict=True)
         ]
-
-    def _parts_that_fit(self, n: int, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
-        """Yield what ``work`` returns for each batch; when memory runs out, batches are halved."""
-        done = 0
-        while done < n:
-            try:
-                result = work(slice(done, done + self.batch_size))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size //= 2
-                continue
-            done += self.batch_size
-            yield result
 
     def _sample(
         self,
@@ -345,31 +336,29 @@ class DiffusersModel:
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         size = (latents.shape[-2] * latents.shape[-1]) * self.pipe.vae_scale_factor**2
-        return [image for part in _chunks(latents, size) for image in self._decode_chunk(part)]
+        parts = self._room(size).parts(len(latents), lambda r: self._decode_some(latents[r]))
+        return [image for part in parts for image in part]
 
-    def _decode_chunk(self, latents: Tensor) -> Iterator[Image.Image]:
+    def _room(self, size: int) -> Room:
+        """Return for how many images of ``size`` pixels the autoencoder has memory at once."""
+        return self._rooms.setdefault(size, Room(max(1, min(64, _PIXELS // size))))
+
+    def _decode_some(self, latents: Tensor) -> list[Image.Image]:
         scaled = (latents / self.pipe.vae.config.scaling_factor).to(self.dtype)
         with torch.no_grad():
             x = self.pipe.vae.decode(scaled, return_dict=False)[0].float()
         pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
         drawn, decoded = (v.isfinite().flatten(1).all(1).tolist() for v in (latents, x))
-        for array, *finite in zip(pixels.cpu().numpy(), drawn, decoded, strict=True):
-            image = Image.fromarray(array)
+        images = [Image.fromarray(array) for array in pixels.cpu().numpy()]
+        for i, finite in enumerate(zip(drawn, decoded, strict=True)):
             if not all(finite):
-                image = _black(image)
-                image.info[UNSCORED] = f"{'pixels' if finite[0] else 'latents'} are not finite"
-            yield image
+                images[i] = _black(images[i])
+                images[i].info[UNSCORED] = f"{'pixels' if finite[0] else 'latents'} are not finite"
+        return images
 
 
 def _black(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size)
-
-
-def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
-    """Yield slices of the rows, of ``size`` pixels each, that the autoencoder takes at once."""
-    step = max(1, min(64, _PIXELS // size))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
 
 
 _UNTRAINED = ("time_embedding.", "conv_norm_out.", "conv_out.")  # in the first code of ESD-u

@@ -5,12 +5,14 @@ A neuron is a channel of what enters the second convolution of a ResNet block, `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bench.core.devices import double
+from bench.core.memory import Room
 from bench.core.protocols import Model
 from bench.core.types import Prompt
 from bench.errors import IncompatibleError
@@ -72,17 +74,22 @@ def concept_scores(
     Returns:
         Scores ``(channels,)`` by layer.
     """
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    for part in (prompts[i : i + batch] for i in range(0, len(prompts), batch)):
-        both = (neuron_maps(model, part) for model in (original, erased))
+
+    def work(rows: slice) -> tuple[Counter[str], Maps]:
+        """Add up some prompts' differences, and say how many there are."""
+        counts, totals = Counter[str](), Maps()
+        both = (neuron_maps(model, prompts[rows]) for model in (original, erased))
         for (_, before), (_, after) in zip(*both, strict=True):
             for name in before:
                 z = before[name] - after[name]
-                values = double(z.abs() if absolute else z)
-                totals[name] = totals.get(name, torch.tensor(0.0)) + values.sum((0, 2, 3))
-                counts[name] = counts.get(name, 0) + z.shape[0] * z.shape[2] * z.shape[3]
-    return {name: total.cpu() / counts[name] for name, total in totals.items()}
+                values = double(z.abs() if absolute else z).sum((0, 2, 3))
+                totals[name] = totals[name] + values if name in totals else values
+                counts[name] += z.shape[0] * z.shape[2] * z.shape[3]
+        return counts, totals
+
+    counts, sums = zip(*Room(batch).parts(len(prompts), work), strict=True)
+    n = sum(counts, Counter[str]())
+    return {name: torch.stack([s[name] for s in sums]).sum(0).cpu() / n[name] for name in n}
 
 
 def zero_neurons(model: Model, chosen: Mapping[str, Sequence[int]]) -> None:
