@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from bench.core.foreign import let_user_stop
@@ -18,7 +20,7 @@ def announced(group: str) -> dict[str, str]:
         PluginLoadError: Two have the same name.
     """
     table: dict[str, str] = {}
-    for ep in entry_points(group=group):
+    for ep in _points(entry_points, group, tuple(sys.path)):
         name = f"{ep.dist.name if ep.dist else '?'}/{ep.name}"
         if name in table:
             raise PluginLoadError(
@@ -27,6 +29,12 @@ def announced(group: str) -> dict[str, str]:
             )
         table[name] = ep.value
     return table
+
+
+@cache
+def _points(read: Callable[..., EntryPoints], group: str, _path: tuple[str, ...]) -> EntryPoints:
+    """Read a group once for each search path: it takes 10 ms with some 150 distributions."""
+    return read(group=group)
 
 
 def imported(what: str, place: str, *, foreign: bool = True) -> Any:

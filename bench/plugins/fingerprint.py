@@ -15,11 +15,13 @@ import hashlib
 import importlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 FAMILIES = ("methods", "attacks", "evaluators")
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 _INSTALLED = {"site-packages", "dist-packages"}
 LISTING = Path(__file__).with_name("fingerprints.json")
 
@@ -59,7 +61,7 @@ def _sources(module: str) -> dict[str, bytes]:
             continue
         found[name] = _source(path)
         package = name if path.stem == "__init__" else name.rpartition(".")[0]
-        for node in ast.walk(_parsed(found[name])):
+        for node in _statements(_parsed(found[name])):
             todo += [n for n in _imported(node, package) if _is_own(n, module)]
     return found
 
@@ -110,6 +112,15 @@ def _parsed(source: bytes) -> ast.AST:
         return ast.parse(source)
     except (SyntaxError, ValueError):  # whoever imports it will hear of it
         return ast.Module([], [])
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every statement inside a node: imports are nowhere else, and expressions are many."""
+    for block in _BLOCKS:
+        inside = getattr(node, block, ())
+        for statement in inside if isinstance(inside, list) else ():
+            yield statement
+            yield from _statements(statement)
 
 
 def _imported(node: ast.AST, package: str) -> list[str]:

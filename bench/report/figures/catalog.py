@@ -6,13 +6,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import astuple, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UnknownNameError
-from bench.report.figures.select import Wanted
-from bench.report.figures.style import Drawing
-from bench.report.text import csv_cell
-from bench.store.record import Record
+
+if TYPE_CHECKING:  # a list of names needs none of these
+    from bench.report.figures.select import Wanted
+    from bench.report.figures.style import Drawing
+    from bench.store.record import Record
 
 FIGURES = {
     "pareto": "concept erasing rate against what is kept, with the Pareto front",
@@ -25,7 +26,7 @@ FIGURES = {
 }
 ALONE = ("pareto", "budget", "threshold")
 """Those that records alone are enough for; for the others a model runs (:mod:`bench.engine.figures`)."""
-Made = tuple[Drawing, Sequence[Any]]
+Made = tuple["Drawing", Sequence[Any]]
 """A drawing and its numbers: dataclasses of one kind."""
 
 
@@ -75,6 +76,8 @@ def _threshold(records: Sequence[Record], wanted: Wanted) -> Made:
 
 def csv_of(numbers: Sequence[Any]) -> str:
     """Return a figure's numbers as CSV, a column for each field; what is unknown is empty."""
+    from bench.report.text import csv_cell
+
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([field.name for field in fields(numbers[0])])
