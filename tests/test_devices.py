@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from bench import double
+from bench.cli.options import Request
 from bench.core import devices
+from bench.engine.runner import Runner
+from bench.engine.settings import Settings
 from bench.errors import SpecError
+from bench.models import delta, load_model
+from bench.models.diffusers import DTYPES
+from bench.plan.asked import options
+from bench.plan.plan import plan
+from bench.plan.spec import Spec
+from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
 
 
 @pytest.mark.parametrize(
@@ -60,8 +70,97 @@ def test_a_record_says_what_a_gpu_did(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     expected = {"device": "NVIDIA H200", "matmul": "TF32", "peak_device_memory_mb": "3072"}
-    assert devices.facts("cuda") == expected
+    assert devices.facts("cuda") == expected | {"layout": "channels last"}
     assert devices.described("cuda:0") == "cuda:0 (NVIDIA H200, float32 products in TF32)"
+
+
+def test_a_gpu_is_known_by_its_name_and_torch_waits_for_a_driver(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "_first", lambda: "cuda")
+    assert [devices.is_gpu(name) for name in ("cuda", "cuda:1", "cpu", "mps")] == [True] * 2 + [
+        False
+    ] * 2
+    monkeypatch.setattr(devices, "_DRIVERS", ("/", "/nowhere"))
+    assert devices.is_gpu("auto")
+    monkeypatch.setattr(devices, "_DRIVERS", ("/nowhere",))
+    monkeypatch.setattr(devices, "_first", lambda: pytest.fail("torch was asked"))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert not devices.is_gpu("auto")
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "asked", "drawn"),
+    [
+        ("sd14", "cuda", "auto", "bf16"),
+        ("sd14", "cuda:1", "fp32", "fp32"),
+        ("sd14", "cpu", "auto", "fp32"),
+        ("emoji-sd", "cuda", "auto", "fp32"),
+        ("emoji-sd", "cuda", "fp16", "fp16"),
+    ],
+)
+def test_photographs_are_drawn_in_half_precision_on_a_gpu(model, device, asked, drawn) -> None:
+    request = Request(["uce"], None, ["church"], model, dtype=asked)
+    (spec,) = request.specs(device=device)
+    assert spec.dtype == drawn
+    assert options(spec)[options(spec).index("--dtype") + 1] == drawn
+
+
+def test_a_matrix_says_its_type_itself() -> None:
+    """It is the same experiment on every machine."""
+    specs = Request(suite="paper-style").specs(device="cuda")
+    assert {spec.dtype for spec in specs} == {"fp32"}
+    stated = Request(suite="paper-style", dtype="bf16").specs(["dtype"], "cuda")
+    assert {spec.dtype for spec in stated} == {"bf16"}
+
+
+def test_convolutions_read_channels_last_on_a_gpu_and_nothing_else_changes(monkeypatch) -> None:
+    plain = load_model("tiny-random")
+    monkeypatch.setattr(devices, "_is_cuda", lambda device: True)
+    model = load_model("tiny-random")
+    weight = model.pipe.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.cast("bf16").pipe.vae.decoder.conv_in.weight.stride() == (
+        model.pipe.vae.decoder.conv_in.weight.stride()
+    )
+    assert delta.diff(plain, model) == {}
+    for share in (0.001, 0.3):  # a mask of places, and one of bits
+        changes = []
+        for base in (plain, model):
+            erased = base.copy()
+            rng = torch.Generator().manual_seed(0)
+            for i, p in enumerate(erased.parameters("full").values()):
+                gone = torch.rand(p.shape, generator=rng) < share
+                p.data[gone] = 0.5 if i == 3 else 0
+            change = delta.from_bytes(delta.to_bytes(delta.diff(base, erased)))
+            again = delta.apply(base, change)
+            assert delta.diff(erased, again) == {}
+            assert delta.diff(delta.revert(again, change, base), base) == {}
+            changes.append(change)
+        assert delta.to_bytes(changes[0]) == delta.to_bytes(changes[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_compiled_denoiser_draws_the_same_and_is_in_the_record(
+    monkeypatch, few_steps, tmp_path, dtype
+) -> None:
+    """Compiled for real, but by the backend that needs no compiler; only what draws is compiled."""
+    real, compiled = torch.nn.Module.compile, []
+
+    def compile_(self) -> None:
+        compiled.append(next(self.parameters()).dtype)
+        real(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    spec = Spec("tiny-random", (Ref("uce"),), (Ref("none"),), ("church",), limit=3, dtype=dtype)
+    (job,) = plan(spec)
+    first, second = (
+        Runner(Settings(artifacts=Artifacts(tmp_path / str(on)), compiled=on)).run(job)
+        for on in (False, True)
+    )
+    assert compiled == [DTYPES[dtype]]
+    assert second.environment["denoiser"] == "compiled"
+    assert "denoiser" not in first.environment
+    assert [r.own for r in second.rows] == [pytest.approx(r.own, abs=1e-3) for r in first.rows]
 
 
 def test_float64_moves_to_the_cpu_where_a_device_lacks_it() -> None:

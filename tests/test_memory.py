@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from fakes import finished
 from torch.autograd.graph import saved_tensors_hooks
 
-from bench import Concept, PluginError, fit, fused
+from bench import Batch, Concept, PluginError, fit, fused
 from bench.core import devices
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
@@ -18,6 +19,7 @@ from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import erasure_cell
 from bench.plugins.registry import Ref
+from bench.store.artifacts import Artifacts
 from methods._masks import prunable
 
 CHURCH = Concept("church", "object", "house")
@@ -52,8 +54,8 @@ def test_a_model_that_is_nobodys_copy_gives_a_copy_of_itself(tiny) -> None:
 
 def test_an_erased_model_does_not_lead_to_the_base(monkeypatch) -> None:
     """An attack gets the erased model; and what changed is written once, for it may be gigabytes."""
-    made, to_bytes = [], delta.to_bytes
-    monkeypatch.setattr(delta, "to_bytes", lambda change: (made.append(1), to_bytes(change))[1])
+    made, stored = [], delta.stored
+    monkeypatch.setattr(delta, "stored", lambda change: (made.append(1), stored(change))[1])
     cell = erasure_cell("tiny-random", Ref.parse("esd:steps=1"), CHURCH)
     erased = Runner(Settings()).erase(cell)
     assert erased.model.source is None
@@ -77,11 +79,158 @@ def test_adam_is_fused_where_all_is_on_a_gpu() -> None:
     assert fused([gpu, cpu]) == fused([cpu]) == {}
 
 
-@pytest.mark.parametrize(("gigabytes", "small"), [(24, True), (80, False)])
-def test_a_small_gpu_keeps_few_activations(monkeypatch, gigabytes: int, small: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gigabytes * 2**30))
-    assert devices.is_small("cuda") is small
-    assert not devices.is_small("cpu")
+@pytest.mark.parametrize(("free", "reserved", "short"), [(24, 0, True), (20, 20, False)])
+def test_where_a_gpu_has_little_free_memory_few_activations_are_kept(
+    monkeypatch, free: int, reserved: int, short: bool
+) -> None:
+    """What the library has reserved and not given out is free, too."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: reserved // 2 * 2**30)
+    assert devices.is_short("cuda") is (free + reserved / 2 < 30) is short
+    assert not devices.is_short("cpu")
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_parts(ctx) -> None:
+    """Least squares in float64. Memory ends at first, and again in the middle of the second step."""
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 7, 4, generator=rng, dtype=torch.float64)
+    goals = torch.randn(3, 7, generator=rng, dtype=torch.float64)
+    weight, expected = (torch.zeros(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    sizes, step = [], iter(range(3))
+
+    def draw() -> Batch:
+        i = next(step)
+
+        def error(part: slice) -> torch.Tensor:
+            sizes.append(part.stop - part.start)
+            if len(sizes) in {1, 6}:
+                raise torch.OutOfMemoryError
+            return (rows[i, part] @ weight - goals[i, part]).square().mean()
+
+        return Batch(7, error)
+
+    losses = []
+    for i in range(3):
+        loss = (rows[i] @ expected - goals[i]).square().mean()
+        losses.append(loss.item())
+        expected.data -= 0.1 * torch.autograd.grad(loss, expected)[0]
+    found = fit(draw, torch.optim.SGD([weight], 0.1), 3, ctx)
+    assert sizes == [7, 3, 3, 1, 3, 3, *[1] * 14]
+    assert found == pytest.approx(losses, rel=1e-14)
+    assert torch.allclose(weight, expected, rtol=1e-13)
+
+
+def test_one_row_that_does_not_fit_is_the_end(ctx) -> None:
+    def error(part: slice) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(lambda: Batch(3, error), torch.optim.SGD([weight]), 1, ctx)
+
+
+FEW = {"batch": 4, "steps": 3, "sampling_steps": 4, "reuse": 2}
+AC = {"batch": 4, "steps": 2, "images": 4, "augment": True, "prior": 0.5}
+IN_PARTS = {
+    "esd": FEW,
+    "p-esd": {**FEW, "eps": 1e-9, "m0": 0.05},
+    "np-esd": {**FEW, "images": 3},
+    "pre-prune": FEW,
+    "ac": AC,
+    "p-ac": {**AC, "eps": 1e-9, "m0": 0.05, "lr": 0.1},
+    "concept-prune": {"steps": 4, "calls": 2, "words": "emoji"},
+}
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_method_gives_the_same_with_too_little_memory(exact, ctx, monkeypatch, name) -> None:
+    """Denoiser passes of more than two rows fail. All in float64, so that only rounding is left."""
+    sizes, limit = [], 99
+
+    def predict(self, latents, t, cond):
+        if len(latents) > limit:
+            raise torch.OutOfMemoryError
+        sizes.append(len(latents))
+        latents, cond = latents.double(), cond.double()
+        return self.pipe.unet(latents, t, encoder_hidden_states=cond, return_dict=False)[0]
+
+    monkeypatch.setattr(DiffusersModel, "predict", predict)
+
+    def erased() -> DiffusersModel:
+        method = finished("methods", name, CHURCH, **IN_PARTS[name])
+        return method.erase(delta.private(exact), CHURCH, ctx)
+
+    whole, at_once = erased(), max(sizes)
+    sizes.clear()
+    limit = 2
+    parts = erased()
+    assert at_once > max(sizes) == 2
+    assert parts.notes.keys() == whole.notes.keys()
+    for key, note in whole.notes.items():
+        assert parts.notes[key] == (pytest.approx(note) if isinstance(note, float) else note)
+    before, after = delta.weights(whole), delta.weights(parts)
+    assert delta.digest(delta.diff(exact, whole)) != delta.digest({})
+    for key, value in before.items():
+        assert torch.allclose(after[key], value, rtol=1e-9, atol=1e-12), key
+
+
+def test_relearning_gives_the_same_with_too_little_memory(exact, ctx, monkeypatch) -> None:
+    latents = exact.initial_noise(range(5)).double()
+    texts, real, sizes = ["a church"] * 5, DiffusersModel.predict, []
+
+    def predict(self, latents, t, cond):
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError
+        return real(self, latents, t, cond)
+
+    attack = finished("attacks", "relearn", CHURCH, steps=2)
+    whole = attack.tune(exact.copy(), latents, texts, ctx)
+    monkeypatch.setattr(DiffusersModel, "predict", predict)
+    assert attack.tune(exact.copy(), latents, texts, ctx) == pytest.approx(whole, rel=1e-5)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1]
+
+
+RECOMPUTED = {**IN_PARTS, "fmn": {"steps": 2, "images": 1, "inversion_steps": 1}}
+
+
+@pytest.mark.parametrize("name", [n for n in RECOMPUTED if n != "concept-prune"])
+def test_a_method_gives_the_same_with_gradient_checkpointing(tiny, tmp_path, name) -> None:
+    """Bit for bit, also where hooks change the passes that are computed again."""
+
+    def erased(*, recompute: bool) -> DiffusersModel:
+        settings = Settings(recompute=recompute, artifacts=Artifacts(tmp_path / str(recompute)))
+        cell = erasure_cell("tiny-random", Ref(name, RECOMPUTED[name]), CHURCH)
+        return Runner(settings).erase(cell).model
+
+    whole, again = erased(recompute=False), erased(recompute=True)
+    assert again.pipe.unet.is_gradient_checkpointing > whole.pipe.unet.is_gradient_checkpointing
+    before, after = delta.weights(whole), delta.weights(again)
+    assert any(not torch.equal(t, delta.weights(tiny)[key]) for key, t in before.items())
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def test_a_method_that_runs_out_of_memory_is_begun_again_with_checkpointing(
+    monkeypatch, caplog
+) -> None:
+    cell = erasure_cell("tiny-random", Ref.parse("esd:steps=1"), CHURCH)
+    expected = Runner(Settings(recompute=False)).erase(cell)
+    real, found = DiffusersModel.predict, []
+
+    def predict(self, *rest):
+        found.append(self.pipe.unet.is_gradient_checkpointing)
+        if torch.is_grad_enabled() and not found[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *rest)
+
+    monkeypatch.setattr(DiffusersModel, "predict", predict)
+    with pytest.raises(PluginError, match="method esd raised .*out of memory"):
+        Runner(Settings(recompute=False, artifacts=Artifacts(Path("no")))).erase(cell)
+    short = Runner(Settings(artifacts=Artifacts(Path("short"))))
+    assert short.erase(cell).card["digest"] == expected.card["digest"]
+    assert found[-1]
+    assert "begun again with --recompute" in caplog.text
 
 
 def gradient(model) -> tuple[list[torch.Tensor], int]:

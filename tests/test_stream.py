@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from bench import AssetError, Prompt, Sample
+from bench.engine.folder import judge_images, match
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
 from bench.models.diffusers import DiffusersModel
@@ -119,6 +122,56 @@ def test_a_stopped_run_makes_only_what_is_missing(tmp_path, coco, given, made, m
     runner, cell = start(tmp_path / "cache", given, shard=2)
     assert runner.run(cell).measurements == whole.measurements
     assert made == [p.id for p in coco.prompts[4:]]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_no_more_images_are_alive_for_a_larger_set(
+    tmp_path, coco, given, monkeypatch, folder
+) -> None:
+    """A shard of four, and the copies that a judge gets, whatever the number of prompts."""
+    alive: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def counted(make):
+        def call(*args, **more):
+            nonlocal most
+            made = make(*args, **more)
+            found = made if isinstance(made, list) else [getattr(made, "image", made)]
+            alive[:] = [image for image in alive if image()] + [weakref.ref(i) for i in found]
+            most = max(most, len(alive))
+            return made
+
+        return call
+
+    monkeypatch.setattr(DiffusersModel, "generate", counted(DiffusersModel.generate))
+    for place in ("stream.shown", "judge.shown", "folder.open_image"):
+        module, name = place.split(".")
+        whole = sys.modules[f"bench.engine.{module}"]
+        monkeypatch.setattr(whole, name, counted(getattr(whole, name)))
+    seen, measures = (
+        {},
+        (Measure("fid", Ref("fid", {"reference": "folder"}), "set"), coco.measures[2]),
+    )
+    for n in (12, 120):
+        prompts = tuple(Prompt(str(i), f"a photo of a cat {i}", i) for i in range(n))
+        task = replace(coco, prompts=prompts, measures=measures)
+        most = 0
+        monkeypatch.setattr("bench.plan.plan.load_task", lambda *_, task=task, **__: task)
+        runner, job = start(tmp_path / str(n), given, shard=4)
+        if folder:
+            pictures = tmp_path / f"pictures-{n}"
+            pictures.mkdir()
+            for prompt in prompts:
+                Image.new("RGB", (32, 32), (int(prompt.id), 9, 9)).save(
+                    pictures / f"{prompt.id}.png"
+                )
+            matched = match(sorted(pictures.iterdir()), task)
+            result = judge_images(job, matched, runner.settings)
+        else:
+            result = runner.run(job)
+        assert (result.status, result.measurements["fid"].n) == ("ok", n)
+        seen[n] = most
+    assert seen[12] == seen[120] <= 4 + 4 + 2
 
 
 def test_unreadable_images_are_counted(tmp_path, coco, given, monkeypatch) -> None:

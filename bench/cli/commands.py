@@ -17,6 +17,7 @@ from bench.cli.options import (
     Assets,
     BatchSize,
     Corrected,
+    Compile,
     Device,
     Dtype,
     Fresh,
@@ -31,6 +32,7 @@ from bench.cli.options import (
     OwnConcept,
     Prompts,
     Protocol,
+    Recompute,
     Request,
     Results,
     Seed,
@@ -104,6 +106,8 @@ def run(
     keep_unsafe_images: KeepUnsafe = False,
     fresh: Fresh = False,
     max_hours: MaxHours = None,
+    recompute: Recompute = None,
+    compile_: Compile = False,
     json_: Json = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
@@ -120,7 +124,7 @@ def run(
     found = api.run(
         *specs, results=results, device=device, batch_size=batch_size, workers=workers,
         keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, max_hours=max_hours,
-        console=progress,
+        recompute=recompute, compiled=compile_, console=progress,
     )  # fmt: skip
     print_tables(cer_tables(found), Format.of(json_))
     remark(
@@ -430,7 +434,7 @@ def erase(
     from bench.engine.local import erase_cell
     from bench.engine.settings import Settings
     from bench.models.erasures import check_export
-    from bench.store.files import probe, write
+    from bench.store.files import probe, write_parts
 
     device = use(device)
     if export:
@@ -438,7 +442,7 @@ def erase(
     probe(out_)
     erased, files = erase_cell(cell, Settings(device), progress)
     for name, data in files.items():
-        write(out_ / name, data)
+        write_parts(out_ / name, data)
     card = erased.card
     changed = f"{card['tensors']} tensors changed, {card['zeroed']} weights zeroed"
     size = (out_ / "delta.safetensors").stat().st_size
@@ -535,7 +539,7 @@ def speed_attack(
     from bench.engine.settings import Settings
     from bench.engine.speed import compare
 
-    spec = Request([method], [attack], [task], model, limit=prompts).spec()
+    spec = Request([method], [attack], [task], model, limit=prompts).spec("cpu")
     settings = Settings(device, batch_size)
     table = compare(spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling)
     print_table(table, Format.of(json_))

@@ -167,6 +167,15 @@ Dtype = Annotated[
         rich_help_panel="Model",
     ),
 ]
+DrawnIn = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        help="Type of drawing and attacking: fp32, bf16 or fp16; auto is bf16 for photographs on a GPU, "
+        "else fp32.",
+        rich_help_panel="Model",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -274,6 +283,24 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON.", rich_help_panel="What is printed"),
 ]
+Recompute = Annotated[
+    bool | None,
+    typer.Option(
+        "--recompute/--no-recompute",
+        help="Erase with less memory and a third more time: keep few activations, compute them again "
+        "(gradient checkpointing). By default where a GPU has less than 30 GB free.",
+        show_default=False,
+        rich_help_panel="How it is computed",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the denoiser (torch.compile): minutes once, then faster passes.",
+        rich_help_panel="How it is computed",
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(
@@ -326,7 +353,7 @@ class Request:
     seed: Seeds = None
     erase_seed: EraseSeeds = None
     limit: Limit = None
-    dtype: Dtype = "fp32"
+    dtype: DrawnIn = "auto"
     asset: Assets = None
     world: World = None
     unet: Unet = None
@@ -344,11 +371,12 @@ class Request:
     matrix: MatrixFile = None
     suite: Suite = None
 
-    def specs(self, stated: Collection[str] = ()) -> tuple[Spec, ...]:
+    def specs(self, stated: Collection[str] = (), device: str = "cpu") -> tuple[Spec, ...]:
         """Return the requests, checked: one for each seed, and for each part of a matrix.
 
         Args:
             stated: The options that were given, which replace what a matrix says.
+            device: Where they run, which decides on the type of drawing if nobody does.
         """
         from bench.plan.matrix import read_matrix, seeded, suite
 
@@ -360,7 +388,9 @@ class Request:
         return tuple(
             spec
             for part in parts
-            for spec in seeded(part.spec(), tuple(part.seed or ()), tuple(part.erase_seed or ()))
+            for spec in seeded(
+                part.spec(device), tuple(part.seed or ()), tuple(part.erase_seed or ())
+            )
         )
 
     def _with(self, part: Part, stated: Collection[str]) -> Request:
@@ -376,8 +406,9 @@ class Request:
         }
         return replace(self, **{k: v for k, v in said.items() if k not in stated})
 
-    def spec(self) -> Spec:
+    def spec(self, device: str) -> Spec:
         """Return the request for the first seed, checked."""
+        from bench.core.devices import is_gpu
         from bench.plan.spec import Spec
         from bench.plugins.registry import Ref
         from bench.sources.catalog import joined, model_info
@@ -385,6 +416,9 @@ class Request:
 
         model = joined(self.model, prediction=self.prediction, config=self.config)
         world = model_info(model, cast("Any", self.world)).world
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "bf16" if world == "photo" and is_gpu(device) else "fp32"
         look = first_look(
             self.concept, world, self.prompts, self.judge, kind=self.kind, anchor=self.anchor
         )
@@ -395,7 +429,7 @@ class Request:
             (*look, *(self.task or ())),
             0,
             self.limit,
-            self.dtype,
+            dtype,
             given(self.asset),
             cast("Any", self.world),
             None if look else self.prompts,
@@ -432,7 +466,7 @@ def request(command: Callable[..., None]) -> Callable[..., None]:
             for field in fields(Request)
             if (source := ctx.get_parameter_source(field.name)) and source.name == "COMMANDLINE"
         ]
-        command(asked.specs(stated), **options)
+        command(asked.specs(stated, options.get("device", "cpu")), **options)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__annotations__ = {p.name: hints[p.name] for p in parameters}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import SpecError
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """Stands for the first of cuda, mps and cpu that this machine has."""
-_SMALL = 32 * 2**30
+_LITTLE = 30 * 2**30
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # on Linux; the second is Windows' for Linux
 _WITHOUT_FLOAT64 = {"mps"}
 
 
@@ -35,6 +38,25 @@ def use(name: str) -> str:
     if _is_cuda(device):
         torch.set_float32_matmul_precision("high" if _tf32() else "highest")
     return device
+
+
+def is_gpu(name: str) -> bool:
+    """Say whether a device's name stands for a GPU that computes fast in half precision.
+
+    Torch is not loaded where no driver is.
+    """
+    if name != AUTO:
+        return _is_cuda(name)
+    driver = sys.platform != "linux" or any(Path(node).exists() for node in _DRIVERS)
+    return driver and _is_cuda(_first())
+
+
+def laid_out(module: Any, device: str) -> None:
+    """Put the weights of a module's convolutions in the order in which a device reads them fastest."""
+    if _is_cuda(device):
+        import torch
+
+        module.to(memory_format=torch.channels_last)
 
 
 def _first() -> str:
@@ -62,6 +84,7 @@ def facts(device: str) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(device),
         "matmul": "TF32" if torch.get_float32_matmul_precision() == "high" else "fp32",
+        "layout": "channels last",
         "peak_device_memory_mb": str((peak_bytes(device) or 0) // 2**20),
     }
 
@@ -93,13 +116,10 @@ def free_bytes(device: str) -> int | None:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def is_small(device: str) -> bool:
-    """Say whether a GPU has so little memory that passes with gradients should keep little and redo it."""
-    if not _is_cuda(device):
-        return False
-    import torch
-
-    return torch.cuda.mem_get_info(device)[1] < _SMALL
+def is_short(device: str) -> bool:
+    """Say whether a GPU has so little free memory that passes with gradients should keep little."""
+    free = free_bytes(device)
+    return free is not None and free < _LITTLE
 
 
 def restart_peak(device: str) -> None:

@@ -84,6 +84,8 @@ def run(
     keep_unsafe: bool = False,
     fresh: bool = False,
     max_hours: float | None = None,
+    recompute: bool | None = None,
+    compiled: bool = False,
     console: Console = QUIET,
 ) -> Results:
     """Compute what is missing of a result matrix, and return all of it.
@@ -101,6 +103,8 @@ def run(
         fresh: Compute again what is there.
         max_hours: Begin no cell that would not be finished in this time, as far as finished cells tell;
             ``None`` is no end.
+        recompute: Erase with gradient checkpointing; ``None``: where memory is short.
+        compiled: Draw and attack with a compiled denoiser.
         console: Where progress is shown, and a line for each finished cell.
 
     Raises:
@@ -133,7 +137,10 @@ def run(
 
             device = _device(device, console)
             assets = {name: path for spec in specs for name, path in spec.assets.items()}
-            settings = Settings(device, batch_size, keep_images, keep_unsafe, cache, assets=assets)
+            settings = Settings(
+                device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
+                recompute=recompute, compiled=compiled,
+            )  # fmt: skip
             time.learn(device, store, cache)
             for record, _ in run_cells(todo.jobs, store, settings, console, crew, time.fits):
                 say(in_a_line(record), console)

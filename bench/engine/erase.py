@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
 
-from bench.core.devices import is_small
+from bench.core.devices import is_short
 from bench.core.digest import digest
 from bench.core.phrases import check_length
 from bench.core.protocols import Guidance, Method
 from bench.engine.guard import guard, plain
 from bench.engine.settings import Settings
-from bench.errors import ContractError
+from bench.errors import ContractError, PluginError
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell
@@ -26,6 +26,8 @@ from bench.store.artifacts import Artifacts
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.safety import unsafe
 from bench.tasks.tasks import Task
+
+log = logging.getLogger("bench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,13 @@ class Eraser:
 
     def original(self, cell: Cell) -> DiffusersModel:
         """Return a cell's base model in the type that is drawn in."""
-        return self._model(cell, cell.dtype)
+        return self._compiled(self._model(cell, cell.dtype))
+
+    def _compiled(self, model: DiffusersModel) -> DiffusersModel:
+        """Compile a model's denoiser, if the user wants it; copies of it are not compiled."""
+        if self.settings.compiled and model.pipe.unet._compiled_call_impl is None:
+            model.pipe.unet.compile()
+        return model
 
     def _model(self, cell: Cell, dtype: str) -> DiffusersModel:
         key = (cell.model, cell.world, dtype)
@@ -82,7 +90,8 @@ class Eraser:
                     device=self.settings.device,
                     batch_size=self.settings.batch_size,
                 )
-                if is_small(self.settings.device):
+                wanted = self.settings.recompute
+                if is_short(self.settings.device) if wanted is None else wanted:
                     model.pipe.unet.enable_gradient_checkpointing()
             else:
                 model = self.base(cell).cast(dtype)
@@ -111,11 +120,12 @@ class Eraser:
         card_path, delta_path = erasure_files(cache, cell)
         said, data = cache.load(card_path), cache.load(delta_path)
         if said is not None and data is not None:
-            card, change = json.loads(said), load(data)
+            card, change = json.loads(said), delta.from_bytes(data)
         else:
-            card, change, data = self._erase_now(cell, base)
+            card, change, form = self._erase_now(cell, base)
             card_path.unlink(missing_ok=True)  # an old card must not stand beside a new delta
-            cache.save(delta_path, data)
+            cache.save_parts(delta_path, form.pieces())
+            del form
             said = json.dumps(card, indent=1).encode()
             cache.save(card_path, said)
             card = json.loads(said)  # so that a made and a loaded card are equal
@@ -128,6 +138,7 @@ class Eraser:
             model = delta.apply(base, change)
         if cell.dtype != TRAIN:
             model = model.cast(cell.dtype)
+        model = self._compiled(model)
         erased = Erased(model, _weights_key(cell, cell.dtype, *name), card, cell.method.name)
         self._erased = (key, erased)
         return erased
@@ -141,30 +152,30 @@ class Eraser:
 
     def _erase_now(
         self, cell: Cell, base: DiffusersModel
-    ) -> tuple[dict[str, Any], delta.Delta, bytes]:
-        """Erase; return the card, what changed, and its bytes (perhaps gigabytes, so made once)."""
+    ) -> tuple[dict[str, Any], delta.Delta, delta.Form]:
+        """Erase; return the card, what changed, and its form in a file."""
         start = time.perf_counter()
         erased = self._method(cell, base)
         taken = time.perf_counter() - start
         with guard(f"method {cell.method.name}"):
             change = delta.diff(base, erased)
-        data = delta.to_bytes(change)
+        form = delta.stored(change)
         return (
             {
                 "method": asdict(cell.method),
                 "concept": asdict(cell.concept),
                 "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
                 "seed": cell.erased_with,
-                "digest": delta.digest(change, data),
+                "digest": delta.digest(change),
                 "tensors": len(change),
-                "bytes": len(data),
+                "bytes": form.size,
                 "zeroed": sum(_zeros(key, value) for key, value in change.items()),
                 "seconds": round(taken, 3),
                 "sampler_time": erased.guidance != base.guidance or erased.screen is not None,
                 "notes": erased.notes,
             },
             change,
-            data,
+            form,
         )
 
     def unerased(self, cell: Cell) -> Erased:
@@ -176,10 +187,25 @@ class Eraser:
 def run_method(cell: Cell, base: DiffusersModel, settings: Settings) -> DiffusersModel:
     """Return what a cell's method makes of a private copy of the base model.
 
+    A method that runs out of memory is begun again with gradient checkpointing, unless the user said no.
+
     Raises:
         PluginError: The method raised something, or does not return what it should.
         IncompatibleError: It says that it does not fit the model.
     """
+    unet = base.pipe.unet
+    if settings.recompute is None and not unet.is_gradient_checkpointing:
+        try:
+            return _run_method(cell, base, settings)
+        except PluginError as exc:
+            if not isinstance(exc.__cause__, torch.OutOfMemoryError):
+                raise
+        log.warning("%s ran out of memory: begun again with --recompute", cell.method.name)
+        unet.enable_gradient_checkpointing()
+    return _run_method(cell, base, settings)
+
+
+def _run_method(cell: Cell, base: DiffusersModel, settings: Settings) -> DiffusersModel:
     shared = _weights_key(cell, TRAIN, *([cell.method.source] if cell.method.source else []))
     ctx = settings.context(cell.erase_key, shared)
     who = f"method {cell.method.name}"

@@ -88,7 +88,7 @@ def judge_samples(
 
     def score(measure: Measure, images: Shards) -> list[Score]:
         scorer = judges.scorer(measure.evaluator)
-        return [score for shard in images() for score in scorer(shard)]
+        return [score for scores in map(scorer, images()) for score in scores]
 
     scores: dict[str, Sequence[Score]] = {}
     failed: dict[str, PluginError] = {}

@@ -98,13 +98,15 @@ def judge_cell(
     return found, False
 
 
-def erase_cell(cell: Cell, settings: Settings, console: Console) -> tuple[Erased, dict[str, bytes]]:
-    """Return a cell's erased model, and by name the files of what changed."""
+def erase_cell(
+    cell: Cell, settings: Settings, console: Console
+) -> tuple[Erased, dict[str, Iterator[bytes]]]:
+    """Return a cell's erased model, and by name what its files hold, piece by piece."""
     cache, what = settings.artifacts, f"{cell.method.name} of {cell.concept.name}"
     cache.check_writable()
     with bars(console) as (_, stage), cache.lock(cell.erase_key, what):
         erased = Runner(replace(settings, progress=stage)).erase(cell)
-        return erased, {path.name: cache.load(path) or b"" for path in erasure_files(cache, cell)}
+        return erased, {path.name: cache.content(path) for path in erasure_files(cache, cell)}
 
 
 def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:

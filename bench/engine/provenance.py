@@ -53,7 +53,7 @@ def judged_by(task: Task, *deviations: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, *, compiled: bool = False) -> dict[str, str]:
     """Return what a reader needs to judge or repeat a result."""
     packages = (PROJECT, "torch", "diffusers", "transformers", "timm")
     return {
@@ -61,6 +61,7 @@ def environment(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         **facts(device),
+        **({"denoiser": "compiled"} if compiled else {}),
         "threads": str(torch.get_num_threads()),
         "git": _commit(),
         "peak_memory_mb": _peak_memory(),

@@ -50,8 +50,8 @@ class Replay:
         """Keep one finished prompt."""
         prompt, path = found.prompt, self.path(found.prompt)
         if isinstance(found.model, DiffusersModel) and found.model is not self._changed:
-            change = delta.to_bytes(delta.diff(self.victim, found.model))
-            self.cache.save(self._weights, change)
+            change = delta.diff(self.victim, found.model)
+            self.cache.save_parts(self._weights, delta.stored(change).pieces())
             self._changed = found.model
         if found.embedding is not None:
             tensors = {"embedding": found.embedding.detach().cpu().contiguous()}
@@ -91,7 +91,7 @@ class Replay:
             data = self.cache.load(self._weights)
             if data is None:
                 return None
-            self._changed = delta.apply(self.victim, load(data))
+            self._changed = delta.apply(self.victim, delta.from_bytes(data))
         return Adversarial(
             replace(prompt, text=text, seed=seed, guidance=guidance),
             embedding,

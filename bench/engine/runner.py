@@ -88,7 +88,7 @@ class Runner:
             erasure=erased.card,
             protocol=protocol(cell, task, erased.model),
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
-            environment=environment(self.settings.device),
+            environment=environment(self.settings.device, compiled=self.settings.compiled),
             excluded=task.excluded,
         )
 

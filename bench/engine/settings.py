@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How cells are computed. Nothing here changes a result.
+    """How cells are computed. Nothing here changes a result by more than rounding.
 
     Args:
         device: Where tensors live.
@@ -32,6 +32,9 @@ class Settings:
         assets: The user's paths of assets.
         progress: Called as ``progress(stage, done, total)``.
         shard: Images of a streamed task that are held at once.
+        recompute: Let passes with gradients keep few activations and compute them again (gradient
+            checkpointing); ``None``: where memory is short.
+        compiled: Draw and attack with a compiled denoiser.
     """
 
     device: str = "cpu"
@@ -42,6 +45,8 @@ class Settings:
     assets: Mapping[str, Path] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None
     shard: int = 256
+    recompute: bool | None = None
+    compiled: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what another process needs to attack with the same settings."""
@@ -50,6 +55,7 @@ class Settings:
             "batch_size": self.batch_size,
             "cache": str(self.artifacts.root),
             "since": self.artifacts.since,
+            "compiled": self.compiled,
             "assets": {name: str(path) for name, path in self.assets.items()},
         }
 
@@ -60,6 +66,7 @@ class Settings:
             raw["device"],
             raw["batch_size"],
             artifacts=Artifacts(Path(raw["cache"]), raw["since"]),
+            compiled=raw["compiled"],
             assets={name: Path(path) for name, path in raw["assets"].items()},
         )
 

@@ -99,6 +99,7 @@ class Stream:
                     for path, (key, extract) in missing.items():
                         with failing(failed, key):
                             self._keep(path, extract(samples))
+                del samples  # before the next are made
         return files
 
     def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:

@@ -1,14 +1,18 @@
 """What an erasure changed, as one safetensors file: small, reversible, independent of the method.
 
 A tensor in which a method only set entries to zero is stored as a mask: the flat indices of these entries,
-or one bit per entry, whichever is smaller. Every other changed tensor is stored whole.
+or one bit per entry, whichever is smaller. Every other changed tensor is stored whole, in half precision
+where that changes no value.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from bench.core.digest import UNCHANGED
@@ -26,6 +30,17 @@ from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS
 
 Delta = dict[str, Tensor]
+_CODES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # what safetensors calls types, in the order in which it writes them
+_HALVES = (torch.float16, torch.bfloat16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HARMLESS = {"training", "gradient_checkpointing"}  # attributes of a module that change no image
 _SIMPLE = (bool, int, float, str, Tensor)
@@ -74,6 +89,8 @@ def check(base: DiffusersModel, erased: DiffusersModel) -> None:
 def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
     """Return the delta from the base to the erased model; it is empty if the weights are equal.
 
+    Values are not copied: they are the erased model's own, where they are.
+
     Raises:
         ContractError: As for :func:`check`, or a changed tensor is not finite.
     """
@@ -98,7 +115,7 @@ def diff(base: DiffusersModel, erased: DiffusersModel) -> Delta:
             else:
                 delta[f"{name}|bits"] = torch.from_numpy(np.packbits(flat.numpy()))
         else:
-            delta[f"{name}|value"] = after.detach().cpu().contiguous()
+            delta[f"{name}|value"] = after.detach()
     return delta
 
 
@@ -202,11 +219,13 @@ def apply(model: DiffusersModel, delta: Delta) -> DiffusersModel:
         target = tensors[name]
         if kind == "value":
             target.copy_(value)
-        elif kind == "zeros":
-            target.view(-1)[value.long().to(target.device)] = 0
+            continue
+        if kind == "zeros":
+            gone = torch.zeros(target.numel(), dtype=torch.bool)
+            gone[value.long()] = True
         else:
-            bits = np.unpackbits(value.numpy(), count=target.numel()).astype(bool)
-            target.view(-1)[torch.from_numpy(bits).to(target.device)] = 0
+            gone = torch.from_numpy(np.unpackbits(value.numpy(), count=target.numel())).bool()
+        target.masked_fill_(gone.view(target.shape).to(target.device), 0)
     return erased
 
 
@@ -275,9 +294,91 @@ def _changes_vae(delta: Delta) -> bool:
     return any(key.startswith("vae.") for key in delta)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The safetensors form of a delta, made tensor by tensor; the library's takes copies of all at once.
+
+    Args:
+        header: What a file begins with.
+        tensors: What follows, and the types in which it is written.
+    """
+
+    header: bytes
+    tensors: tuple[tuple[Tensor, torch.dtype], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pieces."""
+        return len(self.header) + sum(t.numel() * dtype.itemsize for t, dtype in self.tensors)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the bytes, one tensor at a time; equal deltas give equal bytes."""
+        yield memoryview(self.header)
+        for tensor, dtype in self.tensors:
+            flat = tensor.detach().to("cpu", dtype).contiguous().flatten()
+            yield flat.view(torch.uint8).numpy().data
+
+
+def stored(delta: Delta) -> Form:
+    """Return a delta's form in a file: in half precision where no value changes."""
+    entries = {}
+    for key, tensor in delta.items():
+        half = _half(tensor) if key.endswith("|value") else None
+        entries[f"{key.removesuffix('value')}half" if half else key] = tensor, half or tensor.dtype
+    return _form_of(entries)
+
+
+def _half(tensor: Tensor) -> torch.dtype | None:
+    """Return the type of half precision that holds all of a tensor's values, if one does."""
+    if tensor.dtype == torch.float32:
+        for dtype in _HALVES:
+            if torch.equal(tensor.to(dtype).float(), tensor):
+                return dtype
+    return None
+
+
+def _form_of(entries: dict[str, tuple[Tensor, torch.dtype]]) -> Form:
+    """Return the form of tensors, in the library's order: by type, then by name."""
+    order = list(_CODES)
+    rows = sorted(entries.items(), key=lambda row: (order.index(row[1][1]), row[0]))
+    start, header = 0, {}
+    for key, (tensor, dtype) in rows:
+        end = start + tensor.numel() * dtype.itemsize
+        header[key] = {
+            "dtype": _CODES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(8 * math.ceil(len(text) / 8))
+    return Form(len(text).to_bytes(8, "little") + text, tuple(entry for _, entry in rows))
+
+
 def to_bytes(delta: Delta) -> bytes:
-    """Return the safetensors form; equal deltas give equal bytes."""
-    return save(dict(sorted(delta.items())))
+    """Return a delta's file as a whole."""
+    return b"".join(stored(delta).pieces())
+
+
+def from_bytes(data: bytes) -> Delta:
+    """Return the delta of a file's bytes.
+
+    Raises:
+        StoreError: They are damaged.
+    """
+    try:
+        found = load(data)
+    except (SafetensorError, ValueError, KeyError) as exc:
+        raise StoreError(f"it is not a readable safetensors file ({exc})") from exc
+    delta: Delta = {}
+    for key, tensor in found.items():
+        name, _, kind = key.rpartition("|")
+        small = kind == "half" and tensor.dtype in _HALVES
+        whole = f"{name}|value" if small else key
+        if whole in delta:
+            raise StoreError(f"the delta is damaged: it changes {name} twice")
+        delta[whole] = tensor.float() if small else tensor
+    return delta
 
 
 def from_file(path: Path) -> Delta:
@@ -287,11 +388,16 @@ def from_file(path: Path) -> Delta:
         StoreError: The file is damaged.
     """
     try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError, ValueError, KeyError) as exc:
-        raise StoreError(f"{path} is not a readable safetensors file ({exc})") from exc
+        return from_bytes(path.read_bytes())
+    except (OSError, StoreError) as exc:
+        raise StoreError(f"{path}: {exc}") from exc
 
 
-def digest(delta: Delta, data: bytes = b"") -> str:
-    """Return a short digest of what changed; ``data`` are its bytes, if they are known already."""
-    return hashlib.sha256(data or to_bytes(delta)).hexdigest()[:16] if delta else UNCHANGED
+def digest(delta: Delta) -> str:
+    """Return a short digest of what changed, whatever types a file holds it in."""
+    if not delta:
+        return UNCHANGED
+    total = hashlib.sha256()
+    for piece in _form_of({key: (t, t.dtype) for key, t in delta.items()}).pieces():
+        total.update(piece)
+    return total.hexdigest()[:16]

@@ -19,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from bench.core.devices import laid_out
 from bench.core.types import World
 from bench.errors import SpecError
 from bench.models.checkpoints import read_tensors
@@ -77,6 +78,8 @@ def load_model(
         pipe.scheduler.register_to_config(prediction_type=info.prediction)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device=torch.device(device), dtype=DTYPES[dtype])
+    for part in (pipe.unet, pipe.vae):
+        laid_out(part, device)
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     return DiffusersModel(pipe, info.world, replace(info.sampling, size=side), batch_size)
 

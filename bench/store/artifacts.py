@@ -15,10 +15,11 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from bench.errors import StoreError
-from bench.store.files import probe, write
+from bench.store.files import probe, write, write_parts
 
 log = logging.getLogger("bench")
 _SEAL = hashlib.sha256().digest_size * 2
+_PIECE = 2**23
 
 
 class Artifacts:
@@ -53,7 +54,23 @@ class Artifacts:
         Raises:
             StoreError: It cannot be written.
         """
-        write(path, data, self._seal(path, data))
+        self.save_parts(path, [data])
+
+    def save_parts(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file of the cache with its seal, part by part.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        write_parts(path, self._sealed(path, parts))
+
+    def content(self, path: Path) -> Iterator[bytes]:
+        """Yield what was saved in a file, in pieces of some megabytes, without asking for its seal."""
+        with path.open("rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - _SEAL
+            while left > 0:
+                yield stream.read(min(left, _PIECE))
+                left -= _PIECE
 
     def load(self, path: Path) -> bytes | None:
         """Return what was saved in a file, or ``None`` if it is missing or its seal is wrong."""
@@ -90,9 +107,18 @@ class Artifacts:
         return data
 
     def _seal(self, path: Path, data: bytes) -> bytes:
+        *_, seal = self._sealed(path, [data])
+        return bytes(seal)
+
+    def _sealed(
+        self, path: Path, parts: Iterable[bytes | memoryview]
+    ) -> Iterator[bytes | memoryview]:
+        """Yield parts, and then their seal."""
         total = hashlib.sha256(f"{path.relative_to(self.root).as_posix()}\n".encode())
-        total.update(data)
-        return total.hexdigest().encode()
+        for part in parts:
+            total.update(part)
+            yield part
+        yield total.hexdigest().encode()
 
     def erasure(self, key: str) -> Path:
         """Return the folder of an erasure: ``delta.safetensors`` and ``card.json``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.errors import StoreError
@@ -15,6 +16,15 @@ def write(path: Path, *parts: bytes) -> None:
     Raises:
         StoreError: The folder cannot be written.
     """
+    write_parts(path, parts)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file whose parts are made while it is written, whole or not at all.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,11 +32,12 @@ def write(path: Path, *parts: bytes) -> None:
             stream.writelines(parts)
         draft.replace(path)
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write {path}: {exc.strerror or exc}; choose another folder"
         ) from exc
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)  # if it is there still
 
 
 def probe(folder: Path) -> None:
