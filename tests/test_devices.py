@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +103,8 @@ def test_photographs_are_drawn_in_half_precision_on_a_gpu(model, device, asked, 
     (spec,) = request.specs(device=device)
     assert spec.dtype == drawn
     assert options(spec)[options(spec).index("--dtype") + 1] == drawn
+    paper = replace(request, protocol="paper").specs(device=device)[0]
+    assert paper.dtype == ("fp32" if asked == "auto" else asked)
 
 
 def test_a_matrix_says_its_type_itself() -> None:

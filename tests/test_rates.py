@@ -50,9 +50,13 @@ def gflop(work: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def page() -> str:
+    return PAGE.read_text(encoding="utf-8")
+
+
 def stated() -> dict[str, float]:
     """Return the first number of each counted line of the page."""
-    rows = re.findall(r"(?m)^\| (.+?) \| ([\d.,]+) \| counted", PAGE.read_text(encoding="utf-8"))
+    rows = re.findall(r"(?m)^\| ([^|]+?) \| ([\d.,]+) \| counted", page())
     return {name: float(number.replace(",", "")) for name, number in rows}
 
 
@@ -75,7 +79,17 @@ def test_the_cost_model_states_what_is_counted() -> None:
         )
         picture, small = torch.empty(1, 3, 512, 512), torch.empty(1, 3, 299, 299)
         ids = torch.zeros(1, 77, dtype=torch.long)
-    train = gflop(lambda: unet(x, t, c).sample.sum().backward())
+
+    def training(chosen: Callable[[str], bool]) -> tuple[int, float]:
+        """Return how many values a method trains, and what a forward and backward pass to them costs."""
+        for name, p in unet.named_parameters():
+            p.requires_grad_(chosen(name))
+        cost = gflop(lambda: unet(x, t, c).sample.sum().backward())
+        return sum(p.numel() for p in unet.parameters() if p.requires_grad), cost
+
+    everything, train = training(lambda name: True)
+    attention, attend = training(lambda name: "attn1" in name or "attn2" in name)
+    pairs, keys = training(lambda name: "attn2.to_k." in name or "attn2.to_v." in name)
     unet.requires_grad_(False)
     to_text = c.clone().requires_grad_(True)
     attack = gflop(lambda: unet(x, t, to_text).sample.sum().backward())
@@ -85,14 +99,30 @@ def test_the_cost_model_states_what_is_counted() -> None:
         fid = gflop(lambda: inception(small))
     image, step = 100 * row + decode, train + 52 * row
     found = stated()
-    expected = [row, attack, train, decode, encode, one_text, fid]
+    expected = [row, attack, train, keys, attend, decode, encode, one_text, fid]
     # text: forward and backward of each step, in and out
     prompt = 400 * (attack + 2 * one_text) + 12 * image
-    expected += [n / 1e3 for n in (image, 30_000 * image, prompt, step, 250 * step)]
-    assert list(found.values())[:12] == pytest.approx(expected, rel=2e-3)
+    anchors, passive = 1000 * (50 * row + decode), 8 * (row + encode) + 16 * one_text
+    ac, p_ac = passive + 8 * keys, passive + 8 * train
+    nudity = passive + 16 * attend + 8 * (encode + one_text)
+    fmn = 8 * (image + encode) + 500 * (attack + 2 * one_text) + 35 * train
+    work = (image, 30_000 * image, prompt, step, 250 * step, 1000 * step, anchors, ac, anchors + 100 * ac,
+            anchors + 400 * nudity, p_ac, anchors + 1000 * p_ac, fmn)  # fmt: skip
+    expected += [n / 1e3 for n in work]
+    assert list(found.values())[:22] == pytest.approx(expected, rel=2e-3)
     weights = [sum(p.numel() for p in net.parameters()) for net in (unet, text, vae)]
     assert found["the base, which is the teacher, fp32"] == pytest.approx(
         4e-9 * sum(weights), rel=2e-3
     )
+    memory = re.findall(
+        r"(?m)^\| .+?: ([\d,]+) .+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| counted", page()
+    )
+    esd, norms = 813_495_680, everything - 859_320_644  # of which no entry is pruned
+    kept = [0.31, 8 * 0.2988, 16 * 0.2988, 8 * 0.309, 0.31 + 0.066]
+    sizes = [(esd, 12), (pairs, 12), (attention, 12), (everything - norms, 16), (everything, 12)]
+    for (n, each), step_, (values, trained, keeps, total) in zip(sizes, kept, memory, strict=True):
+        assert int(values.replace(",", "")) == n
+        gb = (1e-9 * each * n, step_, 8e-9 * sum(weights) + 1e-9 * each * n + step_)
+        assert [float(v) for v in (trained, keeps, total)] == pytest.approx(gb, abs=0.06)
     entries = found["logits, gradients, two moments of 815,358,084 entries, fp32"]
     assert entries == pytest.approx(4 * 4e-9 * 815_358_084, rel=1e-3)

@@ -577,6 +577,17 @@ def speed_photo(
     print_table(table, Format.of(json_))
 
 
+@speed.command("scale")
+def speed_scale(model: Model = "tiny-random", device: Device = "auto", json_: Json = False) -> None:
+    """Time twice and four times as many prompts, steps and erasures: time grows with them, memory does not.
+
+    Example: bench speed scale --model emoji-sd
+    """
+    from bench.engine.scaling import scaling
+
+    print_table(scaling(model, device=device, console=progress), Format.of(json_))
+
+
 def _world(model: str, world: str | None) -> Any:
     from bench.sources.catalog import model_info
 

@@ -172,7 +172,7 @@ DrawnIn = Annotated[
     typer.Option(
         metavar="TYPE",
         help="Type of drawing and attacking: fp32, bf16 or fp16; auto is bf16 for photographs on a GPU, "
-        "else fp32.",
+        "but fp32 in --protocol paper and elsewhere.",
         rich_help_panel="Model",
     ),
 ]
@@ -418,7 +418,8 @@ class Request:
         world = model_info(model, cast("Any", self.world)).world
         dtype = self.dtype
         if dtype == "auto":
-            dtype = "bf16" if world == "photo" and is_gpu(device) else "fp32"
+            own = world == "photo" and self.protocol != "paper"
+            dtype = "bf16" if own and is_gpu(device) else "fp32"
         look = first_look(
             self.concept, world, self.prompts, self.judge, kind=self.kind, anchor=self.anchor
         )

@@ -120,10 +120,12 @@ def _all(
     for name in ATTACKS:
         for n in (1, 8):
             yield _by_difference(
-                f"step of {name}", n, device, steps, _attack(name, drawn, device, n)
+                f"step of {name}", n, device, steps, attack_of(name, drawn, device, n)
             )
     for name, few in METHODS.items():
-        yield _by_difference(f"step of {name}", 1, device, steps, _erasure(name, few, base, device))
+        yield _by_difference(
+            f"step of {name}", 1, device, steps, erasure_of(name, few, base, device)
+        )
     many = max(batches)
     yield _timed("features for FID", many, device, _features(device, many))
 
@@ -190,7 +192,9 @@ def _finished(kind: Any, name: str, params: dict[str, Any]) -> Any:
     return create(kind, resolved(kind, Ref(name, params), CONCEPT, "photo"))
 
 
-def _attack(name: str, model: DiffusersModel, device: str, n: int) -> Callable[[int], int]:
+def attack_of(
+    name: str, model: DiffusersModel, device: str, n: int, at_once: int | None = None
+) -> Callable[[int], int]:
     """Return what attacks prompts in rounds of so many steps; images take one, for they do not count."""
     victim = model.resampled("ddim", 1)
 
@@ -198,13 +202,14 @@ def _attack(name: str, model: DiffusersModel, device: str, n: int) -> Callable[[
         attack = _finished("attacks", name, {"iterations": steps, "target_steps": 1})
         target = Target(victim, victim, CONCEPT, lambda samples: [False] * len(samples))
         with TemporaryDirectory() as folder:
-            list(attack.prepare(target, Context("speed", device, Path(folder), n))(_prompts(n)))
+            ctx = Context("speed", device, Path(folder), at_once or n)
+            list(attack.prepare(target, ctx)(_prompts(n)))
         return len(attack.schedule())
 
     return work
 
 
-def _erasure(
+def erasure_of(
     name: str, few: dict[str, Any], base: DiffusersModel, device: str
 ) -> Callable[[int], int]:
     """Return what erases in so many steps from a private copy, as the harness does."""
