@@ -17,12 +17,11 @@ from bench.report.frame import Figure, Line, Table
 from bench.report.judging import label_table, threshold_curve
 from bench.report.pictures import save_grid
 from bench.report.render import csv_table, figure, markdown, terminal
-from bench.report.tables import cer_table, cer_tables, cost_table, transfer_table
+from bench.report.tables import cer_table, cer_tables, cost_table, picked, transfer_table
 from bench.report.text import csv_cell, plain
 from bench.report.text import markdown as for_markdown
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
-from bench.store.store import Store
 from bench.tasks.tasks import Measure
 
 
@@ -74,6 +73,26 @@ def test_retained_accuracy_stands_beside_its_own_model() -> None:
     table = cer_table([target, kept, other])
     assert heads(table)[3] == "retain accuracy"
     assert shown(table)[0][3].startswith("0.50 [")
+
+
+def test_some_methods_attacks_and_a_seed_are_picked_and_what_is_kept_stays_beside_them() -> None:
+    first = [result(attack, [False] * 4) for attack in ("none", "p4d", "unlearndiff")]
+    kept = replace(
+        result("none", [True] * 4, task="retain"), measurements={"accuracy": rate([True] * 4)}
+    )
+    records = [*first, kept]
+    records += [replace(r, cell=replace(r.cell, method=Ref("p-esd"))) for r in records]
+    records += [replace(r, cell=replace(r.cell, seed=1)) for r in records]
+    other = [replace(r, cell=replace(r.cell, erase_seed=2)) for r in first]
+
+    def names(*of) -> list[tuple[str, str, int]]:
+        found = picked([*records, *other], *of)
+        assert all(r.cell.erase_seed is None for r in found)
+        return [(r.cell.method.name, r.cell.attack.name, r.cell.seed) for r in found]
+
+    assert names(("esd",), ("p4d",), 0) == [("esd", "p4d", 0), ("esd", "none", 0)]
+    assert len(names((), (), 1)) == 8
+    assert picked(records) == records
 
 
 def test_set_measures_state_their_n_and_never_share_a_column_with_another() -> None:
@@ -463,12 +482,6 @@ def test_csv_has_a_column_for_each_number() -> None:
     assert float(attacked["low"]) < 11 / 19 < float(attacked["high"])
     assert float(attacked["p"]) == pytest.approx(2**-7)
     assert attacked["flags"] == "differs"
-
-
-def test_the_readme_shows_the_table_of_the_reference_records() -> None:
-    (table,) = cer_tables(Store(ROOT / "results" / "reference"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "\n".join(terminal(table, 80)) in readme
 
 
 def test_a_measure_of_another_extractor_is_not_called_fid() -> None:

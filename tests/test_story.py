@@ -10,7 +10,7 @@ from test_figures import cell, row, target
 
 from bench import Cost, Prompt, SamplerNoise
 from bench.engine.again import Again
-from bench.engine.examples import picks
+from bench.engine.examples import examples, picks, tiles_of
 from bench.engine.figures import drawn_cell
 from bench.engine.settings import Settings
 from bench.errors import SpecError
@@ -20,6 +20,7 @@ from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.report.command import command
 from bench.report.figures.examples import Card, Section, Tile, draw
+from bench.report.figures.select import Wanted
 from bench.report.hidden import hidden
 from bench.report.story import of_id, story
 from bench.report.words import marked
@@ -111,6 +112,55 @@ def test_pictures_are_half_of_what_came_back() -> None:
     assert [r.id for r in picks(record, 4)] == ["0", "1", "3", "7"]
     assert [r.id for r in picks(record, 9)] == list("012345789")
     assert len(picks(record, 99)) == 10
+    never_erased = target([row(i, True, own=float(i < 4)) for i in range(6)])
+    assert [r.id for r in picks(never_erased, 2)] == [
+        "0",
+        "4",
+    ]  # one that came back, one of the others
+
+
+class Pictures:
+    """Stands for images: which model drew them, and what of."""
+
+    def original_images(self, record, rows):
+        return [f"original {row.id}" for row in rows]
+
+    def own_images(self, record, rows):
+        return [f"{record.cell.method.name} {row.id}" for row in rows]
+
+    def attacked_images(self, record, rows):
+        return [f"{record.cell.method.name} attacked {row.id}" for row in rows]
+
+
+def test_beside_an_erased_model_stands_one_that_never_learned() -> None:
+    erased = target([row(0, True, attacked=1.0), row(1, False)])
+    never = target([row(0, True, own=0.0), row(1, True, own=1.0)], method="never-learned")
+    base = target([row(0, True, own=1.0), row(1, True, own=1.0)], "none", method="none")
+
+    def shown(*records) -> list[dict[str, tuple[str, str]]]:
+        lines = tiles_of(Pictures(), erased, erased.rows, records)
+        return [{tile.name: (tile.image, tile.verdict) for tile in line} for line in lines]
+
+    first, second = shown(base, erased, never)
+    assert first == {
+        "original": ("original 0", "seen"),
+        "erased": ("esd 0", "not seen"),
+        "attacked": ("esd attacked 0", "seen"),
+        "never learned": ("never-learned 0", "not seen"),  # its own image, whatever the attack did
+    }
+    assert second["never learned"] == ("never-learned 1", "seen")
+    plain = target([row(0, True, own=1.0), row(1, False)], "none", method="never-learned")
+    assert shown(never, plain)[0]["never learned"][1] == "seen"  # without an attack comes first
+    other = target(list(never.rows), "p4d", method="never-learned")
+    assert "never learned" not in shown(other, replace(never, status="failed"))[0]
+
+
+def test_models_to_measure_by_have_pictures_only_where_they_are_asked_for() -> None:
+    records = [target([row(0, True)], method=m) for m in ("none", "never-learned")]
+    with pytest.raises(SpecError, match="expected records of attacks on an erased model"):
+        examples(records, Wanted(), Settings())
+    with pytest.raises(SpecError, match="cell .*: emoji-sd is at"):  # it goes on to draw
+        examples(records, Wanted(methods=("never-learned",)), Settings())
 
 
 def test_what_is_hidden() -> None:

@@ -9,7 +9,7 @@ import typer
 
 from bench.cli import complete
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Device, Results
+from bench.cli.options import RESULTS, Device, OnlyAttacks, OnlyMethods, OnlySeed, Results
 from bench.cli.records import records_in
 from bench.cli.terminal import print_listing, progress, say
 from bench.errors import SpecError
@@ -34,12 +34,9 @@ def figure(
     task: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this task. Repeatable.")
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this method. Repeatable.")
-    ] = None,
-    attack: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this attack. Repeatable.")
-    ] = None,
+    method: OnlyMethods = None,
+    attack: OnlyAttacks = None,
+    seed: OnlySeed = None,
     measure: Annotated[
         str,
         typer.Option(
@@ -75,7 +72,7 @@ def figure(
         raise SpecError(f"figure {name}: expected --out FILE.png, FILE.svg or FILE.pdf, got none")
     format_of(out)
     records = records_in(results)
-    wanted = Wanted(*(tuple(axis or ()) for axis in (task, method, attack)))
+    wanted = Wanted(tuple(task or ()), tuple(method or ()), tuple(attack or ()), seed)
     if name in ALONE:
         drawing, numbers = from_records(name, records, wanted, measure)
     else:

@@ -83,6 +83,28 @@ Tasks = Annotated[
         help="`bench list tasks`, or a task file of your own. Repeatable.",
     ),
 ]
+OnlyMethods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        autocompletion=complete.names("methods"),
+        help="Only this method. Repeatable.",
+    ),
+]
+OnlyAttacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack",
+        metavar="NAME",
+        autocompletion=complete.names("attacks"),
+        help="Only this attack. Repeatable.",
+    ),
+]
+OnlySeed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Only this seed of erasure and attack."),
+]
 OwnConcept = Annotated[
     str,
     typer.Option(

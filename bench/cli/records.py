@@ -39,19 +39,28 @@ def records_in(results: Path, *, strict: bool = False) -> list[Record]:
     return records
 
 
-def records_of(results: Path, tasks: list[str] | None, *, strict: bool) -> list[Record]:
-    """Return the records of a folder, of some tasks only if they are named.
+def records_of(
+    results: Path,
+    tasks: list[str] | None,
+    *,
+    methods: list[str] | None = None,
+    attacks: list[str] | None = None,
+    seed: int | None = None,
+    strict: bool,
+) -> list[Record]:
+    """Return the records of a folder, of some tasks, methods, attacks or a seed only if they are named.
 
     Raises:
         SpecError: There are none.
         StoreError: As :func:`records_in`.
     """
-    from bench.report.tables import of_tasks
+    from bench.report.tables import of_tasks, picked
     from bench.tasks.lookup import name_of
 
     records = records_in(results, strict=strict)
     if tasks:
         records = of_tasks(records, list(map(name_of, tasks)))
+    records = picked(records, methods or (), attacks or (), seed)
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     return records

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Corrected, Json, Results, Strict, Tasks
+from bench.cli.options import (
+    RESULTS,
+    Corrected,
+    Json,
+    OnlyAttacks,
+    OnlyMethods,
+    OnlySeed,
+    Results,
+    Strict,
+    Tasks,
+)
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, say
 from bench.errors import SpecError
@@ -54,6 +64,9 @@ def report(
     ] = None,
     results: Results = RESULTS,
     task: Tasks = None,
+    method: OnlyMethods = None,
+    attack: OnlyAttacks = None,
+    seed: OnlySeed = None,
     format_: Annotated[
         Format,
         typer.Option(
@@ -99,10 +112,6 @@ def report(
         typer.Option(
             "--table", metavar="N", help="Only this table. Repeatable.", rich_help_panel=_PAPER
         ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="The records' seed. Default: the lowest.", rich_help_panel=_PAPER),
     ] = None,
     difference: Annotated[
         bool,
@@ -151,7 +160,7 @@ def report(
 
     Example: bench report paper --table 1 --format latex > table1.tex
 
-    Example: bench report --tests --task church
+    Example: bench report --tests --task church --method esd --method p-esd
 
     Example: bench report --export eee --out shared
     """
@@ -159,12 +168,14 @@ def report(
         raise SpecError(
             "--export and --out are given together: in which format, and to which folder"
         )
-    records, shown_as = records_of(results, task, strict=strict), Format.of(json_, format_)
+    only = None if of is ReportOf.paper else seed  # there, the others are told of
+    records = records_of(results, task, methods=method, attacks=attack, seed=only, strict=strict)
+    shown_as = Format.of(json_, format_)
     if export and out_:
         _write_export(export, records, out_, dataset)
         return
-    if of is None and (table or difference or seed is not None):
-        raise SpecError("--table, --seed and --difference are for `bench report paper`")
+    if of is None and (table or difference):
+        raise SpecError("--table and --difference are for `bench report paper`")
     asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
              "floors": floors, "seeds": seeds}  # fmt: skip
     if of is ReportOf.paper:

@@ -10,9 +10,11 @@ from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.report import verdict
 from bench.report.axes import labels
+from bench.report.between import REFERENCES
 from bench.report.figures.catalog import Made
 from bench.report.figures.examples import Card, Section, Tile, draw
 from bench.report.figures.select import Wanted, missing
+from bench.report.floors import NEVER
 from bench.report.hidden import hidden
 from bench.report.render import figure
 from bench.report.tables import cer_figure, judged
@@ -21,7 +23,6 @@ from bench.store.record import Record, Row
 
 ATTACKED = "records of attacks on an erased model"
 MOST_CELLS = 4
-NEVER = "never-learned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,13 @@ def examples(
     Raises:
         SpecError: There is no such cell, or there are too many.
     """
+    asked = [name for name in wanted.methods if name != "none"]
     chosen = [
-        r for r in wanted.of(records) if r.cell.attacked and r.rows and r.cell.method.name != "none"
+        r
+        for r in wanted.of(records)
+        if r.cell.attacked
+        and r.rows
+        and (r.cell.method.name in asked or r.cell.method.name not in REFERENCES)
     ]
     if not chosen:
         raise missing("examples", wanted, ATTACKED)
@@ -125,8 +131,8 @@ def pictures(
 
 def picks(r: Record, limit: int) -> list[Row]:
     """Return prompts to show, in their order: up to half of them are such as came back."""
-    back = [row for row in r.rows if row.success]
-    rest = [row for row in r.rows if not row.success]
+    back = _came_back(r)
+    rest = [row for row in r.rows if row not in back]
     if not r.cell.attacked:
         return list(r.rows[:limit])
     few = min(len(back), max(limit - len(rest), (limit + 1) // 2))
@@ -134,9 +140,14 @@ def picks(r: Record, limit: int) -> list[Row]:
     return [row for row in r.rows if row.id in some]
 
 
+def _came_back(r: Record) -> list[Row]:
+    """Return the prompts whose own image does not show the concept, and the attack's does."""
+    return [row for row in r.rows if row.success and verdict.own(r, row) is False]
+
+
 def _chosen_how(r: Record, method: str, limit: int) -> str:
     """Say which prompts are shown."""
-    n, back = len(r.rows), sum(row.success is True for row in r.rows)
+    n, back = len(r.rows), len(_came_back(r))
     if n <= limit:
         return ""
     if not r.cell.attacked or not back:
@@ -158,7 +169,7 @@ def tiles_of(
         said = [_word(verdict.attacked(r, row)) for row in rows]
         columns["attacked"] = again.attacked_images(r, rows), said
     never = _twin(r, records, NEVER)
-    if never and never is not r:
+    if never and r.cell.method.name != NEVER:
         columns["never learned"] = (
             again.own_images(never, rows),
             [_said_of(never, row) for row in rows],
@@ -170,24 +181,31 @@ def tiles_of(
 
 
 def _twin(r: Record, records: Sequence[Record], method: str) -> Record | None:
-    """Return the record of the same prompts on another model without an attack."""
+    """Return the record of the same prompts on another model: without an attack, else with the same."""
     cell = r.cell
     same = (cell.world, cell.model, cell.revision, cell.dtype, cell.task, cell.task_digest)
+    attacked = None
     for other in (r, *records):
         its = other.cell
         if (its.world, its.model, its.revision, its.dtype, its.task, its.task_digest) != same:
             continue
-        if its.method.name == method and not its.attacked and other.status == "ok":
+        if its.method.name != method or other.status != "ok":
+            continue
+        if not its.attacked:
             return other
-    return None
+        if its.attack == cell.attack:
+            attacked = attacked or other
+    return attacked
 
 
 def _said_of(record: Record | None, row: Row) -> str:
     """Return the verdict of another record on a row's prompt."""
     prompt = (row.id, row.text, row.seed, row.guidance)
-    for its in record.rows if record else ():
+    if record is None:
+        return "not judged"
+    for its in record.rows:
         if (its.id, its.text, its.seed, its.guidance) == prompt:
-            return _word(its.success)
+            return _word(verdict.own(record, its))
     return "not judged"
 
 

@@ -216,6 +216,30 @@ def of_tasks(records: Iterable[Record], tasks: Collection[str]) -> list[Record]:
     ]
 
 
+def picked(
+    records: Iterable[Record],
+    methods: Collection[str] = (),
+    attacks: Collection[str] = (),
+    seed: int | None = None,
+) -> list[Record]:
+    """Return the records of some methods, attacks and a seed; what a model keeps stands beside any attack.
+
+    Args:
+        records: Of any cells.
+        methods: Names; empty means all.
+        attacks: Likewise.
+        seed: Of erasure and attack; ``None`` means any.
+    """
+    return [
+        r
+        for r in records
+        if seed in {None, r.cell.seed}
+        and seed in {None, r.cell.erased_with}
+        and (not methods or r.cell.method.name in methods)
+        and (not attacks or r.cell.attack.name in attacks or not _is_target(r))
+    ]
+
+
 def transfer_table(records: Iterable[Record], judges: Judges = AS_SEEN) -> Table:
     """Lay out transfer: a line for each origin (method and attack), a column for each victim.
 

@@ -19,7 +19,7 @@ FIGURES = {
     "pareto": "concept erasing rate against what is kept, with the Pareto front",
     "budget": "concept erasing rate by what the attacker may spend: images and passes",
     "threshold": "attack success by the judge's threshold, with the judge's own",
-    "examples": "pictures of prompts: original, erased, attacked, with the judge's verdicts",
+    "examples": "pictures of prompts: original, erased, attacked, never learned; the judge's verdicts",
     "sensitivity": "how adversarial prompts change neurons, by timestep: ESD against P-ESD (Eq. 5)",
     "pruning": "pruning before, while and after erasing, and which layers are pruned",
     "neurons": "where the concept's neurons are active: original, erased, attacked",

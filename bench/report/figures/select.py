@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.errors import SpecError
 from bench.report.axes import differing, grouped, labels
-from bench.report.tables import judged
+from bench.report.tables import judged, picked
 from bench.store.metrics import Measurement
 from bench.store.record import Record
 
@@ -21,22 +21,20 @@ class Wanted:
         tasks: Names of target tasks.
         methods: Names of methods.
         attacks: Names of attacks.
+        seed: Of erasure and attack; ``None`` means any.
     """
 
     tasks: Collection[str] = ()
     methods: Collection[str] = ()
     attacks: Collection[str] = ()
+    seed: int | None = None
 
     def of(self, records: Iterable[Record]) -> list[Record]:
         """Return the finished records of target tasks that are asked for."""
         return [
             r
-            for r in records
-            if r.status == "ok"
-            and judged(r)
-            and (not self.tasks or r.cell.task in self.tasks)
-            and (not self.methods or r.cell.method.name in self.methods)
-            and (not self.attacks or r.cell.attack.name in self.attacks)
+            for r in picked(records, self.methods, self.attacks, self.seed)
+            if r.status == "ok" and judged(r) and (not self.tasks or r.cell.task in self.tasks)
         ]
 
 
