@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test docs coverage lint types contracts calibrate fingerprints release-notes clean
+.PHONY: install demo test docs generated picture coverage lint types contracts calibrate fingerprints release-notes clean
 
 install: .venv/ready
 
@@ -19,6 +19,14 @@ test: install  ## the whole test suite
 
 docs: install  ## the documentation, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+generated: install  ## what README and docs say that commands print; one runs a model: a minute or more
+	$(BIN)/python docs/generated.py
+
+# README's picture, from the reference records; erases and draws what is not in the cache.
+picture: install
+	$(BIN)/bench figure examples --results results/reference --task van-gogh --method p-esd \
+	    --attack unlearndiff --seed 0 --limit 4 --out docs/examples.png
 
 coverage: install  ## the same, and which lines no test runs
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered

@@ -8,20 +8,23 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import chdir
 from pathlib import Path
+from shutil import copyfile
 from typing import Any, get_args
 
+from generated import output
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from bench.cli.commands import app
 from bench.core.types import World
+from bench.emoji import WEIGHTS
+from bench.emoji.world import SUBJECTS
 from bench.errors import EXIT_CODES, BenchError
 from bench.plugins import registry
 from bench.report import describe, render
 from bench.report.frame import Figure, Line, Table
-from bench.report.paper import paper_tables
-from bench.report.tables import cer_tables, cost_table
+from bench.report.tables import cost_table
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.tasks import tasks
@@ -31,6 +34,10 @@ PAGES = ROOT / "docs" / "reference"
 MODELS = {"emoji world": "emoji-sd", "photo world": "sd14"}
 TITLES = {"methods": "Methods", "attacks": "Attacks", "evaluators": "Evaluators"}
 _REFERENCE = re.compile(r"``((?:methods|attacks|evaluators)\._\w+)``")
+_USE = """\
+Every command takes `--quiet` and `--verbose`; listings and reports take `--json`.
+`bench --install-completion` completes names in the shell. Parameters of a plug-in are given as
+`--method esd:steps=100,lr=5e-5`; unknown or ill-typed ones are refused."""
 _LIST = re.compile(r"(?m)^((?!- | ).+)\n(?=- )")
 
 
@@ -53,7 +60,7 @@ def write() -> None:
     records = _records("reference", "methods")
     pages = dict(_plugin_pages(records)) | dict(_task_pages())
     pages |= {"commands.md": _commands(), "exit-codes.md": _exit_codes()}
-    pages |= {"results.md": _results(), "others.md": _others()}
+    pages |= {"results.md": _results(), "others.md": _others(), "emoji-sd.md": _emoji_sd()}
     for path in set(PAGES.rglob("*.md")) - {PAGES / name for name in pages}:
         path.unlink()
     for name, text in pages.items():
@@ -61,6 +68,7 @@ def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+    copyfile(WEIGHTS / "samples.png", PAGES / "samples.png")
 
 
 def _with_folder(entry: Any) -> Any:
@@ -209,10 +217,10 @@ def _task(name: str, world: World) -> Iterator[str]:
 # ---------------------------------------------------------------------- commands, codes, results
 def _commands() -> str:
     blocks = [
-        f"## {' '.join(('bench', *path))}\n\n```text\n{_help(path)}\n```"
+        f"## {' '.join(('bench', *path))}\n\n```text\n{output([*path, '--help'])}\n```"
         for path in command_paths()
     ]
-    return "# Commands\n\n" + "\n\n".join(blocks) + "\n"
+    return "\n\n".join(["# Commands", _USE, *blocks]) + "\n"
 
 
 def command_paths(group: Any = None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -221,12 +229,6 @@ def command_paths(group: Any = None, above: tuple[str, ...] = ()) -> Iterator[tu
     yield above
     for name, command in getattr(group, "commands", {}).items():
         yield from command_paths(command, (*above, name))
-
-
-def _help(path: Iterable[str]) -> str:
-    env = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
-    said = CliRunner().invoke(app, [*path, "--help"], prog_name="bench", env=env).output
-    return "\n".join(line.rstrip() for line in said.strip().splitlines())
 
 
 def _exit_codes() -> str:
@@ -241,14 +243,32 @@ def _results() -> str:
         ("reference", "Reference records"),
         ("methods", "All methods, no attack"),
     ):
-        parts.append(f"## {title}\n\n`bench report --results results/{folder}`")
-        parts += map(render.markdown, cer_tables(_records(folder)))
+        parts += [f"## {title}", *_report("--results", f"results/{folder}")]
     parts.append(
-        "## The paper's tables\n\n`bench report paper --results results/reference`\n\n"
+        "## The paper's tables\n\n"
         "The lines called `paper` are its numbers. Ours are of emoji-sd here, and no reproduction."
     )
-    parts += map(render.markdown, paper_tables(_records("reference")))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_report("paper", "--results", "results/reference")])
+
+
+def _report(*words: str) -> Iterator[str]:
+    """Yield a command, and the tables that it prints."""
+    words = ("report", *words)
+    yield f"`bench {' '.join(words)}`"
+    with chdir(ROOT):
+        yield output([*words, "--format", "markdown"])
+
+
+def _emoji_sd() -> str:
+    """Return the model's card, and what its samples show."""
+    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    names = [subject.name for subject in SUBJECTS]
+    rows = "; ".join(", ".join(names[i : i + 8]) for i in range(0, len(names), 8))
+    return (
+        f"{card}\n## Samples\n\n![8 x 8 samples](samples.png)\n\n"
+        f"`python -m bench.emoji.recipe.measure samples` draws them: the {len(names)} subjects ({rows}), "
+        '"nudity" twice, and the first eight subjects in the styles of van Gogh, Monet and pixel art.\n'
+    )
 
 
 def _others() -> str:

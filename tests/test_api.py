@@ -82,15 +82,3 @@ def test_one_number_of_a_pipeline_in_memory(tmp_path: Path) -> None:
     assert other.cell.revision != found.cell.revision  # other weights, another model
     with pytest.raises(SpecError, match="either base or method, got both"):
         bench.evaluate(pipe, base=MODEL, method="uce", task="church")
-
-
-def test_the_readme_says_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(bench.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code, _, said = text.partition("```python\n")[2].partition("```")
-    exec(code, {})  # what a reader is told to type
-    asr, *table = capsys.readouterr().out.strip().splitlines()
-    said = said.partition("\n##")[0]
-    assert f"prints {asr} and" in said
-    found = {line.split()[1]: " ".join(line.split()[2:4]) for line in table if "church" in line}
-    assert set(found) == {"none", "uce"}
-    assert all(cer in said for cer in found.values()), found
