@@ -119,8 +119,10 @@ def _plug_ins() -> Iterator[str]:
     for scope, names in groupby(sorted(scopes, key=lambda name: scopes[name]), scopes.get):
         yield f"| attacks, {scope} | {_names('attacks', names)} |"
     for world in get_args(World):
-        shown = ", ".join(f"`{name}`" for name in tasks.task_names(world) if "/" not in name)
-        yield f"| tasks, {world} world | {shown} |"
+        own = [
+            n for n in tasks.task_names(world) if "/" not in n and not n.endswith("-calibration")
+        ]
+        yield f"| tasks, {world} world | {', '.join(f'`{name}`' for name in own)} |"
     yield f"| judges and measures | {_names('evaluators', registry.names('evaluators'))} |"
 
 
