@@ -142,6 +142,22 @@ def test_convolutions_read_channels_last_on_a_gpu_and_nothing_else_changes(monke
 
 
 @pytest.mark.slow
+def test_half_precision_moves_no_verdict(tmp_path) -> None:
+    """The trained model's pictures of a concept, and of others that it is not asked for."""
+    runner = Runner(Settings(artifacts=Artifacts(tmp_path)))
+    for task in ("church", "garbage-truck"):
+        rows = []
+        for dtype in ("fp32", "bf16"):
+            none = (Ref("none"),)
+            (job,) = plan(Spec("emoji-sd", none, none, (task,), limit=4, dtype=dtype))
+            rows.append(runner.run(job).rows)
+        exact, coarse = rows
+        assert [r.success for r in coarse] == [r.success for r in exact]
+        assert [r.own for r in coarse] == pytest.approx([r.own for r in exact], abs=0.1)
+        assert [r.own for r in coarse] != [r.own for r in exact]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_compiled_denoiser_draws_the_same_and_is_in_the_record(
     monkeypatch, few_steps, tmp_path, dtype

@@ -15,6 +15,7 @@ from torchvision.models import inception_v3
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.engine.rates import Rate, _by_difference, rates
+from bench.engine.scaling import scaling
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cost-model.md"
 
@@ -30,6 +31,23 @@ def test_everything_runs_on_a_model_of_random_weights() -> None:
         each = line.figures[2]
         assert each.word == "too short" or (each.value and each.value > 0)
     assert "tiny-random" in table.legend
+
+
+@pytest.mark.slow
+def test_more_of_the_same_takes_more_time_and_no_more_memory(monkeypatch) -> None:
+    for name, value in {"TIMES": (1, 3), "PROMPTS": 2, "STEPS": 1, "ERASING": 1}.items():
+        monkeypatch.setattr(f"bench.engine.scaling.{name}", value)
+    table = scaling("tiny-random", device="cpu", console=Console(quiet=True))
+    found = [(line.names[0], *(figure.value for figure in line.figures)) for line in table.lines]
+    assert [row[:2] for row in found] == [
+        ("prompts", 2), ("prompts", 6), ("steps", 1), ("steps", 3), ("erasures", 1), ("erasures", 3),
+    ]  # fmt: skip
+    for (_, _, before, one, small), (_, _, after, times, large) in zip(
+        found[::2], found[1::2], strict=True
+    ):
+        assert one == 1.0
+        assert 1 < times == pytest.approx(after / before)
+        assert large < 1.05 * small
 
 
 def test_a_step_is_the_difference_of_two_runs(monkeypatch) -> None:
