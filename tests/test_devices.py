@@ -150,11 +150,12 @@ def test_half_precision_moves_no_verdict(tmp_path) -> None:
         for dtype in ("fp32", "bf16"):
             none = (Ref("none"),)
             (job,) = plan(Spec("emoji-sd", none, none, (task,), limit=4, dtype=dtype))
-            rows.append(runner.run(job).rows)
+            record = runner.run(job)
+            assert record.protocol["draw"].endswith(dtype)
+            rows.append(record.rows)
         exact, coarse = rows
         assert [r.success for r in coarse] == [r.success for r in exact]
         assert [r.own for r in coarse] == pytest.approx([r.own for r in exact], abs=0.1)
-        assert [r.own for r in coarse] != [r.own for r in exact]
 
 
 @pytest.mark.slow
@@ -170,16 +171,18 @@ def test_a_compiled_denoiser_draws_the_same_and_is_in_the_record(
         real(self, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    spec = Spec("tiny-random", (Ref("uce"),), (Ref("none"),), ("church",), limit=3, dtype=dtype)
-    (job,) = plan(spec)
-    first, second = (
-        Runner(Settings(artifacts=Artifacts(tmp_path / str(on)), compiled=on)).run(job)
+    methods, none = (Ref("uce"), Ref("none")), (Ref("none"),)
+    jobs = plan(Spec("tiny-random", methods, none, ("church",), limit=3, dtype=dtype)).jobs
+    runners = [
+        Runner(Settings(artifacts=Artifacts(tmp_path / str(on)), compiled=on))
         for on in (False, True)
-    )
-    assert compiled == [DTYPES[dtype]]
-    assert second.environment["denoiser"] == "compiled"
-    assert "denoiser" not in first.environment
-    assert [r.own for r in second.rows] == [pytest.approx(r.own, abs=1e-3) for r in first.rows]
+    ]
+    for job in jobs:  # the second erasure copies a base that is compiled by then
+        first, second = (runner.run(job) for runner in runners)
+        assert second.environment["denoiser"] == "compiled"
+        assert "denoiser" not in first.environment
+        assert [r.own for r in second.rows] == [pytest.approx(r.own, abs=1e-3) for r in first.rows]
+    assert compiled == [DTYPES[dtype]] * 3  # both erased models, and the original
 
 
 def test_float64_moves_to_the_cpu_where_a_device_lacks_it() -> None:
