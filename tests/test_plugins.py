@@ -29,7 +29,6 @@ from bench.engine.checks.classes import Subject
 from bench.engine.checks.judges import Verdicts, judge_twice
 from bench.engine.checks.lab import Lab
 from bench.engine.checks.methods import Erasure, erase_twice
-from bench.engine.workers import Workers
 from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plugins.registry import Kind, Ref, load
@@ -136,7 +135,7 @@ def test_an_attack_makes_as_many_images_as_it_says(hunt: Hunt) -> None:
 def test_a_black_box_attack_can_only_generate(name: str, emoji, victim, tmp_path) -> None:
     """The table above ran it with this handle: it needs no more."""
     work = lab.job(emoji, "church", attack=quick("attacks", name, tmp_path, emoji.base))
-    one = CellAttack(work, victim, emoji.base, judged(PROMPTS), emoji.settings(), Workers())
+    one = CellAttack(work, victim, emoji.base, judged(PROMPTS), emoji.settings())
     handle = one.target.victim
     assert len(handle.generate(PROMPTS[:1])) == 1
     reads = ("pipe", "parameters", "encode", "copy", "predict_noise", "denoise", "notes")

@@ -174,6 +174,30 @@ def test_no_more_images_are_alive_for_a_larger_set(
     assert seen[12] == seen[120] <= 4 + 4 + 2
 
 
+def test_another_process_makes_the_shards_that_nobody_makes(
+    tmp_path, coco, given, made, monkeypatch
+) -> None:
+    runner, cell = start(tmp_path / "whole", given, shard=2)
+    whole = runner.run(cell)
+    made.clear()
+    runner, cell = start(tmp_path / "cache", given, shard=2)
+    helper, _ = start(tmp_path / "cache", given, shard=2)
+    counted, called = DiffusersModel.generate, []
+
+    def helped(self, prompts, **more):
+        if not called:  # the first shard is being made
+            called.append(True)
+            helper.help(cell, 0.5)
+        return counted(self, prompts, **more)
+
+    monkeypatch.setattr(DiffusersModel, "generate", helped)
+    assert runner.run(cell).measurements == whole.measurements
+    assert made == ["4", "5", "6", "7", "8", "9", "2", "3", "0", "1"]
+    made.clear()
+    helper.help(cell, 0.0)
+    assert not made
+
+
 def test_unreadable_images_are_counted(tmp_path, coco, given, monkeypatch) -> None:
     generate = DiffusersModel.generate
 

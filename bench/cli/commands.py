@@ -30,8 +30,10 @@ from bench.cli.options import (
     MaxHours,
     Model,
     OwnConcept,
+    Parts,
     Prompts,
     Protocol,
+    RayAddress,
     Recompute,
     Request,
     Results,
@@ -100,7 +102,8 @@ def run(
     specs: Specs,
     batch_size: BatchSize = 64,
     device: Device = "auto",
-    workers: Workers = 1,
+    workers: Workers = None,
+    ray_address: RayAddress = "",
     results: Results = RESULTS,
     images: Images = None,
     keep_unsafe_images: KeepUnsafe = False,
@@ -117,14 +120,16 @@ def run(
     Example: bench run --method p-esd --attack unlearndiff --task nudity
 
     Example: bench run --suite emoji-quick --workers 2
+
+    Example: bench run --suite paper-style --ray-address auto --device cuda
     """
     from bench.engine import api
     from bench.report.tables import cer_tables, in_a_line
 
     found = api.run(
         *specs, results=results, device=device, batch_size=batch_size, workers=workers,
-        keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh, max_hours=max_hours,
-        recompute=recompute, compiled=compile_, console=progress,
+        ray_address=ray_address, keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh,
+        max_hours=max_hours, recompute=recompute, compiled=compile_, console=progress,
     )  # fmt: skip
     print_tables(cer_tables(found), Format.of(json_))
     remark(
@@ -154,7 +159,7 @@ def plan_(
             show_default=False,
         ),
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     each: Annotated[
         bool | None,
         typer.Option(
@@ -200,7 +205,7 @@ def plan_(
 
         write(
             export[1],
-            sbatch(specs, found, results=results, device=device, workers=workers).encode(),
+            sbatch(specs, found, results=results, device=device, workers=workers or 1).encode(),
         )
         remark(f"sbatch {export[1]}", aside=json_)
 
@@ -529,7 +534,7 @@ def speed_attack(
     dtype: Annotated[
         str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
     ] = "fp32",
-    workers: Workers = 1,
+    workers: Parts = 1,
     json_: Json = False,
 ) -> None:
     """Time an attack batched and in the official way, one prompt at a time; memory of both.

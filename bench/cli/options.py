@@ -278,12 +278,30 @@ Protocol = Annotated[
     ),
 ]
 Workers = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         metavar="N",
-        help="Processes that attack together; each loads the models. On a CPU, try one per core.",
+        help="Processes that share the cells, by Ray (extra `ray`); each loads the models. Default: 1, or "
+        "with --ray-address one on each GPU or else on each machine.",
+        show_default=False,
         rich_help_panel="How it is computed",
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="Compute on an existing cluster of Ray, whose machines share the folders of --results and "
+        'BENCH_CACHE. The page "Several processes and machines" has a script for Slurm.',
+        show_default=False,
+        rich_help_panel="How it is computed",
+    ),
+]
+Parts = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Also time so many processes, each with a part of the prompts."
     ),
 ]
 Results = Annotated[

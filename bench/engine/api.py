@@ -7,7 +7,7 @@ has to be computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ from bench.tasks.tasks import ProtocolName, concept_of, role, task_names
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+    from bench.engine.schedule import Chain
+    from bench.engine.settings import Settings
 
 __all__ = ["Ref", "Results", "Spec", "evaluate", "judge", "run"]
 RESULTS = Path("results/local")
@@ -79,7 +82,8 @@ def run(
     results: Path = RESULTS,
     device: str = AUTO,
     batch_size: int = 64,
-    workers: int = 1,
+    workers: int | None = None,
+    ray_address: str = "",
     keep_images: bool | None = None,
     keep_unsafe: bool = False,
     fresh: bool = False,
@@ -97,7 +101,9 @@ def run(
         results: Folder of records.
         device: Where models run: "cpu", "cuda", "cuda:1", "mps", or the first that is there.
         batch_size: Images made or attacked at once.
-        workers: Processes that attack together; each loads the models.
+        workers: Processes that share the cells, with Ray; each loads the models. Default: this one, or with
+            ``ray_address`` one on each GPU or else on each machine.
+        ray_address: An existing cluster of Ray, ``HOST:PORT`` or ``auto``.
         keep_images: Keep images and draw one grid per cell; by default all but those of streamed tasks.
         keep_unsafe: Keep photographs for an nsfw concept as they are; else only blurred ones.
         fresh: Compute again what is there.
@@ -114,6 +120,12 @@ def run(
     """
     if batch_size < 1:
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
+    if workers is not None and workers < 1:
+        raise SpecError(f"--workers: expected at least 1, got {workers}")
+    if ray_address or (workers or 1) > 1:
+        from bench.engine.cluster import need_ray
+
+        need_ray()
     time = Time(max_hours)
     for spec in specs:
         settle(spec.model)
@@ -126,29 +138,75 @@ def run(
         say(line, console)
     todo = unfinished(planned, store)
     if todo.jobs:
-        from bench.engine.workers import Workers
+        from bench.engine.settings import Settings
 
-        attacked = [job.cell.prompts for job in todo if job.cell.attacked]
-        with Workers(
-            min(workers, max(attacked, default=1))
-        ) as crew:  # they load while this one does
-            from bench.engine.local import run_cells
-            from bench.engine.settings import Settings
-
-            device = _device(device, console)
-            assets = {name: path for spec in specs for name, path in spec.assets.items()}
-            settings = Settings(
-                device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
-                recompute=recompute, compiled=compiled,
-            )  # fmt: skip
-            time.learn(device, store, cache)
-            for record, _ in run_cells(todo.jobs, store, settings, console, crew, time.fits):
-                say(in_a_line(record), console)
-                time.count(record)
+        assets = {name: path for spec in specs for name, path in spec.assets.items()}
+        settings = Settings(
+            device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
+            recompute=recompute, compiled=compiled,
+        )  # fmt: skip
+        for record in _compute(todo, store, settings, console, time, workers, ray_address):
+            say(in_a_line(record), console)
+            time.count(record)
     if not time.up:
         cache.end(ids)
     records = tuple(found for job in planned if (found := store.get(job.cell)))
     return Results(records, len(planned.jobs) - len(todo.jobs), results, len(planned.jobs), time.up)
+
+
+def _compute(
+    todo: Plan,
+    store: Store,
+    settings: Settings,
+    console: Console,
+    time: Time,
+    workers: int | None,
+    address: str,
+) -> Iterator[Record]:
+    """Yield the records of cells: computed in this process, or by workers of Ray."""
+    if address or (workers or 1) > 1:
+        from bench.engine.schedule import chains
+
+        work = chains(todo)
+        most = sum(chain.width(settings.shard) for chain in work)
+        if workers and workers > most:
+            what = "cells that share an erased model and prompts are one's"
+            say(f"--workers {workers}: {most} can have work: {what}", console)
+        if address or most > 1:
+            wanted = workers and min(workers, most)
+            yield from _share(work, store, settings, console, time, wanted, most, address)
+            return
+    from bench.engine.local import run_cells
+
+    settings = replace(settings, device=_device(settings.device, console))
+    time.learn(settings.device, store, settings.artifacts)
+    for record, _ in run_cells(todo.jobs, store, settings, console, time.fits):
+        yield record
+
+
+def _share(
+    work: list[Chain],
+    store: Store,
+    settings: Settings,
+    console: Console,
+    time: Time,
+    wanted: int | None,
+    most: int,
+    address: str,
+) -> Iterator[Record]:
+    """Yield the records of cells that workers of Ray compute, here or on a cluster."""
+    from bench.engine import cluster, crew
+
+    with cluster.connected(address, wanted or most, settings.device) as ray:
+        has, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+        amount = {"cpus": has.get("CPU", 0), "gpus": has.get("GPU", 0), "nodes": nodes}
+        found = cluster.seats(settings.device, wanted, most, here=not address, **amount)
+        if address:
+            settings.artifacts.check_writable()
+            cluster.check_machines(ray, (settings.artifacts.root, store.root))
+        time.learn(found.device, store, settings.artifacts)
+        for record, _ in crew.run_cells(ray, found, work, store, settings, console, time.fits):
+            yield record
 
 
 def _device(name: str, console: Console) -> str:

@@ -1,10 +1,10 @@
-"""Attacks a cell's prompts, alone or with workers, and keeps what is found."""
+"""Attacks a cell's prompts, and keeps what is found."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, astuple, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ from bench.core.types import Cost, Prompt, SamplerNoise
 from bench.engine.guard import finite, guard, plain
 from bench.engine.replay import Replay
 from bench.engine.settings import Settings
-from bench.engine.workers import Workers
 from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
@@ -55,7 +54,6 @@ class CellAttack:
         original: The model before erasure.
         criterion: Tells whether the concept is back.
         settings: How.
-        workers: Who.
     """
 
     def __init__(
@@ -65,10 +63,9 @@ class CellAttack:
         original: DiffusersModel,
         criterion: Criterion,
         settings: Settings,
-        workers: Workers,
     ) -> None:
         cell = job.cell
-        self.job, self.cell, self.victim, self.workers = job, cell, victim, workers
+        self.cell, self.victim, self.settings = cell, victim, settings
         self.name = f"attack {cell.attack.name}"
         self.asked: list[str] = []  # by the attack, of models that can only generate
         with guard(self.name):
@@ -77,44 +74,19 @@ class CellAttack:
                 self.attack = replace(cast("Any", self.attack), source=Path(job.source))
             self.target = _target(self.attack, victim, original, cell, criterion, self.asked)
         self.kept = {"the erased model": victim, "the original model": original}
-        self.settings = replace(settings, batch_size=max(1, settings.batch_size // workers.count))
         self.replay = Replay(settings.artifacts, cell.attack_key, victim)
 
     def run(self, prompts: Sequence[Prompt]) -> list[Adversarial]:
         """Return one adversarial per prompt; finished prompts come from the cache."""
-        shared = self.attack.threat.space in ("embedding", "weights")  # found once for all prompts
-        workers = Workers() if shared else self.workers
         done = self.replay.load(prompts)
-        todo = {prompt.id: prompt for prompt in prompts if prompt.id not in done}
-        before = len(done)
-
-        def progress(stage: str = "attack") -> None:
-            finished = before + len(mine.intersection(done)) + workers.finished
-            self.settings.progress(stage, finished, len(prompts))
 
         def finish(found: Adversarial) -> None:
             done[found.prompt.id] = found
-            progress()
+            self.settings.progress("attack", len(done), len(prompts))
 
-        def part(ids: Collection[str]) -> list[Prompt]:
-            return [prompt for name, prompt in todo.items() if name in ids]
-
-        def job(ids: Collection[str]) -> dict[str, Any]:
-            task = replace(self.job.task, prompts=tuple(part(ids)))
-            return {
-                "settings": self.settings.to_json(),
-                "job": asdict(replace(self.job, task=task)),
-            }
-
-        if todo:
-            with workers.share(job, list(todo)) as mine:
-                progress()
-                self.find(part(mine), finish)
-            workers.wait(progress)
-            done |= self.replay.load([p for name, p in todo.items() if name not in mine])
-            if left := todo.keys() - done.keys() - mine:
-                progress("attack, what a worker left undone")
-                self.find(part(left), finish)
+        if todo := [prompt for prompt in prompts if prompt.id not in done]:
+            self.settings.progress("attack", len(done), len(prompts))
+            self.find(todo, finish)
         if missing := [p.id for p in prompts if p.id not in done]:
             raise ContractError(
                 f"attack {self.cell.attack.name} returned nothing for {len(missing)} prompts: "
@@ -123,7 +95,7 @@ class CellAttack:
         return [done[prompt.id] for prompt in prompts]
 
     def find(self, prompts: Sequence[Prompt], finish: Callable[[Adversarial], None]) -> None:
-        """Attack prompts in this process; keep each as it is found, and call ``finish`` with it.
+        """Attack prompts; keep each as it is found, and call ``finish`` with it.
 
         Raises:
             ContractError: What the attack returns is not what was asked for, or it changed a model that

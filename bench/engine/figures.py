@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from bench.core.devices import AUTO, use
+from bench.engine.display import bars
 from bench.engine.examples import examples, pictures
-from bench.engine.local import bars
 from bench.engine.neuron_figures import neuron_overlays, neuron_sensitivity
 from bench.engine.pruned import pruning_strategies
 from bench.engine.settings import Settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from bench.engine.provenance import environment, protocol
 from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
-from bench.engine.workers import Workers
 from bench.errors import ContractError, IncompatibleError, PluginError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
@@ -36,12 +35,10 @@ class Runner:
 
     Args:
         settings: How.
-        workers: Who attacks; this process alone by default.
     """
 
-    def __init__(self, settings: Settings, workers: Workers | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._workers = workers or Workers()
         self._eraser = Eraser(settings)
         self._images = Images(settings)
         self._judges = Judges(settings)
@@ -149,9 +146,11 @@ class Runner:
         _, new = self._draw_and_judge(job, prompts, erased, [found[p.id] for p in prompts], {})
         return erased.card, {row.id: row for row in new}
 
-    def attack(self, job: Job, found: Callable[[Adversarial], None]) -> None:
-        """Attack all prompts of a job's task; call ``found`` with each when it is finished and kept."""
-        self._attack(job, self._victim(job.cell, job.task)).find(job.task.prompts, found)
+    def help(self, job: Job, place: float) -> None:
+        """Make images of a streamed cell that another process computes, from a place (0 to 1) on."""
+        cell, task = job.cell, job.task
+        source = self._source(self._victim(cell, task))
+        self._stream.help(cell, task, task.prompts[: cell.prompts], source, place)
 
     def model(self, cell: Cell) -> DiffusersModel:
         """Return a cell's base model in the type that is drawn in, loaded once."""
@@ -185,7 +184,7 @@ class Runner:
     def _attack(self, job: Job, erased: Erased) -> CellAttack:
         original = self._eraser.original(job.cell)
         criterion = self._judges.criterion(job.task.judge)
-        return CellAttack(job, erased.model, original, criterion, self.settings, self._workers)
+        return CellAttack(job, erased.model, original, criterion, self.settings)
 
     def _victim(self, cell: Cell, task: Task) -> Erased:
         erased = self._eraser.victim(cell, task)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load, save
-from torch import Tensor
-
+from bench.core.digest import digest
 from bench.core.types import Context
 from bench.sources.assets import finder
 from bench.store.artifacts import Artifacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,8 +79,14 @@ class Settings:
         def keep(
             name: str, make: Callable[[], dict[str, Tensor]], *, shared: bool = False
         ) -> dict[str, Tensor]:
+            from safetensors.torch import load, save
+
             path = (common if shared else own) / f"{name}.safetensors"
-            data = self.artifacts.keep(path, lambda: save(tensors(make())))
+            alone = (
+                self.artifacts.lock(digest([common.name, name]), name) if shared else nullcontext()
+            )
+            with alone:
+                data = self.artifacts.keep(path, lambda: save(tensors(make())))
             return {name: tensor.to(self.device) for name, tensor in load(data).items()}
 
         return Context(

@@ -2,10 +2,9 @@
 
 Both ways run the same attack on the same erased model, prompts and draws, and should find the same
 adversarial texts; the batched way runs before and after the official one, because a machine's speed
-drifts. The batched way attacks all prompts in one process, or an equal part in each of several, as
-``bench run --workers`` does. The official way (Diffusion-MU-Attack) starts one process per prompt, makes
-two denoiser passes for guidance, and loads the judge for every image. Our own loop runs both ways, so that
-only these three things differ.
+drifts. The batched way attacks all prompts in one process, or an equal part in each of several. The
+official way (Diffusion-MU-Attack) starts one process per prompt, makes two denoiser passes for guidance,
+and loads the judge for every image. Our own loop runs both ways, so that only these three things differ.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from rich.console import Console
 from torch import Tensor
 
 from bench.core.devices import described, use
+from bench.core.paths import ROOT
 from bench.core.protocols import Attack, Model, Target
 from bench.core.types import Context, Prompt, Sample, SamplerNoise
 from bench.engine.local import erase_cell
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
-from bench.engine.workers import python
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
@@ -43,6 +42,10 @@ from bench.report.frame import Figure, Line, Table
 from bench.sources.catalog import check_dtype
 
 Way = Literal["batched", "official"]
+_COMMAND = (  # no code of the current folder; where this package is not installed, it is found as here
+    f"import runpy, sys; sys.path.append({str(ROOT)!r}); "
+    "runpy.run_module('bench.engine.speed', run_name='__main__')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,7 @@ def _process(
     }
     start = time.perf_counter()
     done = subprocess.run(
-        python("bench.engine.speed"),
+        [sys.executable, "-P", "-c", _COMMAND],
         input=json.dumps(order),
         stdout=subprocess.PIPE,
         text=True,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,28 @@ from bench.tasks.tasks import Measure, Task
 Extract = Callable[[Sequence[Sample]], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Images that are held at once.
+
+    Args:
+        name: Equal names, equal images.
+        prompts: Theirs.
+        place: From which on, and of how many.
+        files: What is kept of them, by metric.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    place: tuple[int, int]
+    files: Mapping[str, Path]
+
+    def __str__(self) -> str:
+        return (
+            f"images {self.place[0] + 1} to {self.place[0] + len(self.prompts)} of {self.place[1]}"
+        )
+
+
 class Stream:
     """Makes images shard by shard, and keeps only their features and scores."""
 
@@ -46,13 +69,12 @@ class Stream:
         A shard that is there is not made again; measures with the same features share them.
         """
         failed: dict[str, PluginError] = {}  # by metric, or by key of the features
-        measures: dict[str, tuple[str, Extract]] = {}
-        for measure in task.measures:
-            with failing(failed, measure.metric):
-                measures[measure.metric] = self._extract(cell, measure)
-        if source.screened:
-            measures["blacked-out"] = ("blacked-out", _blacked_out)
-        files = self._shards(measures, prompts, source, failed, seconds)
+        measures = self._measures(cell, task, source, failed)
+        shards = self._cut(measures, prompts, source)
+        make = partial(self._make, measures, source, failed, seconds)
+        for shard in [each for each in shards if not make(each, wait=False)]:
+            make(shard, wait=True)  # another process makes it, or was killed at it
+        files = {metric: [shard.files[metric] for shard in shards] for metric in measures}
         measured: dict[str, Measurement] = {}
         for measure in task.measures:
             metric = measure.metric
@@ -73,34 +95,77 @@ class Stream:
             measured["blacked-out"] = rate([None if b.isnan() else bool(b) for b in black])
         return measured
 
-    def _shards(
+    def help(
+        self, cell: Cell, task: Task, prompts: Sequence[Prompt], source: Source, place: float
+    ) -> None:
+        """Keep what measures need of the shards that nobody makes now, while another process measures.
+
+        ``place``, from 0 to 1, says where to begin.
+        """
+        failed: dict[str, PluginError] = {}
+        measures = self._measures(cell, task, source, failed)
+        shards = self._cut(measures, prompts, source)
+        first = int(place * len(shards))
+        for shard in shards[first:] + shards[:first]:
+            self._make(measures, source, failed, {}, shard, wait=False)
+
+    def _measures(
+        self, cell: Cell, task: Task, source: Source, failed: dict[str, PluginError]
+    ) -> dict[str, tuple[str, Extract]]:
+        """Return by metric what is kept of images, and its key."""
+        measures: dict[str, tuple[str, Extract]] = {}
+        for measure in task.measures:
+            with failing(failed, measure.metric):
+                measures[measure.metric] = self._extract(cell, measure)
+        if source.screened:
+            measures["blacked-out"] = ("blacked-out", _blacked_out)
+        return measures
+
+    def _cut(
+        self, measures: Mapping[str, tuple[str, Extract]], prompts: Sequence[Prompt], source: Source
+    ) -> list[_Shard]:
+        """Cut prompts into shards: equal ones in every process, so that images have equal batches."""
+        shards = []
+        for start in range(0, len(prompts), self.settings.shard):
+            part = prompts[start : start + self.settings.shard]
+            about = [*source.key, [asdict(p) for p in part]]
+            files = {
+                metric: self.settings.artifacts.features(digest([*about, key]))
+                for metric, (key, _) in measures.items()
+            }
+            shards.append(_Shard(digest(about), part, (start, len(prompts)), files))
+        return shards
+
+    def _make(
         self,
         measures: Mapping[str, tuple[str, Extract]],
-        prompts: Sequence[Prompt],
         source: Source,
         failed: dict[str, PluginError],
         seconds: dict[str, float],
-    ) -> dict[str, list[Path]]:
-        """Keep what measures need of all images, shard by shard; return the files of each measure."""
-        files: dict[str, list[Path]] = {metric: [] for metric in measures}
-        for start in range(0, len(prompts), self.settings.shard):
-            shard = prompts[start : start + self.settings.shard]
-            missing: dict[Path, tuple[str, Extract]] = {}
-            for metric, (key, extract) in measures.items():
-                name = digest([*source.key, [asdict(p) for p in shard], key])
-                path = self.settings.artifacts.features(name)
-                files[metric].append(path)
-                if self._features(path) is None and key not in failed:
-                    missing[path] = (key, extract)
-            if missing:
+        shard: _Shard,
+        *,
+        wait: bool,
+    ) -> bool:
+        """Keep what measures need of a shard; ``wait=False``: return False if another process makes it."""
+
+        def missing() -> dict[Path, tuple[str, Extract]]:
+            return {
+                path: measures[metric]
+                for metric, path in shard.files.items()
+                if measures[metric][0] not in failed and self._features(path) is None
+            }
+
+        if not missing():
+            return True
+        with self.settings.artifacts.lock(shard.name, str(shard), wait=wait) as mine:
+            if mine and (left := missing()):  # nobody made it meanwhile
                 with timed(seconds, "generate"):
-                    samples = source.make(shard, (start, len(prompts)))
+                    samples = source.make(shard.prompts, shard.place)
                 with timed(seconds, "judge"):
-                    for path, (key, extract) in missing.items():
+                    for path, (key, extract) in left.items():
                         with failing(failed, key):
                             self._keep(path, extract(samples))
-                del samples  # before the next are made
-        return files
+        return mine
 
     def _extract(self, cell: Cell, measure: Measure) -> tuple[str, Extract]:
         """Return what a measure keeps of images, ``(n, width)`` with NaN for unscored, and its key."""

@@ -126,7 +126,9 @@ class Artifacts:
 
     def has_erasure(self, key: str) -> bool:
         """Say whether an erasure is there; its files are not read."""
-        return (self.erasure(key) / "card.json").exists() and not self.since
+        with contextlib.suppress(OSError):
+            return (self.erasure(key) / "card.json").stat().st_mtime_ns >= self.since
+        return False
 
     def image(self, key: str) -> Path:
         """Return the file of an image."""
@@ -154,8 +156,10 @@ class Artifacts:
                     path.unlink()
 
     @contextlib.contextmanager
-    def lock(self, name: str, what: str) -> Iterator[None]:
-        """Reserve a piece of work for this process; a warning says if it has to wait for another.
+    def lock(self, name: str, what: str, *, wait: bool = True) -> Iterator[bool]:
+        """Reserve a piece of work for this process, and yield True.
+
+        If another has it, a warning says so and this one waits; with ``wait=False`` False is yielded.
 
         Raises:
             StoreError: The lock cannot be made.
@@ -165,9 +169,8 @@ class Artifacts:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            free = _acquired(lock)
+            if wait and not free:
                 with contextlib.suppress(OSError):
                     log.warning("waiting for %s, which computes %s", owner.read_text(), what)
                 lock.acquire()
@@ -175,9 +178,12 @@ class Artifacts:
             raise StoreError(
                 f"cannot lock {path}: {exc.strerror or exc}; choose another folder with BENCH_CACHE"
             ) from exc
+        if not (free or wait):
+            yield False
+            return
         try:
             write(owner, f"process {os.getpid()} on {platform.node()}".encode())
-            yield
+            yield True
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
@@ -209,3 +215,12 @@ class Artifacts:
     def _beginning(self, cells: Iterable[str]) -> Path:
         key = hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()[:16]
         return self.root / "fresh" / key
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Take a lock if it is free, and say whether it was."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

@@ -16,7 +16,6 @@ from bench.engine.attack import CellAttack
 from bench.engine.checks.finding import Rules
 from bench.engine.checks.lab import MODEL, Lab, job, settings_left, state, streams
 from bench.engine.guard import noticed
-from bench.engine.workers import Workers
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import check_attack
@@ -88,7 +87,7 @@ def attack_twice(ref: Ref, victim: DiffusersModel, lab: Lab, hunt: Hunt | None =
     hunt.prompts = prompts
     for seed in range(2):
         with streams(seed), noticed() as left:
-            one = CellAttack(work, victim, lab.base, judged(prompts), lab.settings(), Workers())
+            one = CellAttack(work, victim, lab.base, judged(prompts), lab.settings())
             hunt.attack, hunt.asked = one.attack, one.asked
             hunt.found.append([])
             one.find(prompts, hunt.found[-1].append)
