@@ -279,11 +279,11 @@ def test_who_waits_for_a_lock_says_for_whom(settings, caplog) -> None:
 def test_without_a_terminal_a_line_is_said_now_and_then(
     settings, capsys, monkeypatch, tmp_path
 ) -> None:
-    monkeypatch.setattr("bench.engine.local.EVERY", 0.0)
+    monkeypatch.setattr("bench.engine.display.EVERY", 0.0)
     list(run_cells([cell_of()], Store(tmp_path / "r"), settings, Console(stderr=True, width=20)))
     lines = capsys.readouterr().err.splitlines()
     assert "church · esd · does · attack: 0 of 2" in lines
-    monkeypatch.setattr("bench.engine.local.EVERY", 1e9)
+    monkeypatch.setattr("bench.engine.display.EVERY", 1e9)
     list(run_cells([cell_of(limit=3)], Store(tmp_path / "r"), settings, Console(stderr=True)))
     assert not capsys.readouterr().err
 
