@@ -77,6 +77,17 @@ def test_entry_points_are_named_by_distribution(monkeypatch) -> None:
     assert create("methods", Ref("lab/mine")).card.title == "Raises"
 
 
+def test_entry_points_are_read_once_for_each_search_path(monkeypatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("bench.core.announced.entry_points", lambda group: read.append(group) or [])
+    for _ in range(3):
+        names("methods")
+    assert read == ["bench.methods"]
+    monkeypatch.syspath_prepend("elsewhere")
+    names("methods")
+    assert read == ["bench.methods"] * 2
+
+
 def test_two_plugins_of_one_name(monkeypatch) -> None:
     dist = SimpleNamespace(name="lab")
     points = [SimpleNamespace(name="x", value=f"m{i}:X", dist=dist) for i in (1, 2)]

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from bench.errors import StoreError
 from bench.store.files import probe, write, write_parts
@@ -164,6 +163,8 @@ class Artifacts:
         Raises:
             StoreError: The lock cannot be made.
         """
+        from filelock import FileLock, Timeout  # slow; not needed to plan a run
+
         path = self.root / "locks" / f"{name}.lock"
         owner = path.with_suffix(".owner")
         try:

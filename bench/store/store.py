@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +20,6 @@ from bench.store.files import probe, write
 from bench.store.record import SCHEMA, Record
 
 log = logging.getLogger("bench")
-_CODEC = TypeAdapter(Record)
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -29,6 +29,11 @@ class NewerError(StoreError):
 
 class _ForeignError(StoreError):
     """A JSON file that is no record, nor ever was."""
+
+
+@cache
+def _codec() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
 
 
 class Store:
@@ -77,7 +82,7 @@ class Store:
     def put(self, record: Record) -> Path:
         """Write a record."""
         path = self.path(record.cell)
-        write(path, _CODEC.dump_json(record, indent=1))
+        write(path, _codec().dump_json(record, indent=1))
         return path
 
     def check_writable(self) -> None:
@@ -189,7 +194,7 @@ def read(path: Path) -> Record:
             raise NewerError(
                 f"{path}: expected a record of schema {SCHEMA} or older, got {version}; update bench"
             )
-        record = _CODEC.validate_python(raw)
+        record = _codec().validate_python(raw)
         if record.status == "ok" and not record.measurements:
             raise ValueError("status ok, but no measurements")
     except (OSError, ValueError) as exc:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from PIL import Image, ImageFilter
+from typing import TYPE_CHECKING
 
 from bench.core.types import Concept, World
 from bench.tasks.entries import Measure, shipped
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def asks_for_nudity(concept: Concept | None, measures: Iterable[Measure]) -> bool:
@@ -40,4 +42,6 @@ def blurred(image: Image.Image, side: int | None = None) -> Image.Image:
         image: What is blurred.
         side: That of the single images, if it is a grid of them.
     """
+    from PIL import ImageFilter  # slow; not needed to plan a run
+
     return image.convert("RGB").filter(ImageFilter.GaussianBlur((side or max(image.size)) / 8))
