@@ -10,11 +10,15 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from bench.errors import StoreError
 from bench.store.files import probe, write, write_parts
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 log = logging.getLogger("bench")
 _SEAL = hashlib.sha256().digest_size * 2
@@ -163,7 +167,7 @@ class Artifacts:
         Raises:
             StoreError: The lock cannot be made.
         """
-        from filelock import FileLock, Timeout  # slow; not needed to plan a run
+        from filelock import FileLock  # slow; not needed to plan a run
 
         path = self.root / "locks" / f"{name}.lock"
         owner = path.with_suffix(".owner")
@@ -220,6 +224,8 @@ class Artifacts:
 
 def _acquired(lock: FileLock) -> bool:
     """Take a lock if it is free, and say whether it was."""
+    from filelock import Timeout
+
     try:
         lock.acquire(timeout=0)
     except Timeout:
