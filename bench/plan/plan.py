@@ -106,6 +106,8 @@ def plan(*specs: Spec) -> Plan:
         AssetError: Files that it needs are not here; all of them are named.
     """
     _check_assets(specs)
+    for model in dict.fromkeys(spec.model for spec in specs):
+        check_model(model)
     plans = [_plan(spec) for spec in specs]
     together: dict[tuple[bool, str], dict[str, Job]] = {}
     for job in chain.from_iterable(plans):
@@ -153,7 +155,6 @@ def _plan(spec: Spec) -> Plan:
             task = _task(entry, spec)
         tasks.append(task)
     _check_together(tasks, spec)
-    check_model(spec.model)
     for task in tasks:
         with faults[task.name].noted():
             check_prompts(task, spec.assets)

@@ -259,10 +259,15 @@ def _what_is_wrong(error: ValidationError) -> str:
 def _refuse_shadow(package: str) -> None:
     """Fail loudly if a foreign top-level package hides one of ours."""
     spec = importlib.util.find_spec(package)
-    found = [Path(p).resolve() for p in (spec.submodule_search_locations or [])] if spec else []
+    found = _resolved(tuple(spec.submodule_search_locations or ())) if spec else []
     if found != [ROOT / package]:
         where = ", ".join(map(str, found)) or str(spec.origin if spec else "nothing")
         raise ShadowedPackageError(
             f"the package {package!r} resolves to {where}, expected {ROOT / package}; "
             "run the `bench` command from elsewhere and check site-packages"
         )
+
+
+@cache
+def _resolved(paths: tuple[str, ...]) -> list[Path]:
+    return [Path(path).resolve() for path in paths]
