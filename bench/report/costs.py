@@ -2,8 +2,10 @@
 
 A cell's time has three stages: erasing, once for each erasure; attacking, by prompts; drawing and judging,
 by images, of which those of one model and task are drawn once. Each is looked up among finished cells on
-the same model and kind of device, the nearest first; what was found is named. Where no cell of one's own is
-that near, a figure that ships may be: ``typical.csv``, made from the committed records by
+the same model and kind of device, the nearest first; what was found is named. A floor that was never run
+costs what its images do, and texts that another cell's attack found cost nothing to attack with. Where no
+cell of one's own is that near, a figure that ships may be: ``typical.csv``, made from the committed records
+by
 
     python -m bench.report.costs results/reference results/methods
 """
@@ -24,6 +26,7 @@ from bench.core.devices import AUTO
 from bench.core.digest import digest
 from bench.errors import StoreError
 from bench.plan.cell import Cell
+from bench.plan.floors import FLOORS
 from bench.store.record import Record
 from bench.store.store import Store
 
@@ -69,7 +72,8 @@ _NEAREST: dict[Stage, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
 }
 """By stage: which traits must be equal, the nearest first, and a word for what is found so."""
-_FARTHEST = ("", "same", "task", "kind", "method", "attack", "model", "?")
+_FARTHEST = ("", "same", "task", "kind", "method", "attack", "images", "model", "?")
+_REPLAYED = {"transfer", "submitted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,8 @@ class Estimate:
     Args:
         stages: Seconds by stage; a stage that nothing is known of is left out.
         like: Which finished cells that is learnt from: the "same" with other seeds or prompts, others of
-            the same "task", "kind" of concept, "method", "attack" or "model"; "?": a stage is unknown.
+            the same "task", "kind" of concept, "method", "attack" or "model", or the "images" that a floor
+            draws; "?": a stage is unknown.
     """
 
     stages: dict[Stage, float]
@@ -124,7 +129,7 @@ class Forecast:
             images["own"] = 0
         amount: dict[Stage, int] = {
             "erase": int(cell.erase_key not in self._there and not self._erased(cell.erase_key)),
-            "attack": cell.prompts if cell.attacked else 0,
+            "attack": cell.prompts if cell.attacked and cell.attack.name not in _REPLAYED else 0,
             "draw": sum(images.values()),
         }
         if cell.method.name == "none":
@@ -148,11 +153,24 @@ class Forecast:
         """Return the seconds of an erasure, of a prompt's attack or of an image, and from what."""
         traits = traits_of(cell, self.device)
         middle = median if stage == "draw" else fmean
+        floor = stage == "attack" and cell.attack.name in FLOORS
         for like, names in _NEAREST[stage]:
+            if floor and like == "attack":  # with as many images as any other floor
+                break
             for source in ("", "typical"):
                 if found := self._known.get(_place(source, stage, names, traits)):
                     return middle(found), like
-        return None, "?"
+        return self._by_images(cell) if floor else (None, "?")
+
+    def _by_images(self, cell: Cell) -> tuple[float | None, str]:
+        """Return what the images of a floor cost: at most all that it may draw, of a base model one."""
+        each, like = self.rate("draw", cell)
+        draws = cell.attack.params.get("draws")
+        if each is None or not isinstance(draws, int):
+            return None, "?"
+        return each * (1 if cell.method.name == "none" else draws), max(
+            "images", like, key=_FARTHEST.index
+        )
 
     def _add(self, source: str, stage: Stage, traits: Traits, seconds: float) -> None:
         for _, names in _NEAREST[stage]:

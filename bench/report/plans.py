@@ -21,7 +21,8 @@ _SOMETIMES: dict[str, Callable[[Cell], object]] = {
 _LEGEND = (
     "s: about how long it will take, with what the lines above it leave behind; like: which finished "
     "cells that is learnt from: of the same method, attack and task (other seeds or prompts), else of the "
-    "same task, kind of concept, method, attack, or model; ?: there is none yet"
+    "same task, kind of concept, method, attack, or model; images: those that a floor draws; ?: there is "
+    "none yet"
 )
 
 
