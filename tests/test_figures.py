@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 import re
 from dataclasses import replace
@@ -310,6 +311,12 @@ def test_the_command_lists_draws_and_writes_numbers(cli, tmp_path: Path) -> None
     assert Path("b.svg").read_text().startswith("<?xml")
     assert re.match("task,method,attack,unit,budget", Path("b.csv").read_text())
     assert "bench figure budget" in cli("show", "figures", "budget").out
+    assert cli("figure", "--json").out == cli("list", "figures", "--json").out
+    drawn = json.loads(
+        cli("figure", "budget", "--results", "records", "--out", "b.svg", "--json").out
+    )
+    assert (drawn["file"], drawn["title"]) == ("b.svg", said.out.strip().partition(": ")[2])
+    assert len(drawn["numbers"]) == len(Path("b.csv").read_text().splitlines()) - 1
 
 
 @pytest.mark.parametrize(
@@ -321,6 +328,9 @@ def test_the_command_lists_draws_and_writes_numbers(cli, tmp_path: Path) -> None
         (("budget", "--out", "a.png", "--task", "tench"),
          "run `bench run --method esd --attack unlearndiff --task tench`"),
         (("threshold", "--out", "a.png"), "--attack unlearndiff --task nudity`"),
+        (("budget", "--out", "a.png", "--task", "chruch"), "Did you mean 'church'"),
+        (("budget", "--out", "a.png", "--method", "essd"), "Did you mean 'esd'"),
+        (("budget", "--out", "a.png", "--attack", "nonee"), "Did you mean 'none'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -553,6 +553,12 @@ def test_the_command_writes_pages(cli: Callable[..., Any]) -> None:
     said = cli("leaderboard", "--results", str(REFERENCE), "--task", "church", "--out", "board")
     assert said.code == 0
     assert said.out == "board/index.html: open it in a browser\n"
+    told = cli(
+        "leaderboard", "--results", str(REFERENCE), "--task", "church", "--out", "board", "--json"
+    )
+    assert json.loads(told.out)["index"] == "board/index.html"
+    typo = cli("leaderboard", "--results", str(REFERENCE), "--task", "chruch", "--out", "board")
+    assert (typo.code, "Did you mean 'church'" in typo.err) == (2, True)
     data = Path("board/index.html").read_text("utf-8").partition('id="data">')[2]
     (tab,) = json.loads(data.partition("</script>")[0])["tabs"]
     assert tab["title"] == "church"

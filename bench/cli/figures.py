@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,9 @@ import typer
 
 from bench.cli import complete
 from bench.cli.commands import app
-from bench.cli.options import RESULTS, Device, OnlyAttacks, OnlyMethods, OnlySeed, Results
-from bench.cli.records import records_in
-from bench.cli.terminal import print_listing, progress, say
+from bench.cli.options import RESULTS, Device, Json, OnlyAttacks, OnlyMethods, OnlySeed, Results
+from bench.cli.records import check_known, records_in
+from bench.cli.terminal import print_json, print_listing, progress, say
 from bench.errors import SpecError
 
 
@@ -54,6 +55,7 @@ def figure(
     ] = None,
     device: Device = "auto",
     results: Results = RESULTS,
+    json_: Json = False,
 ) -> None:
     """Draw a figure of stored records as a PNG, SVG or PDF file.
 
@@ -65,13 +67,19 @@ def figure(
     from bench.store.files import write
 
     if name is None:
-        print_listing(FIGURES.items())
+        if json_:
+            print_json([{"name": each, "about": about} for each, about in FIGURES.items()])
+        else:
+            print_listing(FIGURES.items())
         return
     figure_about(name)
     if out is None:
         raise SpecError(f"figure {name}: expected --out FILE.png, FILE.svg or FILE.pdf, got none")
     format_of(out)
     records = records_in(results)
+    check_known(records, "task", task or ())
+    check_known(records, "method", method or ())
+    check_known(records, "attack", attack or ())
     wanted = Wanted(tuple(task or ()), tuple(method or ()), tuple(attack or ()), seed)
     if name in ALONE:
         drawing, numbers = from_records(name, records, wanted, measure)
@@ -84,4 +92,7 @@ def figure(
     drawing.save(out)
     if data:
         write(data, csv_of(numbers).encode())
-    say(f"{out}: {drawing.title}")
+    if json_:
+        print_json({"file": out, "title": drawing.title, "numbers": [asdict(n) for n in numbers]})
+    else:
+        say(f"{out}: {drawing.title}")

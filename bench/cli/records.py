@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bench.cli.terminal import err, say
 from bench.errors import SpecError, StoreError
@@ -59,8 +60,37 @@ def records_of(
 
     records = records_in(results, strict=strict)
     if tasks:
-        records = of_tasks(records, list(map(name_of, tasks)))
+        names = list(map(name_of, tasks))
+        check_known(records, "task", names)
+        records = of_tasks(records, names)
+    check_known(records, "method", methods or ())
+    check_known(records, "attack", attacks or ())
     records = picked(records, methods or (), attacks or (), seed)
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")
     return records
+
+
+def check_known(
+    records: Iterable[Record], axis: Literal["task", "method", "attack"], names: Iterable[str]
+) -> None:
+    """Refuse a name that no record has, and that is not one of a task or a plug-in either.
+
+    Raises:
+        UnknownNameError: There is such a name.
+    """
+    from bench.errors import UnknownNameError
+    from bench.plugins.registry import names as plugins
+    from bench.tasks.lookup import task_names
+
+    asked = set(names)
+    if axis == "task":
+        known = {r.cell.task for r in records}
+        others = {*task_names("emoji"), *task_names("photo")} if asked - known else set()
+    else:
+        known = {getattr(r.cell, axis).name for r in records}
+        others = (
+            {*plugins("methods" if axis == "method" else "attacks")} if asked - known else set()
+        )
+    for name in sorted(asked - known - others):
+        raise UnknownNameError(axis, name, known or others)

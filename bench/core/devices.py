@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import SpecError
+from bench.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 AUTO = "auto"
 """Stands for the first of cuda, mps and cpu that this machine has."""
+_NAMES = (AUTO, "cpu", "cuda", "mps")
 _LITTLE = 30 * 2**30
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # on Linux; the second is Windows' for Linux
 _WITHOUT_FLOAT64 = {"mps"}
@@ -34,6 +35,10 @@ def use(name: str) -> str:
         torch.zeros(1, device=device).tolist()  # "meta" holds no data
     except (RuntimeError, AssertionError) as exc:
         reason = str(exc).splitlines()[0]
+        if reason.startswith("Expected one of"):  # and then all that torch has a word for
+            reason = (
+                f"no such device.{did_you_mean(name, _NAMES)} Known: {', '.join(_NAMES)}, cuda:1"
+            )
         raise SpecError(f"--device {name} cannot be used: {reason}; try --device cpu") from exc
     if _is_cuda(device):
         torch.set_float32_matmul_precision("high" if _tf32() else "highest")
