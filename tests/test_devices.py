@@ -110,9 +110,9 @@ def test_photographs_are_drawn_in_half_precision_on_a_gpu(model, device, asked, 
 
 def test_a_matrix_says_its_type_itself() -> None:
     """It is the same experiment on every machine."""
-    specs = Request(suite="paper-style").specs(device="cuda")
+    specs = Request(suite=["paper-style"]).specs(device="cuda")
     assert {spec.dtype for spec in specs} == {"fp32"}
-    stated = Request(suite="paper-style", dtype="bf16").specs(["dtype"], "cuda")
+    stated = Request(suite=["paper-style"], dtype="bf16").specs(["dtype"], "cuda")
     assert {spec.dtype for spec in stated} == {"bf16"}
 
 
