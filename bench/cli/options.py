@@ -193,8 +193,8 @@ DrawnIn = Annotated[
     str,
     typer.Option(
         metavar="TYPE",
-        help="Type of drawing and attacking: fp32, bf16 or fp16; auto is bf16 for photographs on a GPU, "
-        "but fp32 in --protocol paper and elsewhere.",
+        help="Type of drawing and attacking: fp32, bf16 or fp16. auto: bf16 for photographs on a GPU "
+        "unless --protocol paper, else fp32; a matrix says its own.",
         rich_help_panel="Model",
     ),
 ]
