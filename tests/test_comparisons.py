@@ -195,12 +195,8 @@ def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
         return pytest.approx(1 - (hits / N + 0.8 - 1) / 0.7)
 
     (table,) = cer_tables(records, judges=judges)
-    assert table.columns[:4] == (
-        "CER, no attack",
-        "CER, p4d",
-        "CER, random",
-        "CER, best known attack",
-    )
+    attacks = ("no attack", "p4d", "random", "best known attack")
+    assert table.columns[:4] == tuple(f"corrected CER, {attack}" for attack in attacks)
     line = next(line for line in table.lines if line.names[1] == "esd")
     assert [f.value for f in line.figures[:4]] == [right(24), right(30), right(20), right(40)]
     assert all(f.low < f.value < f.high for f in line.figures[:4])

@@ -119,7 +119,7 @@ def between_table(found: Sequence[Comparison], judges: Judges = AS_SEEN) -> Tabl
     return Table(
         "Differences between methods",
         ("task", "attack", *facets, "first", "second"),
-        ("CER, first - second", "first only", "second only", "p", "p, Holm"),
+        (f"{judges.cer}, first - second", "first only", "second only", "p", "p, Holm"),
         tuple(sorted(map(line, found), key=lambda line: order(line.names))),
         f"CER of the first method minus that of the second on the same prompts, with its 95 % interval "
         f"(Tango's score); first only, second only: prompts that only this method keeps erased; p: exact "

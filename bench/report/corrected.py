@@ -93,6 +93,11 @@ class Judges:
     unknown: tuple[str, ...] = ()
 
     @property
+    def cer(self) -> str:
+        """What a column of concept erasing rates is called."""
+        return "CER" if self.known is None else "corrected CER"
+
+    @property
     def legend(self) -> str:
         """What concept erasing rates are."""
         if self.known is None:

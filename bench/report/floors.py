@@ -79,7 +79,7 @@ def floors_table(records: Iterable[Record], judges: Judges = AS_SEEN) -> Table:
             figure = cer_figure(floor, None, judges) if floor else None
             yield _floor(figure, found.gains[name], adjusted, same) if figure else None
 
-    columns = ["CER", *(["never learned", "minus never learned"] if never else []), *names]
+    columns = [judges.cer, *(["never learned", "minus never learned"] if never else []), *names]
     table = laid_out(
         "Attacks above their floors",
         ("task", "method", "attack"),

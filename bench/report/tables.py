@@ -134,13 +134,14 @@ def cer_table(
         yield from beside.figures(g.first)
         yield _seconds(g.records)
 
-    rates = (f"CER, {'no attack' if attack == 'none' else attack}" for attack in attacks)
+    cer = judges.cer
+    rates = (f"{cer}, {'no attack' if attack == 'none' else attack}" for attack in attacks)
     table = laid_out(
         title,
         ("task", "method"),
         lambda r: (r.cell.task, method_of(r)),
         grouped(targets, across=ATTACK),
-        (*rates, *([f"CER, {BEST_KNOWN}"] if several else []), *beside.columns, "s"),
+        (*rates, *([f"{cer}, {BEST_KNOWN}"] if several else []), *beside.columns, "s"),
         figures,
         legend=judges.legend,
         records=[*targets, *beside.records],
