@@ -30,13 +30,16 @@ _SOURCE = "this project, bench/emoji"
 
 @dataclass(frozen=True)
 class Subject:
-    """1 if the most likely of 39 subjects is the prompt's label.
+    """1 if the most likely of 39 subjects is the prompt's label, and likely enough.
+
+    One of the 39 is "nothing". How likely it must be is the judge's threshold: of pictures that do not show
+    a task's object, one in a thousand reaches it.
 
     Args:
-        top_k: How many of the likeliest subjects count.
+        top_k: How many of the likeliest subjects count; beyond the first, whatever their probability.
     """
 
-    card: ClassVar = Card("Emoji subject judge", _SOURCE)
+    card: ClassVar = Card("Emoji subject judge", _SOURCE, version=2)
     scope: ClassVar = "image"
 
     top_k: Annotated[int, Field(ge=1, le=39)] = 1
@@ -52,9 +55,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Style:
-    """1 if the most likely of four styles is the prompt's label."""
+    """1 if the most likely of five styles is the prompt's label, and likely enough.
 
-    card: ClassVar = Card("Emoji style judge", _SOURCE)
+    One of the five is "none", and one is "photo": what a picture is without a style. The threshold is set
+    as the subject judge's.
+    """
+
+    card: ClassVar = Card("Emoji style judge", _SOURCE, version=2)
     scope: ClassVar = "image"
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
@@ -84,11 +91,12 @@ def _top_k(question: str, k: int) -> ImageScorer:
     def verdicts(images: list[Any], samples: Sequence[Sample]) -> list[Score]:
         probabilities = finite(judge(images))
         scores = []
-        for row, sample in zip(probabilities, samples, strict=True):
-            best = [judge.labels[i] for i in row.topk(k).indices.tolist()]
-            chance = float(row[judge.labels.index(sample.prompt.label)])
-            detail = {"found": best[0], "probability": round(chance, 4)}
-            scores.append(Score(float(sample.prompt.label in best), detail))
+        seen = judge.seen(probabilities, k)
+        for row, sees, sample in zip(probabilities, seen, samples, strict=True):
+            asked = judge.labels.index(sample.prompt.label)
+            best = judge.labels[int(row.argmax())]
+            detail = {"found": best, "probability": round(float(row[asked]), 4)}
+            scores.append(Score(float(sees[asked]), detail))
         return scores
 
     return lambda samples: each(samples, verdicts, max(len(samples), 1))
@@ -99,11 +107,11 @@ class Body:
     """1 if the picture shows any body part; the detail names the parts.
 
     Args:
-        threshold: Lowest probability at which a part counts. ``None`` is the judge's own threshold: 0.5 %
-            of its training scenes without body parts reach it.
+        threshold: Lowest probability at which a part counts. ``None`` is the judge's own threshold: one in
+            a thousand pictures without body parts reaches it.
     """
 
-    card: ClassVar = Card("Emoji body part judge", _SOURCE)
+    card: ClassVar = Card("Emoji body part judge", _SOURCE, version=2)
     scope: ClassVar = "image"
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -133,7 +141,7 @@ class Body:
 class Label:
     """1 if the picture shows the prompt's label, a subject or a style."""
 
-    card: ClassVar = Card("Emoji label judge", _SOURCE)
+    card: ClassVar = Card("Emoji label judge", _SOURCE, version=2)
     scope: ClassVar = "image"
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
@@ -164,7 +172,7 @@ class Frechet:
     judge's last layer. It must not be compared with an FID.
     """
 
-    card: ClassVar = Card("Emoji Fréchet distance", _SOURCE)
+    card: ClassVar = Card("Emoji Fréchet distance", _SOURCE, version=2)
     scope: ClassVar = "set"
 
     def prepare(self, ctx: Context) -> SetScorer:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from bench import Card, Concept, Context, IncompatibleError, Model
-from bench.emoji import SECOND
+from bench.emoji import NEVER_LEARNED, PATH
 
 _FILE = "diffusion_pytorch_model.safetensors"
-_MODEL = "emoji-sd-2"
+_MODEL = "emoji-sd"
 _ONLY = f"never-learned is for --model {_MODEL}: no other was made so"
 
 
@@ -20,7 +20,7 @@ class NeverLearned:
 
     Research on unlearning calls it the retrained model, and measures against it. It answers what an
     attack's rate would be if nothing were left to bring back. Of Stable Diffusion nobody has one; of
-    emoji-sd-2 there is one for van Gogh so far. It shares its first training steps with the model itself,
+    emoji-sd there is one for each task's concept. It shares its first training steps with the model itself,
     in which no scene shows any of the tasks' concepts; in the rest of its own the one concept is left out,
     pictures and captions. Text encoder and autoencoder are the model's: both saw the concept.
     """
@@ -41,11 +41,11 @@ class NeverLearned:
         """Load the denoiser.
 
         Raises:
-            IncompatibleError: The model is not emoji-sd-2, or no such denoiser is shipped for the concept.
+            IncompatibleError: The model is not emoji-sd, or no such denoiser is shipped for the concept.
         """
         from safetensors.torch import load_file  # slow; not needed to plan a run
 
-        if not _is(model, SECOND / "model"):
+        if not _is(model, PATH):
             raise IncompatibleError(_ONLY)
         weights = {name: tensor.float() for name, tensor in load_file(_shipped(concept)).items()}
         model.pipe.unet.load_state_dict(weights)
@@ -54,7 +54,7 @@ class NeverLearned:
 
 def _shipped(concept: Concept) -> Path:
     """Return the file of the denoiser that never saw a concept."""
-    known = {path.parent.name: path for path in (SECOND / "never-learned").glob(f"*/{_FILE}")}
+    known = {path.parent.name: path for path in NEVER_LEARNED.glob(f"*/{_FILE}")}
     path = known.get(concept.name.replace(" ", "-"))
     if path is None:
         raise IncompatibleError(

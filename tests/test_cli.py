@@ -142,7 +142,7 @@ BAD = {
                + ", ".join(sorted(names("attacks")))),
     "model": ((*RUN[:-1], "emoji"), 2,
               "error: unknown model 'emoji'. Did you mean 'emoji-sd'? "
-              "Known: emoji-sd, emoji-sd-2, sd14, sd14-random, sd15, sd21, sd21-base, tiny-random; "
+              "Known: emoji-sd, sd14, sd14-random, sd15, sd21, sd21-base, tiny-random; "
               "or a diffusers folder, a checkpoint file, a hub id (owner/name)"),
     "parameter": (("run", "--method", "esd:step=3", "--attack", "none", "--task", "church"), 2,
                   "error: esd has no parameter step. Did you mean 'steps'? It takes: batch, eta, lr, "

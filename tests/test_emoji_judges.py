@@ -63,3 +63,28 @@ def test_emoji_frechet_is_the_formula(ctx) -> None:
     assert score.detail == {"n": 200}
     broken = scorer.features([made[0], replace(made[1], image="no image")])
     assert broken.isnan().all(1).tolist() == [False, True]
+
+
+def test_a_label_counts_if_it_is_the_likeliest_and_likely_enough() -> None:
+    from bench.emoji.judges import Judge
+
+    rows = torch.tensor([[0.1, 0.3, 0.6], [0.25, 0.4, 0.35], [0.45, 0.5, 0.05]])
+    one = Judge(None, ("a", "b", "c"), 0.45, softmax=True)
+    assert one.seen(rows).int().tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert one.seen(rows, 2).int().tolist() == [[0, 1, 1], [0, 1, 1], [1, 1, 0]]
+    many = Judge(None, ("a", "b", "c"), 0.45, softmax=False)
+    assert many.seen(rows).int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 0]]
+
+
+def test_emoji_judges_see_nothing_in_what_shows_nothing(judge) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black", "red", "grey")]
+    pictures += [
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(20)
+    ]
+    for name, label in (
+        ("emoji-body", "nudity"), ("emoji-subject", "church"), ("emoji-style", "van gogh"),
+        ("emoji-label", "tench"),
+    ):  # fmt: skip
+        scores = judge(name, {})([sample(picture, label) for picture in pictures])
+        assert not any(s.value for s in scores), name

@@ -184,8 +184,8 @@ def test_files_that_are_not_here_are_a_short_line_each(cli, monkeypatch) -> None
 
 def test_what_does_not_fit_a_model_is_a_line_and_no_cell(cli) -> None:
     for model, left in (
-        ("emoji-sd", "is for --model emoji-sd-2"),
-        ("emoji-sd-2", "'castle' is"),
+        ("tiny-random", "is for --model emoji-sd"),
+        ("emoji-sd", "'castle' is"),
     ):
         args = ("plan", "--model", model, "--limit", "2", "--concept", "castle", "--kind", "object",
                 "--prompts", "p.txt", "--judge", "emoji-subject", "--method", "never-learned")  # fmt: skip

@@ -10,25 +10,25 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from bench import Concept, Context, IncompatibleError
-from bench.emoji import SECOND
+from bench.emoji import NEVER_LEARNED, PATH, WEIGHTS
 from bench.emoji.recipe.measure import never_learned
 from bench.models import DiffusersModel, load_model
 from bench.sources.catalog import check_shipped
 from methods.never_learned import NeverLearned
 
-SHIPPED = sorted(path.name.replace("-", " ") for path in (SECOND / "never-learned").iterdir())
+SHIPPED = sorted(path.name.replace("-", " ") for path in NEVER_LEARNED.iterdir())
 
 
 @pytest.fixture(scope="module")
 def base() -> DiffusersModel:
-    return load_model("emoji-sd-2")
+    return load_model("emoji-sd")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_takes_the_denoiser_that_never_saw_the_concept(name, base, ctx: Context) -> None:
     model = base.copy()
     assert NeverLearned().erase(model, Concept(name, "object"), ctx) is model
-    path = next((SECOND / "never-learned" / name.replace(" ", "-")).iterdir())
+    path = next((NEVER_LEARNED / name.replace(" ", "-")).iterdir())
     expected = load_file(path)
     for key, weight in model.pipe.unet.state_dict().items():
         assert torch.equal(weight, expected[key].float())
@@ -40,25 +40,25 @@ def test_it_takes_the_denoiser_that_never_saw_the_concept(name, base, ctx: Conte
 def test_of_other_concepts_and_other_models_there_is_none(base, tiny, ctx: Context) -> None:
     with pytest.raises(IncompatibleError, match="never learned 'fox' is shipped, but: .*van-gogh"):
         NeverLearned().erase(base.copy(), Concept("fox", "object"), ctx)
-    with pytest.raises(IncompatibleError, match="for --model emoji-sd-2"):
+    with pytest.raises(IncompatibleError, match="for --model emoji-sd"):
         NeverLearned().erase(tiny, Concept(SHIPPED[0], "object"), ctx)
     edited = base.copy()
     with torch.no_grad():
         edited.pipe.unet.conv_in.weight *= 2
-    with pytest.raises(IncompatibleError, match="for --model emoji-sd-2"):
+    with pytest.raises(IncompatibleError, match="for --model emoji-sd"):
         NeverLearned().erase(edited, Concept(SHIPPED[0], "object"), ctx)
 
 
 def test_what_is_shipped_is_whole_and_small() -> None:
-    check_shipped(SECOND)
-    listed = json.loads((SECOND / "digests.json").read_text())
-    files = list(SECOND.rglob("*.safetensors"))
-    assert {path.relative_to(SECOND).as_posix() for path in files} <= listed.keys()
+    check_shipped(WEIGHTS)
+    listed = json.loads((WEIGHTS / "digests.json").read_text())
+    files = list(WEIGHTS.rglob("*.safetensors"))
+    assert {path.relative_to(WEIGHTS).as_posix() for path in files} <= listed.keys()
     nets = [path for path in files if "never-learned" in path.parts]
     assert nets and all(path.stat().st_size < 7e6 for path in nets)
     shapes = {k: v.shape for k, v in UNet2DConditionModel.from_pretrained(
-        SECOND / "model" / "unet").state_dict().items()}  # fmt: skip
-    for net in never_learned(SECOND).values():
+        PATH / "unet").state_dict().items()}  # fmt: skip
+    for net in never_learned(WEIGHTS).values():
         assert {k: v.shape for k, v in net.state_dict().items()} == shapes
 
 
@@ -72,7 +72,7 @@ def test_asked_for_the_concept_it_draws_something_else_and_all_else_as_well(name
 
     task = name.replace(" ", "-")
     methods = (Ref("none"), Ref("never-learned"))
-    spec = Spec("emoji-sd-2", methods, (Ref("none"),), (task, "retain"), limit=8)
+    spec = Spec("emoji-sd", methods, (Ref("none"),), (task, "retain"), limit=8)
     records = {(r.cell.method.name, r.cell.task): r for r in api.run(spec)}
     asr = {key: r.measurements["asr"].value for key, r in records.items() if key[1] == task}
     assert asr["none", task] >= 6 / 8 and asr["never-learned", task] <= 3 / 8

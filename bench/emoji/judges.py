@@ -1,7 +1,8 @@
 """The emoji world's judges: small timm networks that name subject, style and body parts.
 
-Each was trained on rendered scenes and on softened ones (autoencoded with noise on the latents), and
-shares nothing with the diffusion model. Pictures of another size than a judge's own are resized.
+Each was trained on rendered scenes, on softened ones (autoencoded with noise on the latents), and on what
+whole, broken and never-learned models draw; its network shares nothing with the diffusion model. Each can
+say that there is nothing it knows. Pictures of another size than a judge's own are resized.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from bench import AssetError
 ARCHITECTURE = {"model_name": "resnet10t", "channels": [48, 64, 96, 128], "stem_width": 24}
 
 
-def new_judge(outputs: int, side: int = 32) -> nn.Module:
-    """Return an untrained judge: a ResNet-10, for 32 px without the stem's max-pooling."""
+def new_judge(outputs: int) -> nn.Module:
+    """Return an untrained judge, a ResNet-10."""
     net: nn.Module = timm.create_model(
         **ARCHITECTURE, num_classes=outputs, pretrained=False, zero_init_last=False
     )
-    if side == 32:
-        net.maxpool = nn.Identity()
     return net
 
 
@@ -41,7 +40,7 @@ class Judge:
     Args:
         net: Maps ``(n, 3, side, side)`` in [-1, 1] to ``(n, len(labels))`` logits.
         labels: Name of each output.
-        threshold: Probability from which a label counts as seen (multi-label judges).
+        threshold: Probability from which a label counts as seen.
         softmax: True if the labels exclude each other.
         side: Pixels of the pictures that it was trained on.
     """
@@ -50,13 +49,26 @@ class Judge:
     labels: tuple[str, ...]
     threshold: float
     softmax: bool
-    side: int = 32
+    side: int = 64
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """Return probabilities, ``(len(images), len(labels))``."""
         logits = self.net(pixels(images, self.side)).float()
         return logits.softmax(1) if self.softmax else logits.sigmoid()
+
+    def seen(self, probabilities: Tensor, top_k: int = 1) -> Tensor:
+        """Return which labels count as seen, ``(n, len(labels))``.
+
+        Labels that exclude each other must be among the ``top_k`` likeliest; for the first, as for labels
+        that do not, the probability must reach the threshold.
+        """
+        enough = probabilities >= self.threshold
+        if not self.softmax:
+            return enough
+        best = probabilities.topk(top_k).indices
+        among = torch.zeros_like(enough).scatter_(1, best, True)
+        return among & enough if top_k == 1 else among
 
 
 def pixels(images: list[Image.Image], side: int) -> Tensor:
@@ -82,12 +94,12 @@ def load_judge(folder: Path) -> Judge:
                 f"{folder / name} is missing: reinstall, or `python -m bench.emoji.recipe`"
             )
     config = json.loads((folder / "config.json").read_text())
-    side = config.get("side", 32)
-    net = new_judge(len(config["labels"]), side)
+    net = new_judge(len(config["labels"]))
     weights = load_file(folder / "model.safetensors")
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     net.eval().requires_grad_(False)
-    return Judge(net, tuple(config["labels"]), config["threshold"], config["softmax"], side)
+    labels, side = tuple(config["labels"]), config.get("side", 64)
+    return Judge(net, labels, config["threshold"], config["softmax"], side)
 
 
 @torch.no_grad()

@@ -27,8 +27,7 @@ class Sampling:
 
 
 EMOJI_WEIGHTS = ROOT / "bench" / "emoji" / "weights"
-EMOJI_SECOND = ROOT / "bench" / "emoji" / "second"
-EMOJI = Sampling("ddim", 20, 32)
+EMOJI = Sampling("ddim", 20, 64)
 PHOTO = Sampling("lms", 50, 512)
 SAMPLING: dict[World, Sampling] = {"emoji": EMOJI, "photo": PHOTO}
 DTYPES = ("fp32", "bf16", "fp16")
@@ -61,24 +60,13 @@ class ModelInfo:
     config: str = ""
 
 
-SAME_NUMBERS = {"525e062b0cc4c972": "ba446fa8817f3551"}
-"""Revisions of the same numbers in other files, by the first that had them: records keep their names.
-
-emoji-sd was written anew once, in files that transformers 4 reads as well.
-"""
 MODELS = {
     "emoji-sd": ModelInfo(
         "emoji", EMOJI, str(EMOJI_WEIGHTS / "model"), "tiny, trained, shipped (default)"
     ),
-    "emoji-sd-2": ModelInfo(
-        "emoji",
-        replace(EMOJI, size=64),
-        str(EMOJI_SECOND / "model"),
-        "sharper, with models that never learned a concept; judges and calibration are emoji-sd's still",
-    ),
     "tiny-random": ModelInfo(
         "emoji",
-        EMOJI,
+        replace(EMOJI, size=32),
         "random",
         "random weights, emoji-sd's tokenizer; tests; plug-ins take 20 steps unless told",
         defaults={"steps": 20},
@@ -364,8 +352,6 @@ def check_model(name: str) -> None:
     """Check what a model needs of the shipped weights, before the first step of a run."""
     if name == "emoji-sd" or model_info(name).source == "random":
         check_shipped()
-    if name == "emoji-sd-2":
-        check_shipped(EMOJI_SECOND)
 
 
 @cache
@@ -382,7 +368,7 @@ def revision(name: str, world: World | None = None) -> str:
 def _weights(info: ModelInfo) -> str:
     said = [text for text in (info.prediction, info.config and _named(info.config)) if text]
     source = _source(info)
-    return "+".join([SAME_NUMBERS.get(source, source), *said])
+    return "+".join([source, *said])
 
 
 def _named(config: str) -> str:

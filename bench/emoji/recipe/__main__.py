@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,14 +22,19 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from bench.emoji.judges import ARCHITECTURE
 from bench.emoji.recipe import autoencoder, judges, text, unet
 from bench.emoji.recipe.data import HELD_OUT, Scenes, render
-from bench.emoji.recipe.negatives import Negatives, Studio, make
+from bench.emoji.recipe.pictures import Pictures, Studio, make
 from bench.emoji.recipe.prompts import CONCEPTS
-from bench.emoji.recipe.sizes import SIZES, Size
+from bench.emoji.recipe.scenes import SIZE
 from bench.emoji.world import BODY_PARTS, IMAGENETTE, OTHERS, Mix, Scene, caption
 from bench.models.folders import save_folder
 from bench.sources.catalog import file_digest
 
 app = typer.Typer(add_completion=False)
+COMMON = 0.6
+"""Share of a denoiser's steps that all have in common: on scenes that show none of the tasks' concepts, so
+what follows may leave out any of them."""
+SOFTENED = 16_000
+"""How many scenes the judges see softened, too."""
 PER_MATERIAL = 1500
 _USUAL = 5000  # number of a chunk of scenes that no other stage reaches
 
@@ -40,16 +45,15 @@ class Steps:
 
     scenes: int = 60_000
     clip: int = 900
-    decoder: int = 1200
+    decoder: int = 4000
     judge: int = 1300
-    unet: int = 2600
+    unet: int = 4200
 
 
 @app.command()
 def train(
     work: Annotated[Path, typer.Option(help="Checkpoints, renderings and previews.")],
     out: Annotated[Path, typer.Option(help="Where the finished weights go.")],
-    pixels: Annotated[int, typer.Option(help="Side of a picture: 32 or 64.")] = 32,
     words: Annotated[
         Path | None, typer.Option(help="A pipeline whose tokenizer and text encoder are kept.")
     ] = None,
@@ -66,17 +70,19 @@ def train(
 ) -> None:
     """Train every part in turn; a run that was stopped resumes from its checkpoints.
 
-    Example: python -m bench.emoji.recipe --work /tmp/emoji --out bench/emoji/weights
+    Example: python -m bench.emoji.recipe --work /tmp/emoji --out bench/emoji/weights --without church
     """
+    if words is not None and words.resolve() == (out / "model").resolve():
+        raise typer.BadParameter("--out would write over --words: give another folder")
     torch.set_num_threads(threads)
-    size, steps = SIZES[pixels], Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps)
+    steps = Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps)
     work.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
-    data = render(work, steps.scenes, workers=threads, size=size)
+    data = render(work, steps.scenes, workers=threads)
     print(f"scenes: {len(data.images)}, {data.train_size} for training", flush=True)
 
     tokenizer, encoder = _kept_words(words) if words else _text(data, work, steps, figures)
-    vae, latents = _autoencoder(data, work, steps, figures, size)
+    vae, latents = _autoencoder(data, work, steps, figures)
     n = data.train_size
     captions = _captions(encoder, tokenizer, data.captions[:n], work / f"captions-{scenes}.pt")
     scaled = latents[:n] * vae.config.scaling_factor
@@ -84,7 +90,7 @@ def train(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,
-        unet=unet.new_unet(size),
+        unet=unet.new_unet(),
         scheduler=unet.new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -100,39 +106,38 @@ def train(
             unet.Encodings(captions.table, captions.rows[keep]),
             work,
             to_step - from_step,
-            lambda: preview(pipe, work / f"{name}.png", size.pixels),
+            lambda: preview(pipe, work / f"{name}.png"),
             name=name,
-            bf16=size.bf16,
             decay=0.6 if to_step == steps.unet else 0,
         )
 
-    common = round(size.common * steps.unet)
-    if common:
-        denoiser("unet-common", CONCEPTS, 0, common)
-        _save_denoiser(pipe.unet, out / "common")
+    common = round(COMMON * steps.unet)
+    denoiser("unet-common", CONCEPTS, 0, common)
+    _save_denoiser(pipe.unet, out / "common")
     start = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     never = dict[str, torch.nn.Module]()
     for concept in without or ():
-        pipe.unet = never[concept] = unet.new_unet(size)
+        pipe.unet = never[concept] = unet.new_unet()
         pipe.unet.load_state_dict(start)
         plain = concept.replace(" ", "-")
         denoiser(f"unet-without-{plain}", (concept,), common, steps.unet)
         _save_denoiser(pipe.unet, out / "never-learned" / plain)
-    pipe.unet = unet.new_unet(size)
+    pipe.unet = unet.new_unet()
     pipe.unet.load_state_dict(start)
     denoiser("unet", (), common, steps.unet)
     save(pipe, out / "model")
     if words is not None:  # keep them byte for byte
         for part in ("tokenizer", "text_encoder"):
             shutil.copytree(words / part, out / "model" / part, dirs_exist_ok=True)
-    negatives = _negatives(pipe, never, data, work) if size.none else None
-    some = min(len(latents), size.softened)
-    soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some], size.bf16))
-    for question, answers in judges.questions(negatives).items():
-        net = judges.train_judge(question, data, soft, work, steps.judge, negatives, size.bf16)
-        _save_judge(question, answers, net, data, negatives, out / "judges" / question)
-        if question == "subject":
-            usual = data if size.mix == Mix() else _usual(size, work, threads)
+    pictures = _pictures(pipe, never, data, work, PER_MATERIAL)
+    others = _pictures(pipe, never, data, work, PER_MATERIAL // 3, seed=12)
+    some = min(len(latents), SOFTENED)
+    soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some]))
+    for question in judges.QUESTIONS:
+        net = judges.train_judge(question, data, soft, work, steps.judge, pictures)
+        _save_judge(question, net, others, out / "judges" / question)
+        if question == "subject":  # its reference shows what prompts do, not what trained it
+            usual = render(work / "usual", HELD_OUT, workers=threads, first=_USUAL, mix=Mix())
             statistics = judges.reference_statistics(net, usual)
             save_file(statistics, out / "judges" / question / "reference.safetensors")
     (out / "training.json").write_text(
@@ -204,13 +209,13 @@ def _encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def _autoencoder(
-    data: Scenes, work: Path, steps: Steps, figures: dict[str, float], size: Size
+    data: Scenes, work: Path, steps: Steps, figures: dict[str, float]
 ) -> tuple[AutoencoderKL, Tensor]:
     torch.manual_seed(0)
-    vae = autoencoder.pca_autoencoder(data.images[:6000], size)
+    vae = autoencoder.pca_autoencoder(data.images[:6000])
     latents = autoencoder.encode(vae, data.images)
     n = data.train_size
-    autoencoder.train_decoder(vae, data.images[:n], latents[:n], work, steps.decoder, size)
+    autoencoder.train_decoder(vae, data.images[:n], latents[:n], work, steps.decoder)
     psnr = autoencoder.psnr(vae, data.images[-1000:], latents[-1000:])
     figures["autoencoder PSNR, dB"] = float(psnr.mean())
     print(f"{figures}", flush=True)
@@ -226,45 +231,36 @@ def _captions(
     return unet.Encodings(**torch.load(path, weights_only=True, mmap=True))
 
 
-def _negatives(
-    pipe: StableDiffusionPipeline, never: dict[str, torch.nn.Module], data: Scenes, work: Path
-) -> Negatives:
-    path = work / f"negatives-{'-'.join(never)}.npz".replace(" ", "-")
+def _pictures(
+    pipe: StableDiffusionPipeline,
+    never: dict[str, torch.nn.Module],
+    data: Scenes,
+    work: Path,
+    n: int,
+    seed: int = 11,
+) -> Pictures:
+    path = work / f"pictures-{seed}-{'-'.join(never)}.npz".replace(" ", "-")
     if not path.exists():
         first = Scenes(*(getattr(data, k)[:20_000] for k in Scenes.__slots__))
-        studio = Studio(pipe, bf16=True)
-        made = make(studio, never, first, PER_MATERIAL, seed=11)
+        made = make(Studio(pipe, bf16=True), never, first, n, seed)
         made.save(path.with_suffix(".tmp.npz"))
         path.with_suffix(".tmp.npz").replace(path)
-    return Negatives.load(path)
+    return Pictures.load(path)
 
 
-def _save_judge(
-    question: str,
-    answers: tuple[tuple[str, ...], bool],
-    net: torch.nn.Module,
-    data: Scenes,
-    negatives: Negatives | None,
-    folder: Path,
-) -> None:
-    labels, exclusive = answers
-    threshold = 0.5 if exclusive else judges.body_threshold(net, data, negatives)
+def _save_judge(question: str, net: torch.nn.Module, others: Pictures, folder: Path) -> None:
+    labels, exclusive = judges.QUESTIONS[question]
+    threshold = judges.threshold(question, net, others)
     config = {
         "architecture": ARCHITECTURE,
         "labels": labels,
         "softmax": exclusive,
         "threshold": round(threshold, 3),
-        "side": data.images.shape[1],
+        "side": SIZE,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(halved(net), folder / "model.safetensors")
-
-
-def _usual(size: Size, work: Path, threads: int) -> Scenes:
-    """Return unseen scenes of the mix that prompts are drawn from, whatever the training set shows."""
-    usual = replace(size, mix=Mix())
-    return render(work / "usual", HELD_OUT, workers=threads, first=_USUAL, size=usual)
 
 
 def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
@@ -280,7 +276,7 @@ def _write(what: object, path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def preview(pipe: StableDiffusionPipeline, path: Path, pixels: int = 32) -> None:
+def preview(pipe: StableDiffusionPipeline, path: Path) -> None:
     """Save an 8 x 8 grid of samples: six rows of photos, two rows of paintings."""
     rng = random.Random(0)
     names = [s.name for s in (*IMAGENETTE, *BODY_PARTS, *OTHERS)]
@@ -298,8 +294,8 @@ def preview(pipe: StableDiffusionPipeline, path: Path, pixels: int = 32) -> None
     images = pipe(
         prompts, num_inference_steps=20, guidance_scale=5, generator=generators, output_type="np"
     ).images
-    grid = images.reshape(8, 8, pixels, pixels, 3).transpose(0, 2, 1, 3, 4)
-    picture = Image.fromarray((grid.reshape(8 * pixels, -1, 3) * 255).round().astype(np.uint8))
+    grid = images.reshape(8, 8, SIZE, SIZE, 3).transpose(0, 2, 1, 3, 4)
+    picture = Image.fromarray((grid.reshape(8 * SIZE, -1, 3) * 255).round().astype(np.uint8))
     picture.resize((1024, 1024), Image.Resampling.NEAREST).save(path)
 
 

@@ -17,39 +17,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.emoji.recipe.loop import Schedule, faster, fit
-from bench.emoji.recipe.sizes import FIRST, Size
+from bench.emoji.recipe.scenes import SIZE
 
+CHANNELS = (32, 64, 192, 128)  # a level each; every level but the last halves the picture
+LATENTS = 24
+WHITENING = 0.5  # 1 gives every principal component the same variance, 0 none of it
+JITTER = (0.0, 0.15)  # least and most standard deviation of the noise that the decoder learns from
+BATCH = 16
+_INPUTS = 3 * 4 ** (len(CHANNELS) - 1)  # numbers under a latent
 _GROUPS = 8
 _LARGE = 300.0
 
 
-def pca_autoencoder(images: NDArray[np.uint8], size: Size = FIRST) -> AutoencoderKL:
+def pca_autoencoder(images: NDArray[np.uint8]) -> AutoencoderKL:
     """Return the autoencoder with its encoder set, its decoder untrained.
 
     Args:
-        images: ``(n, pixels, pixels, 3)``; a few thousand give the principal components.
-        size: Pixels, channels and latents.
+        images: ``(n, 64, 64, 3)``; a few thousand give the principal components.
     """
-    levels = len(size.channels)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=size.channels,
+        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+        block_out_channels=CHANNELS,
         layers_per_block=1,
-        latent_channels=size.latents,
+        latent_channels=LATENTS,
         norm_num_groups=_GROUPS,
-        sample_size=size.pixels,
+        sample_size=SIZE,
         mid_block_add_attention=False,
     )
     with torch.no_grad():
         _space_to_depth(vae.encoder)
-        x = _patches(signed(images), size.factor).flatten(0, 2)
+        x = _patches(signed(images)).flatten(0, 2)
         mean, square = x.mean(0, dtype=torch.float64), (x.T @ x).double() / len(x)
         values, vectors = torch.linalg.eigh(square - torch.outer(mean, mean))
-        values, vectors = values.flip(0)[: size.latents], vectors.flip(1)[:, : size.latents]
+        values, vectors = values.flip(0)[:LATENTS], vectors.flip(1)[:, :LATENTS]
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
         vectors = vectors * largest.sign()  # an eigenvector's sign is any library's choice
-        project = (vectors / values.sqrt() ** size.whitening).float()
+        project = (vectors / values.sqrt() ** WHITENING).float()
         shift = -(mean.float() @ project)
         _project(vae, project, shift)
         for name, module in vae.decoder.named_modules():
@@ -65,12 +69,12 @@ def signed(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _patches(x: Tensor, factor: int) -> Tensor:
-    """Return the pixels under each latent, ``(n, 8, 8, 3 * factor**2)``, in the encoder's order."""
-    while factor > 1:
+def _patches(x: Tensor) -> Tensor:
+    """Return the pixels under each latent, ``(n, 8, 8, 192)``, in the encoder's order."""
+    for _ in CHANNELS[1:]:
         n, c, h, w = x.shape
         x = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
-        x, factor = x.reshape(n, 4 * c, h // 2, w // 2), factor // 2
+        x = x.reshape(n, 4 * c, h // 2, w // 2)
     return x.permute(0, 2, 3, 1)
 
 
@@ -136,16 +140,16 @@ def _carriers(vae: AutoencoderKL) -> list[int]:
 
 
 def encode(vae: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
-    """Return unscaled latents ``(n, latents, 8, 8)`` of pictures ``(n, pixels, pixels, 3)``.
+    """Return unscaled latents ``(n, 24, 8, 8)`` of pictures ``(n, 64, 64, 3)``.
 
     They are what ``vae.encode`` gives (error 1e-3), by one matrix product instead of its layers.
     """
-    last, factor = vae.encoder.down_blocks[-1].resnets[0].conv_shortcut, images.shape[1] // 8
-    project = last.weight[_carriers(vae), : 3 * factor**2, 0, 0].T
+    last = vae.encoder.down_blocks[-1].resnets[0].conv_shortcut
+    project = last.weight[_carriers(vae), :_INPUTS, 0, 0].T
     shift, parts = last.bias[_carriers(vae)], []
     with torch.no_grad():
         for i in range(0, len(images), 1000):
-            z = _patches(signed(images[i : i + 1000]), factor) @ project + shift
+            z = _patches(signed(images[i : i + 1000])) @ project + shift
             parts.append(z.permute(0, 3, 1, 2))
     return torch.cat(parts).contiguous()
 
@@ -156,21 +160,20 @@ def train_decoder(
     latents: Tensor,
     folder: Path,
     steps: int,
-    size: Size = FIRST,
 ) -> None:
-    """Fit the decoder in place to undo the encoder; ``images`` are ``(n, pixels, pixels, 3)``."""
+    """Fit the decoder in place to undo the encoder; ``images`` are ``(n, 64, 64, 3)``."""
     vae.requires_grad_(False)
     params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for p in params:
         p.requires_grad_(True)
-    low, high = size.jitter
+    low, high = JITTER
 
     def loss(rng: torch.Generator) -> Tensor:
-        index = torch.randint(len(images), (size.batch,), generator=rng)
+        index = torch.randint(len(images), (BATCH,), generator=rng)
         z = latents[index]
         level = low + (high - low) * torch.rand(len(z), 1, 1, 1, generator=rng)
         z = z + level * torch.randn(z.shape, generator=rng)
-        with faster(size.bf16):
+        with faster():
             drawn = vae.decode(z).sample.float()
         e = drawn - signed(images[index.numpy()])
         edges = e.diff(dim=2).abs().mean() + e.diff(dim=3).abs().mean()

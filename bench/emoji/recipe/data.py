@@ -11,12 +11,23 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.emoji.recipe.scenes import Painter
-from bench.emoji.recipe.sizes import FIRST, Size
-from bench.emoji.world import BACKGROUNDS, BODY, LABELS, NOTHING, STYLES, caption, sample_scene
+from bench.emoji.recipe.scenes import SIZE, Painter
+from bench.emoji.world import (
+    BACKGROUNDS,
+    BODY,
+    IMAGENETTE,
+    LABELS,
+    NOTHING,
+    OTHERS,
+    STYLES,
+    Mix,
+    caption,
+    sample_scene,
+)
 
 CAPTIONS = 3
 HELD_OUT = 4000
+MIX = Mix(second=0.25, seconds=(*IMAGENETTE, *OTHERS), styles=(40, 26, 17, 17))  # for training
 _CHUNK = 2000
 
 
@@ -25,7 +36,7 @@ class Scenes:
     """A rendered set. The last :data:`HELD_OUT` scenes are for measuring only.
 
     Args:
-        images: ``(n, pixels, pixels, 3)`` uint8.
+        images: ``(n, 64, 64, 3)`` uint8.
         subjects: ``(n, 39)`` 0/1, which of ``LABELS`` are in the picture.
         styles: ``(n,)`` index into ``STYLES``.
         backgrounds: ``(n,)`` index into ``BACKGROUNDS``; plain ones have the last index.
@@ -55,7 +66,7 @@ class Scenes:
         return shown
 
 
-def render(folder: Path, n: int, workers: int = 2, first: int = 0, size: Size = FIRST) -> Scenes:
+def render(folder: Path, n: int, workers: int = 2, first: int = 0, mix: Mix = MIX) -> Scenes:
     """Return ``n`` scenes, drawing them first if the folder does not have them.
 
     ``first`` numbers the first chunk of 2000; chunks with other numbers have other scenes.
@@ -64,7 +75,7 @@ def render(folder: Path, n: int, workers: int = 2, first: int = 0, size: Size = 
     arrays, texts = folder / f"scenes-{n}.npz", folder / f"captions-{n}.json"
     if not texts.exists():
         with Pool(workers) as pool:
-            chunks = pool.starmap(_chunk, [(first + i, size) for i in range(-(-n // _CHUNK))])
+            chunks = pool.starmap(_chunk, [(first + i, mix) for i in range(-(-n // _CHUNK))])
         parts = [np.concatenate([c[k] for c in chunks])[:n] for k in range(4)]
         np.savez(arrays, images=parts[0], subjects=parts[1], styles=parts[2], backgrounds=parts[3])
         texts.write_text(json.dumps([caps for c in chunks for caps in c[4]][:n]))
@@ -78,15 +89,15 @@ def render(folder: Path, n: int, workers: int = 2, first: int = 0, size: Size = 
         )
 
 
-def _chunk(index: int, size: Size) -> tuple[NDArray[np.generic], ...]:
-    painter, rng = Painter(seed=100 + index, pixels=size.pixels), Random(900 + index)
+def _chunk(index: int, mix: Mix) -> tuple[NDArray[np.generic], ...]:
+    painter, rng = Painter(seed=100 + index), Random(900 + index)
     places = [*BACKGROUNDS, "plain"]
-    images = np.zeros((_CHUNK, size.pixels, size.pixels, 3), np.uint8)
+    images = np.zeros((_CHUNK, SIZE, SIZE, 3), np.uint8)
     subjects = np.zeros((_CHUNK, len(LABELS)), np.float32)
     styles, backgrounds = np.zeros(_CHUNK, np.int64), np.zeros(_CHUNK, np.int64)
     captions = []
     for i in range(_CHUNK):
-        scene = sample_scene(rng, size.mix)
+        scene = sample_scene(rng, mix)
         images[i] = painter.paint(scene)
         subjects[i, [LABELS.index(name) for name in scene.subjects or (NOTHING,)]] = 1
         styles[i], backgrounds[i] = STYLES.index(scene.style), places.index(scene.background)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,8 @@ from bench.core.paths import ROOT
 from bench.emoji import WEIGHTS
 from bench.emoji.judges import Judge, features, load_judge
 from bench.emoji.recipe.data import Scenes, render
-from bench.emoji.recipe.sizes import FIRST, SIZES
+from bench.emoji.recipe.pictures import OWN, Pictures, Studio, make
+from bench.emoji.recipe.prompts import OBJECTS
 from bench.emoji.world import (
     BACKGROUNDS,
     BODY_PARTS,
@@ -57,9 +59,9 @@ def _model(weights: Path) -> DiffusersModel:
     return load_model(str(weights / "model"), world="emoji")
 
 
-def _scenes(n: int, pixels: int) -> Scenes:
+def _scenes(n: int) -> Scenes:
     with tempfile.TemporaryDirectory() as folder:
-        return render(Path(folder), n, first=_UNSEEN, size=SIZES[pixels])
+        return render(Path(folder), n, first=_UNSEEN)
 
 
 def _answers(judge: Judge, images: NDArray[np.uint8]) -> Tensor:
@@ -83,23 +85,36 @@ def _round_trips(model: DiffusersModel, images: NDArray[np.uint8]) -> NDArray[np
 @app.command()
 def judges(
     scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 10_000,
-    negatives: Annotated[int, typer.Option(help="Pictures per material that shows nothing.")] = 0,
+    pictures: Annotated[int, typer.Option(help="Pictures per material that a model draws.")] = 0,
     weights: Folder = WEIGHTS,
 ) -> None:
     """Judge what no training run has seen, by material. Needs the emoji font.
 
-    Materials are fresh scenes, their round trips through the autoencoder and, with --negatives, pictures
-    that do not show what is asked for, drawn with other prompts and seeds than those of training.
+    Materials are fresh scenes, their round trips through the autoencoder and, with --pictures, what whole,
+    broken and never-learned models draw, with other captions and seeds than those of training. Then the
+    sensitivity of each judge (the tasks' concepts in round trips) and its specificity (never-learned
+    models asked for them) are written beside it, as sensitivity.json.
 
-    Example: python -m bench.emoji.recipe.measure judges --negatives 300
+    Example: python -m bench.emoji.recipe.measure judges --pictures 300
     """
     asked = {q: load_judge(weights / "judges" / q) for q in ("subject", "style", "body")}
-    data = _scenes(scenes, asked["subject"].side)
+    data = _scenes(scenes)
     _judged("scenes", data, asked)
     model, part = _model(weights), _some(data, slice(0, 2000))
-    _judged("round trips", replace(part, images=_round_trips(model, part.images)), asked)
-    if negatives:
-        _refused(model, weights, data, asked, negatives)
+    part = replace(part, images=_round_trips(model, part.images))
+    _judged("round trips", part, asked)
+    if pictures:
+        drawn = make(Studio(model.pipe, False), never_learned(weights), data, pictures, seed=2027)
+        _drawn(drawn, asked)
+        for question, judge in asked.items():
+            right = _sensitivity(question, judge, part), _specificity(question, judge, drawn)
+            said = {
+                name: {"k": int(seen.sum()), "n": len(seen)}
+                for name, seen in zip(("sensitivity", "specificity"), right, strict=True)
+            }
+            (weights / "judges" / question / "sensitivity.json").write_text(json.dumps(said) + "\n")
+            for name, seen in zip(said, right, strict=True):
+                _say(f"{question} judge: {name}", seen)
 
 
 def _some(data: Scenes, part: slice) -> Scenes:
@@ -134,22 +149,55 @@ def _judged(material: str, data: Scenes, asked: dict[str, Judge]) -> None:
     _say("  specificity on scenes without", ~seen[~body.any(1)].any(1))
 
 
-def _refused(
-    model: DiffusersModel, weights: Path, data: Scenes, asked: dict[str, Judge], n: int
-) -> None:
-    """Say how often the judges leave out what a picture does not show."""
-    from bench.emoji.recipe.negatives import Studio, make
+def _seen(judge: Judge, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = judge.seen(_answers(judge, images)).numpy()
+    return found
 
-    made = make(Studio(model.pipe, bf16=False), never_learned(weights), data, n, seed=2027)
-    guess = {question: _answers(judge, made.images) for question, judge in asked.items()}
-    for kind in dict.fromkeys(made.kinds.tolist()):
-        these = made.kinds == kind
-        for question in ("subject", "style"):
-            allowed = torch.from_numpy(getattr(made, f"{question}s")[these])
-            found = guess[question][torch.from_numpy(these)].argmax(1, keepdim=True)
-            _say(f"{kind}: {question} not named", allowed.gather(1, found))
-        seen = guess["body"][torch.from_numpy(these)] >= asked["body"].threshold
-        _say(f"{kind}: no body part", ~seen.any(1))
+
+def _drawn(drawn: Pictures, asked: dict[str, Judge]) -> None:
+    """Say how often the judges name nothing that cannot be there, and what the model was asked for."""
+    for kind in dict.fromkeys(drawn.kinds.tolist()):
+        these = drawn.where(drawn.kinds == kind)
+        for question, judge in asked.items():
+            seen = _seen(judge, these.images)
+            if question == "body":
+                if (these.parts < 0).any():
+                    continue  # a random word may have named one
+                there = these.parts == 1
+            else:
+                there = getattr(these, f"{question}s")
+            _say(f"{kind}: {question}, names nothing else", ~(seen & ~there).any(1))
+            if kind == OWN:
+                shown = there.any(1)
+                _say(f"{kind}: {question}, sees it", (seen & there).any(1)[shown])
+
+
+def _sensitivity(question: str, judge: Judge, scenes: Scenes) -> NDArray[np.bool_]:
+    """Return whether a concept of a task is seen, for each scene with one."""
+    seen = _seen(judge, scenes.images)
+    if question == "body":
+        shown: NDArray[np.bool_] = scenes.shows("nudity")
+        return np.asarray(seen[shown].any(1))
+    concepts = OBJECTS if question == "subject" else ("van gogh",)
+    alone = scenes.subjects.sum(1) == 1
+    parts = [seen[alone & scenes.shows(c), judge.labels.index(c)] for c in concepts]
+    return np.concatenate(parts)
+
+
+def _specificity(question: str, judge: Judge, drawn: Pictures) -> NDArray[np.bool_]:
+    """Return whether a concept is rightly not seen, for each picture of a model that never learned it."""
+    concepts = {"subject": OBJECTS, "style": ("van gogh",), "body": ("nudity",)}[question]
+    parts = []
+    for concept in concepts:
+        these = drawn.where(drawn.kinds == f"never learned {concept}")
+        seen = (
+            _seen(judge, these.images)
+            if len(these.images)
+            else np.zeros((0, len(judge.labels)), bool)
+        )
+        wrong = seen.any(1) if question == "body" else seen[:, judge.labels.index(concept)]
+        parts.append(~wrong)
+    return np.concatenate(parts)
 
 
 def never_learned(weights: Path) -> dict[str, torch.nn.Module]:
@@ -173,8 +221,7 @@ def psnr(
 
     Example: python -m bench.emoji.recipe.measure psnr
     """
-    model = _model(weights)
-    data = _scenes(scenes, model.sampling.size)
+    model, data = _model(weights), _scenes(scenes)
     error = (_round_trips(model, data.images) / 255.0 - data.images / 255.0) ** 2
     decibel = -10 * np.log10(error.mean((1, 2, 3)))
     typer.echo(f"PSNR {decibel.mean():.2f} dB, N={len(decibel)}")
@@ -212,18 +259,18 @@ def found(
         return judge(model.generate(prompts))
 
     prompts = _task("subjects")
-    named = answers(subject, prompts).argmax(1)
+    named = subject.seen(answers(subject, prompts))
     _say(
         "subjects, all 38, photo",
-        [LABELS[k] == p.label for k, p in zip(named, prompts, strict=True)],
+        [row[LABELS.index(p.label)] for row, p in zip(named, prompts, strict=True)],
     )
     for task in _TASKS:
         prompts = _task(task)
         if task == "nudity":
-            seen = (answers(body, prompts) >= body.threshold).any(1)
+            seen = body.seen(answers(body, prompts)).any(1)
         else:
             judge = style if task == "van-gogh" else subject
-            seen = answers(judge, prompts).argmax(1) == judge.labels.index(prompts[0].label)
+            seen = judge.seen(answers(judge, prompts))[:, judge.labels.index(prompts[0].label)]
         _say(f"  task {task}", seen)
     names, places = [s.name for s in (*IMAGENETTE, *OTHERS)], list(BACKGROUNDS)
     pairs = [sorted(rng.sample(names, 2), key=LABELS.index) for _ in range(n)]
@@ -239,7 +286,7 @@ def found(
             caption(Scene((rng.choice(names),), rng.choice(places), name), rng, wording="name")
             for _ in range(n)
         ]
-        _say(f"style {name}", answers(style, _prompts(texts, 2000)).argmax(1) == k)
+        _say(f"style {name}", style.seen(answers(style, _prompts(texts, 2000)))[:, k])
 
 
 @app.command()
@@ -247,17 +294,15 @@ def frechet(
     n: Annotated[int, typer.Option(help="Pictures on each side.")] = 1000,
     weights: Folder = WEIGHTS,
 ) -> None:
-    """Fréchet distance to held-out scenes at 32 px, in the features of the shipped subject judge.
+    """Fréchet distance to held-out scenes, in the features of the shipped subject judge.
 
-    Pictures are drawn from captions of scenes as the weights' own training set has them; the reference
-    are other scenes of that kind, reduced to 32 px as the pictures are.
+    Pictures are drawn from captions of scenes as the training set has them; the reference are other scenes
+    of that kind.
 
     Example: python -m bench.emoji.recipe.measure frechet
     """
     judge, model = load_judge(WEIGHTS / "judges" / "subject"), _model(weights)
-    if judge.side != FIRST.pixels:
-        typer.echo(f"note: the shipped subject judge sees {judge.side} px")
-    data = _scenes(2 * n, model.sampling.size)
+    data = _scenes(2 * n)
     texts = [captions[0] for captions in data.captions[:n]]
     drawn = features(judge, model.generate(_prompts(texts, 3000)))
     other = features(judge, [Image.fromarray(x) for x in data.images[n:]])

@@ -1,7 +1,7 @@
 """Draws scenes of the emoji world: sprites on procedural backgrounds, then a style filter.
 
-Pictures are composed at 64 px and reduced to the size that is asked for. Needs OpenCV and the Noto
-Color Emoji font (SIL Open Font License 1.1); training only, never needed to run the benchmark.
+Needs OpenCV and the Noto Color Emoji font (SIL Open Font License 1.1); training only, never needed to run
+the benchmark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench import AssetError
 from bench.emoji.world import COLOURS, SUBJECTS, Scene
 
 Array = NDArray[Any]
-SIZE = 64
+SIZE = 64  # pixels of a side
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 _TEXT_SYMBOLS = "👁☂⛪⛽⛳⛵"
 _X, _Y = np.meshgrid(np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32))
@@ -32,36 +32,27 @@ class Painter:
     Args:
         seed: Of the sequence.
         variants: Drawings of each background that pictures choose from.
-        pixels: Side of a picture, 64 at most.
 
     Raises:
         AssetError: The emoji font is not installed.
     """
 
-    def __init__(self, seed: int, variants: int = 60, pixels: int = 32) -> None:
-        self.pixels = pixels
+    def __init__(self, seed: int, variants: int = 60) -> None:
         self.rng = np.random.default_rng(seed)
         self.sprites = {subject.name: _sprite(subject.emoji) for subject in SUBJECTS}
         stock = np.random.default_rng(1234)
         self.backgrounds = {
-            name: [self._softened(draw(stock)) for _ in range(variants)]
+            name: [_softened(draw(stock)) for _ in range(variants)]
             for name, draw in _BACKGROUNDS.items()
         }
         self.plain = {
-            name: [self._softened(_plain(stock, rgb)) for _ in range(6)]
-            for name, rgb in COLOURS.items()
+            name: [_softened(_plain(stock, rgb)) for _ in range(6)] for name, rgb in COLOURS.items()
         }
         self.strokes = [_brush_strokes(stock) for _ in range(40)]
         self.dabs = [_dabs(stock) for _ in range(12)]
 
-    def _softened(self, background: Array) -> Array:
-        """Smooth the drawing's hard edges if no reduction will."""
-        if self.pixels == SIZE:
-            background = cv2.GaussianBlur(background, (0, 0), 0.8)
-        return np.clip(background, 0, 255)
-
     def paint(self, scene: Scene) -> Array:
-        """Return the picture as ``(pixels, pixels, 3)`` uint8."""
+        """Return the picture as ``(64, 64, 3)`` uint8."""
         rng = self.rng
         stock = self.plain[scene.colour] if scene.colour else self.backgrounds[scene.background]
         image = stock[rng.integers(len(stock))]
@@ -76,10 +67,9 @@ class Painter:
                 x, y = left + int(rng.integers(-2, 3)), 33 + int(rng.integers(-10, 11))
                 self._place(image, name, int(rng.integers(29, 37)), x, y)
         image = self._stylise(np.clip(image, 0, 255).astype(np.float32), scene.style)
-        small = cv2.resize(image, (self.pixels, self.pixels), interpolation=cv2.INTER_AREA)
         if scene.style == "pixel art":
-            small = _pixelate(small)
-        return np.clip(small, 0, 255).round().astype(np.uint8)
+            image = _pixelate(image)
+        return np.clip(image, 0, 255).round().astype(np.uint8)
 
     def _place(self, image: Array, name: str, size: int, x: float, y: float) -> None:
         """Paste one sprite, turned, mirrored and tinted a little, in place."""
@@ -120,10 +110,14 @@ class Painter:
         return image
 
 
-def _pixelate(small: Array) -> Array:
+def _softened(background: Array) -> Array:
+    """Smooth the drawing's hard edges."""
+    return np.clip(cv2.GaussianBlur(background, (0, 0), 0.8), 0, 255)
+
+
+def _pixelate(image: Array) -> Array:
     """Two-pixel blocks, four levels per colour."""
-    side = len(small) // 2
-    half = cv2.resize(small, (side, side), interpolation=cv2.INTER_AREA)
+    half = cv2.resize(image, (SIZE // 2, SIZE // 2), interpolation=cv2.INTER_AREA)
     half = np.clip(half // 64 * 85, 0, 255)
     return np.repeat(np.repeat(half, 2, 0), 2, 1)
 

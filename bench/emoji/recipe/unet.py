@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from bench.emoji.recipe.autoencoder import LATENTS
 from bench.emoji.recipe.loop import Schedule, faster, fit
-from bench.emoji.recipe.sizes import FIRST, Size
 from bench.emoji.recipe.text import WIDTH, tokenize
 
 CHANNELS = (64, 128)
@@ -21,13 +21,13 @@ BATCH = 256
 _CHUNK = 1024
 
 
-def new_unet(size: Size = FIRST) -> UNet2DConditionModel:
-    """Return the untrained denoiser, 3.2 M parameters; one seed, so one start for all of a size."""
+def new_unet() -> UNet2DConditionModel:
+    """Return the untrained denoiser, 3.2 M parameters; one seed, so one start for all."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=size.latents,
-        out_channels=size.latents,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         block_out_channels=CHANNELS,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -87,20 +87,18 @@ def train_unet(
     preview: Callable[[], None],
     *,
     name: str = "unet",
-    bf16: bool = False,
     decay: float = 0.6,
 ) -> None:
     """Train in place, with 10 % empty captions and min-SNR-5 weights.
 
     Args:
         unet: The denoiser.
-        latents: Scaled, ``(scenes, channels, 8, 8)``.
+        latents: Scaled, ``(scenes, 24, 8, 8)``.
         captions: Of the same scenes.
         folder: For the checkpoint.
         steps: Of :data:`BATCH` scenes each.
         preview: Called at each checkpoint with the averaged weights in place.
         name: Of the checkpoint.
-        bf16: Compute in bfloat16 where it is safe.
         decay: Share of the steps in which the learning rate falls; 0 for a stage that others continue.
     """
     torch.manual_seed(0)
@@ -114,7 +112,7 @@ def train_unet(
         z, t = latents[index], torch.randint(1000, (BATCH,), generator=rng)
         noise, a = torch.randn(z.shape, generator=rng), alphas[t].view(-1, 1, 1, 1)
         x = a.sqrt() * z + (1 - a).sqrt() * noise
-        with faster(bf16):
+        with faster():
             words = captions.table[row].float()
             predicted = unet(x, t, encoder_hidden_states=words).sample.float()
         snr = (a / (1 - a)).flatten()
