@@ -211,7 +211,7 @@ class Crew:
             self._start = float("inf")
             what = "GPU" if self._seats.gpus else "processor"
             who = f"{waiting} of {self._seats.count} workers"
-            log.warning("%s still wait for a free %s in Ray", who, what)
+            log.warning("%s have not been started by Ray yet: is no %s free?", who, what)
 
     def stop(self) -> None:
         """End all workers, whatever they do."""
