@@ -65,6 +65,9 @@ def need_ray() -> ModuleType:
         SpecError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # as a process that computes itself; Ray's own is 15
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         import ray
