@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -83,7 +85,7 @@ def test_two_workers_write_what_one_process_writes(tmp_path, monkeypatch, ray, c
 
 
 def run_killed(
-    ray: Any, asked: Spec, monkeypatch: pytest.MonkeyPatch, kill: Any
+    ray: Any, asked: Spec, monkeypatch: pytest.MonkeyPatch, kill: Any, console: Console = QUIET
 ) -> list[tuple[Record, bool]]:
     """Run a request on one worker; ``kill(pid)`` is called in a thread for each that begins."""
     begun = crew.Crew._has_begun
@@ -94,7 +96,7 @@ def run_killed(
 
     monkeypatch.setattr(crew.Crew, "_has_begun", watched)
     work, settings = chains(plan(asked)), Settings("cpu", artifacts=Artifacts())
-    return list(crew.run_cells(ray, ONE, work, Store(Path("records")), settings, QUIET))
+    return list(crew.run_cells(ray, ONE, work, Store(Path("records")), settings, console))
 
 
 @pytest.mark.slow
@@ -111,10 +113,17 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch, ray, caplog) -> No
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
 
-    found = run_killed(ray, spec(attack=attack, limit=3), monkeypatch, kill)
+    said = StringIO()
+    monkeypatch.setattr("bench.engine.display.EVERY", 0.0)
+    found = run_killed(
+        ray, spec(attack=attack, limit=3), monkeypatch, kill, Console(file=said, width=200)
+    )
     assert [record.status for record, _ in found] == ["ok", "ok"]
     assert [len(record.rows) for record, _ in found] == [3, 3]
     assert kept
+    assert re.search(
+        r"0 of 2 cells; 1: church · none · seed-search · attack \d of 3", said.getvalue()
+    )
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())  # not again
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("worker 1 (process ")

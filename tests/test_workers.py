@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -194,6 +195,16 @@ def test_a_wrong_address_is_one_line(cli, address: str, said: str) -> None:
     assert found.code == 2
     assert said in found.err
     assert found.err.splitlines()[-1].startswith("error: --ray-address")
+
+
+def test_another_service_is_not_taken_for_ray(cli, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_ANSWER", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = cli(*RUN, "--ray-address", address)
+    assert said.code == 2
+    assert f"error: --ray-address {address}: no Ray answered there in 2 seconds" in said.err
 
 
 def test_one_chain_needs_no_ray(cli, monkeypatch) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,7 @@ PACKAGES = (
 """Packages that decide numbers, or how values travel; their versions must be the same everywhere."""
 _OBJECTS = 80 * 2**20  # bytes for what travels: jobs and records; the least that Ray takes is 75 MB
 _PATIENCE = 120  # seconds in which a machine must have answered
+_ANSWER = 30.0  # seconds in which a cluster must have answered
 _TRIES = 3  # Ray gives up after half a minute, which a busy machine may need
 log = logging.getLogger("bench")
 
@@ -62,6 +65,9 @@ def need_ray() -> ModuleType:
         SpecError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # as a process that computes itself; Ray's own is 15
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         import ray
@@ -178,7 +184,10 @@ def _begin(ray: Any, address: str, workers: int, device: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Say at once that nobody answers at an address; Ray itself tries for minutes."""
+    """Say soon, in one line, that no Ray answers at an address; Ray itself tries for minutes.
+
+    Ray's own check runs in a process of its own: what it prints cannot be silenced.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or "/" in address or not port.isdecimal():
         raise SpecError(f"--ray-address: expected HOST:PORT or auto, got {address!r}")
@@ -189,6 +198,29 @@ def _reach(address: str) -> None:
         raise SpecError(
             f"--ray-address {address}: nobody answers there ({reason}); `ray status` says where Ray is"
         ) from exc
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "ray.scripts.scripts",
+        "health-check",
+        "--address",
+        address,
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_ANSWER, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise SpecError(
+            f"--ray-address {address}: no Ray answered there in {_ANSWER:g} seconds; is it another service?"
+        ) from exc
+    if done.returncode:
+        *_, last = done.stderr.strip().splitlines() or ["it is not well"]
+        reason = last.partition(": ")[2] or last
+        if "token" in reason.lower():
+            reason = "it wants the token of `ray get-auth-token`: set RAY_AUTH_MODE=token"
+        raise SpecError(f"--ray-address {address}: Ray cannot be joined there: {reason:.200}")
 
 
 @contextmanager

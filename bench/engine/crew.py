@@ -29,6 +29,7 @@ from bench.store.record import Record
 from bench.store.store import Store
 
 log = logging.getLogger("bench")
+_ASIDE = "aside"  # the thread that answers while another computes
 LOSSES = 3
 """So many workers may be lost with one cell before it counts as failed, or before one could begin."""
 _TICK, _LONG = 0.5, 60.0  # seconds between looks, and until it is said that workers have no place
@@ -48,6 +49,7 @@ class _Member:
         look: What it did last.
         looking: The question what it does.
         placed: Whether Ray has found a place for it.
+        since: When it was asked for.
         helped: Cells of others that it has helped with.
     """
 
@@ -59,6 +61,7 @@ class _Member:
     look: Look = field(default_factory=Look)
     looking: Any = None
     placed: bool = False
+    since: float = field(default_factory=time.monotonic)
     helped: set[str] = field(default_factory=set)
 
 
@@ -74,11 +77,11 @@ class Crew:
 
     def __init__(self, ray: Any, seats: Seats, order: Order, console: Console) -> None:
         self._ray, self._order, self._console = ray, order, console
-        groups = {"look": 1}  # a thread of its own
-        actor = ray.remote(num_cpus=1, num_gpus=seats.gpus, concurrency_groups=groups)(Worker)
-        self._hire, self._seats, self._start = actor.remote, seats, time.monotonic()
+        actor = ray.remote(num_cpus=1, num_gpus=seats.gpus, concurrency_groups={_ASIDE: 1})(Worker)
+        self._hire, self._seats = actor.remote, seats
         self._members: dict[int, _Member] = {}
-        self._lost, self._said = Counter[str](), False
+        self._lost = Counter[str]()
+        self._said = self._said_who_waits = False
         for number in range(1, seats.count + 1):
             self._begin(number)
 
@@ -188,7 +191,7 @@ class Crew:
         """Return what the workers did when they were asked last; ask again."""
         for member in self._members.values():
             if member.looking is None:
-                member.looking = member.actor.look.remote()
+                member.looking = member.actor.look.options(concurrency_group=_ASIDE).remote()
         asked = {m.looking: m for m in self._members.values() if m.looking is not None}
         ready, _ = (
             self._ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], 0)
@@ -206,12 +209,13 @@ class Crew:
         return {n: m.look for n, m in self._members.items() if m.look.cell}
 
     def _say_who_waits(self) -> None:
-        waiting = sum(not member.placed for member in self._members.values())
-        if waiting and time.monotonic() - self._start > _LONG:
-            self._start = float("inf")
+        late = time.monotonic() - _LONG
+        waiting = sum(not m.placed and m.since < late for m in self._members.values())
+        if waiting and not self._said_who_waits:
+            self._said_who_waits = True
             what = "GPU" if self._seats.gpus else "processor"
             who = f"{waiting} of {self._seats.count} workers"
-            log.warning("%s still wait for a free %s in Ray", who, what)
+            log.warning("%s have not been started by Ray yet: is no %s free?", who, what)
 
     def stop(self) -> None:
         """End all workers, whatever they do."""
