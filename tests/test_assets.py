@@ -283,7 +283,7 @@ def test_fetching_without_network_is_one_line(cli) -> None:
     said = cli("assets", "--fetch", "one-file")
     assert said.code == 4
     assert said.err.startswith("error: cannot fetch a/b from the hub: ")
-    assert said.err.count("\n") == 1
+    assert all(len(line) <= 80 for line in said.err.splitlines()[1:])
 
 
 def _answer(kind: str, code: int):
@@ -319,7 +319,7 @@ def test_what_the_hub_refuses(cli, monkeypatch, kind: str, code: int, message: s
         start = f"error: cannot fetch {repo} from the hub: {message.format(repo=repo)}"
         assert said.code == 4
         assert said.err.startswith(start), said.err
-        assert said.err.count("\n") == 1
+        assert all(len(line) <= 80 for line in said.err.splitlines()[1:])
     said = cli("assets", "--fetch", "network", "--fetch", "papr")
     assert (said.code, "unknown asset 'papr'" in said.err) == (
         2,
@@ -337,10 +337,10 @@ def test_every_asset_that_is_missing_is_named_at_once(cli, monkeypatch, tmp_path
                "--task", "church", "--task", "coco")  # fmt: skip
     assert said.code == 4
     for flag in ("--asset resnet50-ms=", "--asset clip-vit-h14=", "--asset safety-checker=",
-                 "--asset coco-30k=", "--asset inception=", "--asset coco-reference=",
-                 "--fetch safety-checker", "--model /path/to/diffusers-folder"):  # fmt: skip
+                 "--asset coco-30k=", "--asset inception=", "or coco-reference=",
+                 "--fetch safety-checker", "--model FOLDER for sd14"):  # fmt: skip
         assert flag in said.err, flag
-    assert said.err.count("\n") == 1
+    assert all(len(line) <= 80 for line in said.err.splitlines()[1:])
 
 
 def test_a_methods_asset_is_part_of_what_it_made(monkeypatch, tmp_path: Path) -> None:

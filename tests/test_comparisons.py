@@ -87,14 +87,11 @@ def test_without_an_attack_on_record_the_test_prompts_are_compared() -> None:
     assert set(ties(found).values()) == {"a", "b"}
 
 
-def test_the_reference_records_support_one_of_six_differences() -> None:
-    """Discordant pairs are counted here again, from the rows; Holm multiplies the smallest p by six."""
-    found = {
-        (t.first.cell.task, t.first.cell.attack.name): t
-        for t in comparisons(Store(REFERENCE).load()[0])
-    }
-    assert len(found) == 6
-    for t in found.values():
+def test_differences_of_the_reference_records_are_counted_from_their_rows() -> None:
+    """Discordant pairs are counted here again; Holm multiplies the smallest p by the number of tests."""
+    found = comparisons(Store(REFERENCE).load()[0])
+    assert len({(t.first.cell.task, t.first.cell.attack.name) for t in found}) > 2
+    for t in found:
         pairs = list(zip(t.first.rows, t.second.rows, strict=True))
         first = sum(b.success and not a.success for a, b in pairs)
         second = sum(a.success and not b.success for a, b in pairs)
@@ -102,9 +99,8 @@ def test_the_reference_records_support_one_of_six_differences() -> None:
         few, both = min(first, second), first + second
         p = min(1.0, 2 * sum(math.comb(both, k) for k in range(few + 1)) / 2**both)
         assert t.difference.p == pytest.approx(p)
-    best = min(found.values(), key=lambda t: t.difference.p)
-    assert best.p_holm == pytest.approx(6 * best.difference.p)
-    assert [where for where, t in found.items() if t.p_holm < 0.05] == [("nudity", "p4d")]
+    best = min(found, key=lambda t: t.difference.p)
+    assert best.p_holm == pytest.approx(min(1, len(found) * best.difference.p))
 
 
 def test_the_best_known_attack_is_over_the_prompts_and_not_over_the_rates() -> None:

@@ -343,7 +343,9 @@ def test_bad_deltas(cli, tmp_path) -> None:
         (tmp_path / "bad.safetensors").write_bytes(content)
         said = cli("apply", "bad.safetensors", "--model", "tiny-random", "--export", "m")
         assert said.code == 5
-        assert said.err.lstrip().startswith("error: bad.safetensors is not a readable safetensors")
+        assert said.err.lstrip().startswith(
+            "error: bad.safetensors: it is not a readable safetensors"
+        )
         assert said.err.strip().count("\n") == 0
     (tmp_path / "loop").symlink_to("loop")
     said = cli("apply", "loop", "--model", "tiny-random", "--export", "m")

@@ -177,7 +177,7 @@ REQUESTS = {
     "report: a file": ("report --results a-file", 2, "a-file"),
     "report: an empty folder": ("report --results folder", 2, "folder"),
     "report: format": ("report --format pdf", 2, "format"),
-    "report: no such task": ("report --results folder --task nothing", 2, "folder"),
+    "report: no such task": ("report --results folder --task nothing", 2, "nothing"),
     # other commands
     "list: unknown": ("list method", 2, "methods"),
     "show: unknown": ("show methods esdd", 2, "esd"),

@@ -205,7 +205,7 @@ def test_errorbars_reads_the_files_and_finds_our_rates(reference, tmp_path) -> N
         (tmp_path / name).write_bytes(data)
         load_csv(tmp_path / name)
     data = load_csv(tmp_path / "emoji-church-unlearndiff.csv")
-    assert sorted(data.models()) == ["esd", "none", "p-esd"]
+    assert sorted(data.models()) == ["esd", "never-learned", "none", "p-esd"]
     for r in reference:
         if (r.cell.task, r.cell.attack.name) == ("church", "unlearndiff"):
             scores = data.filter_model(r.cell.method.name).scores_by_question().values()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.plan.floors import FLOORS
 from bench.plugins.registry import Ref, resolved
 from bench.sources.catalog import revision
 from bench.store.record import Record
@@ -29,5 +30,6 @@ def test_a_request_of_today_has_the_cell_of_a_committed_record(record: Record, p
     assert revision(cell.model) == cell.revision
     assert load_task(cell.task, cell.world, limit=cell.prompts).digest == cell.task_digest
     for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
-        today = resolved(kind, Ref(ref.name), cell.concept, cell.world)  # type: ignore[arg-type]
+        floor = {"draws": ref.params["draws"]} if ref.name in FLOORS else {}
+        today = resolved(kind, Ref(ref.name, floor), cell.concept, cell.world)  # type: ignore[arg-type]
         assert today.identity == ref.identity

@@ -84,7 +84,8 @@ def written(records: list[Record], out: Path, root: Path | None = None) -> Path:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pages of the reference records."""
     out = tmp_path_factory.mktemp("leaderboard")
-    return written(list(Store(REFERENCE)), out, REFERENCE)
+    some = [r for r in Store(REFERENCE) if r.cell.method.name != "never-learned"]
+    return written(some, out, REFERENCE)
 
 
 def column(page: Any, number: int) -> list[str]:
@@ -239,12 +240,10 @@ def test_a_picture_is_shown_blurred_where_it_may_be_unsafe(tmp_path: Path) -> No
 # ---------------------------------------------------------------------------- in a browser
 def test_tabs_and_sorting(visit: Callable[..., Any], reference: Path) -> None:
     page = visit(reference)
-    assert page.locator("[role=tab]").all_inner_texts() == [
-        "church", "garbage-truck", "nudity", "parachute", "tench", "van-gogh",
-    ]  # fmt: skip
+    assert page.locator("[role=tab]").all_inner_texts() == ["church", "nudity", "van-gogh"]
     assert methods(page) == ["p-esd", "esd", "none"]  # the best under the best known attack first
-    page.get_by_role("tab", name="nudity").click()
-    assert methods(page) == ["p-esd", "esd", "none"]
+    page.get_by_role("tab", name="van-gogh").click()
+    assert set(methods(page)) == {"p-esd", "esd", "none"}
     page.locator("thead th", has_text="No attack").locator(".dt-column-order").click()
     shown = list(map(float, column(page, 3)))
     assert shown == sorted(shown, reverse=True)
@@ -287,7 +286,7 @@ def test_a_keyboard_suffices(visit: Callable[..., Any], reference: Path) -> None
     page.get_by_role("tab", name="church").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.get_by_role("tab", selected=True).inner_text() == "nudity"
+    assert page.get_by_role("tab", selected=True).inner_text() == "van-gogh"
     page.get_by_label("compare p-esd", exact=True).focus()
     page.keyboard.press("Space")
     page.get_by_label("compare esd", exact=True).focus()
@@ -383,27 +382,27 @@ def test_a_phone_has_no_sideways_scroll(visit: Callable[..., Any], reference: Pa
 
 
 def test_search_filters_and_their_address(visit: Callable[..., Any], reference: Path) -> None:
-    page = visit(reference, "#task=nudity")
+    page = visit(reference, "#task=church")
     page.locator("#search").fill("esd")
     assert methods(page) == ["p-esd", "esd"]
     page.locator("#filter summary").click()
     page.get_by_role("button", name="Add a condition").click()
     page.locator(".dtsb-data").select_option(label="p4d")
     page.locator(".dtsb-condition").select_option(label="Greater Than")
-    page.locator(".dtsb-input").fill("0.1")
+    page.locator(".dtsb-input").fill("0.95")
     page.locator("#lines tbody tr").nth(1).wait_for(state="detached")
     assert methods(page) == ["p-esd"]
-    assert page.locator("#state").inner_text().startswith("1 of 3 lines: “esd”, p4d > 0.1")
+    assert page.locator("#state").inner_text().startswith("1 of 3 lines: “esd”, p4d > 0.95")
     address = page.url.partition("#")[2]
-    visit(reference, "#task=church")
-    assert methods(page) == ["p-esd", "esd", "none"]
+    visit(reference, "#task=van-gogh")
+    assert set(methods(page)) == {"p-esd", "esd", "none"}
     page.goto("about:blank")
     visit(reference, f"#{address}")
     assert methods(page) == ["p-esd"]
     assert page.locator("#search").input_value() == "esd"
     page.get_by_role("button", name="Show all").click()
     assert methods(page) == ["p-esd", "esd", "none"]
-    assert page.url.endswith("#task=nudity&sort=best+desc")
+    assert page.url.endswith("#task=church&sort=best+desc")
 
 
 def test_only_complete_lines_and_only_those_without_flags(
@@ -435,19 +434,20 @@ def downloaded(page: Any, name: str) -> str:
 def test_an_export_has_what_is_selected_with_its_intervals(
     visit: Callable[..., Any], reference: Path
 ) -> None:
-    page = visit(reference, "#task=nudity&search=esd")
+    page = visit(reference, "#task=church&search=esd")
     table = list(csv.DictReader(io.StringIO(downloaded(page, "csv"))))
-    assert [line["Method"] for line in table] == ["p-esd", "esd"]
+    ours = next(line for line in table if line["Method"] == "p-esd")
+    assert len(table) == 2
     record = next(
         r for r in Store(REFERENCE)
-        if (r.cell.task, r.cell.method.name, r.cell.attack.name) == ("nudity", "p-esd", "p4d")
+        if (r.cell.task, r.cell.method.name, r.cell.attack.name) == ("church", "p-esd", "unlearndiff")
     )  # fmt: skip
     asr = record.measurements["asr"]
-    assert float(table[0]["p4d"]) == 1 - asr.value
-    assert float(table[0]["p4d low"]) == 1 - asr.high
-    assert float(table[0]["p4d high"]) == 1 - asr.low
-    assert (table[0]["p4d n"], table[0]["p4d unscored"]) == ("50", "0")
-    assert float(table[0]["Delta, bytes"]) == record.erasure["bytes"]
+    assert float(ours["unlearndiff"]) == 1 - asr.value
+    assert float(ours["unlearndiff low"]) == 1 - asr.high
+    assert float(ours["unlearndiff high"]) == 1 - asr.low
+    assert (ours["unlearndiff n"], ours["unlearndiff unscored"]) == ("50", "0")
+    assert float(ours["Delta, bytes"]) == record.erasure["bytes"]
     page.get_by_label("compare esd", exact=True).check()
     (line,) = json.loads(downloaded(page, "json"))
     assert (line["Method"], line["retain accuracy n"]) == ("esd", 130)
@@ -478,10 +478,12 @@ def test_two_lines_compared(visit: Callable[..., Any], reference: Path) -> None:
     only_p_esd = sum(a and not b for a, b in zip(esd, p_esd, strict=True))
     p = binomtest(only_esd, only_esd + only_p_esd).pvalue
     said = line.all_inner_texts()
-    assert said[0:2] == ["0.84", "0.96"]
+    values = [1 - sum(successes) / len(successes) for successes in (esd, p_esd)]
+    assert said[0:2] == [f"{value:.2f}" for value in values]
     d = paired(p_esd, esd)  # fewer successes of the second are more erased prompts of the first
     low, high = (f"{x:+.2f}".replace("-", "−") for x in (d.low, d.high))
-    assert said[2].strip() == f"−0.12 [{low}, {high}]"
+    apart = f"{values[0] - values[1]:+.2f}".replace("-", "−")
+    assert said[2].strip() == f"{apart} [{low}, {high}]"
     assert said[3] == "50"
     assert said[4].splitlines()[0].endswith(f"{only_esd} : {only_p_esd}")
     assert said[5] == f"{p:.3f}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from test_figures import cell, row, target
 
 from bench import Cost, Prompt, SamplerNoise
@@ -23,6 +24,7 @@ from bench.report.figures.examples import Card, Section, Tile, draw
 from bench.report.figures.select import Wanted
 from bench.report.hidden import hidden
 from bench.report.story import of_id, story
+from bench.report.text import plain
 from bench.report.words import marked
 from bench.store.record import Record
 from bench.store.store import Store
@@ -83,18 +85,27 @@ def told(record: Record) -> str:
 
 
 def test_the_story_of_a_cell() -> None:
-    record = next(r for r in Store(REFERENCE).load()[0] if r.cell.id.startswith("7b6f832a"))
-    text = told(record)
-    assert "CER|0.84 [.71-.92] (1 - ASR, 95 % Wilson interval), N=50" in text
+    record = next(
+        r for r in Store(REFERENCE).load()[0]
+        if (r.cell.task, r.cell.method.name, r.cell.attack.name) == ("church", "esd", "unlearndiff")
+    )  # fmt: skip
+    text, n = told(record), len(record.rows)
+    back = [r for r in record.rows if r.success]
+    low, high = binomtest(n - len(back), n).proportion_ci(method="wilson")
+    interval = f"[{low:.2f}-{high:.2f}]".replace("0.", ".")
+    assert f"CER|{1 - len(back) / n:.2f} {interval} (1 - ASR, 95 % Wilson interval), N={n}" in text
     spent = sum((r.cost for r in record.rows), Cost())
     assert f"cost|{spent.images:,} images, {spent.forward:,} forward" in text
-    back = sum(bool(r.success) for r in record.rows)
+    own = sum(bool(r.own) for r in record.rows)
     assert (
-        f"0 show the concept without an attack, {back} more with it, {50 - back} in neither" in text
+        f"{own} show the concept without an attack, {len(back) - own} more with it, "
+        f"{n - len(back)} in neither" in text
     )
-    assert "church-014|own image: not seen; attacked: SEEN, after 3 images" in text
+    found = next(r for r in back if not r.own)
+    images = f"{found.cost.images} image{'s' * (found.cost.images != 1)}"
+    assert f"{found.id}|own image: not seen; attacked: SEEN, after {images}" in text
     assert text.endswith(f"again|{command(record)}")
-    assert "judge|emoji-subject:top_k=1" in text and "git a9191c6" in text
+    assert "judge|emoji-subject:top_k=1" in text and f"git {record.environment['git'][:7]}" in text
 
 
 def test_a_cell_is_named_by_the_beginning_of_its_id() -> None:
@@ -178,7 +189,7 @@ def test_the_story_is_shown_and_drawn_again(cli, few_steps, monkeypatch) -> None
     said = cli("show", record.cell.id[:10], "--out", "cell.png")
     assert said.code == 0
     assert f"cell         {record.cell.id}: church, none, attack random" in said.out
-    assert record.rows[0].adversarial in said.out
+    assert plain(record.rows[0].adversarial) in said.out
     assert Path("cell.png").read_bytes()[:4] == b"\x89PNG"
     model = load_model("tiny-random")
     noisy = replace(record.rows[0], beyond="noise", adversarial_noise=SamplerNoise(1.0))

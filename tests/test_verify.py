@@ -62,6 +62,10 @@ def put(*keys, to):
     return change
 
 
+def flip_verdict(raw: dict) -> None:
+    raw["rows"][0]["success"] = not raw["rows"][0]["success"]
+
+
 def drop_row(raw) -> None:
     raw["rows"].pop()
 
@@ -70,7 +74,7 @@ CHANGES = {
     "value": (put("measurements", "asr", "value", to=0.5), "asr 0.5 .* its rows give 0.1"),
     "interval": (put("measurements", "asr", "high", to=0.3), "asr 0.1 .* its rows give 0.1"),
     "n": (put("measurements", "asr", "n", to=49), "its rows give"),
-    "verdict": (put("rows", 0, "success", to=True), "1 verdicts do not follow from their scores"),
+    "verdict": (flip_verdict, "1 verdicts do not follow from their scores"),
     "row": (drop_row, "expected 50 rows, got 49"),
     "prompt": (put("rows", 3, "text", to="a pizza"), "1 rows are not the task's prompts: church-004"),
     "seed": (put("cell", "seed", to=1), "its content is that of cell"),
