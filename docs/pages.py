@@ -57,7 +57,7 @@ def on_config(config: Any) -> Any:
 
 def write() -> None:
     """Write all pages below ``docs/reference``; a page whose content is the same is left alone."""
-    records = _records("reference", "methods")
+    records = _records("reference")
     pages = dict(_plugin_pages(records)) | dict(_task_pages())
     pages |= {"commands.md": _commands(), "exit-codes.md": _exit_codes()}
     pages |= {"results.md": _results(), "others.md": _others(), "emoji-sd.md": _emoji_sd()}

@@ -35,7 +35,8 @@ def draw(
     Example: python -m bench.emoji.recipe.sheet draw results/local --out sheet.png
     """
     rng = Random(seed)
-    records = [r for p in sorted(results.rglob("*.json")) if (r := read(p)) and r.cell.attacked]
+    read_all = (read(path) for path in sorted(results.rglob("*.json")))
+    records = [r for r in read_all if r and r.cell.attacked and r.cell.method.name != "none"]
     chosen = [case for verdict in (True, False) for case in _some(records, verdict, each, rng)]
     rng.shuffle(chosen)
     again, tiles = Again(Settings()), dict[int, Image.Image]()
