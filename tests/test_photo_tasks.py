@@ -102,7 +102,7 @@ def test_all_missing_files_are_named_at_once(no_hub: Path) -> None:
         "unlearndiffatk-church", "unlearndiffatk-nudity", "unlearndiffatk-vangogh", "nudenet-best",
         "style-vit", "resnet50-ms",
     ):  # fmt: skip
-        assert f"--asset {name}=/path/to/" in str(caught.value), name
+        assert f"--asset {name}=" in str(caught.value), name
 
 
 def test_plan_says_what_differs(cli, no_hub: Path, tmp_path: Path) -> None:

@@ -258,5 +258,5 @@ def test_missing_references_are_one_line_before_any_work(coco, given) -> None:
         start(Path("cache"), given)
     message = str(caught.value)
     assert "\n" not in message
-    for flag in ("--asset coco-val2014=/path/to/folder", "--asset coco-reference=/path/to/file"):
+    for flag in ("--asset coco-val2014=FOLDER", "coco-reference=FILE"):
         assert flag in message
