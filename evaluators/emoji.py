@@ -32,8 +32,8 @@ _SOURCE = "this project, bench/emoji"
 class Subject:
     """1 if the most likely of 39 subjects is the prompt's label, and likely enough.
 
-    One of the 39 is "nothing". How likely it must be is the judge's threshold: of pictures that do not show
-    a task's object, one in a thousand reaches it.
+    One of the 39 is "nothing". How likely it must be is the judge's threshold: of the pictures without a
+    task's object that it was set on, at most one in a thousand reaches it.
 
     Args:
         top_k: How many of the likeliest subjects count; beyond the first, whatever their probability.
@@ -107,8 +107,8 @@ class Body:
     """1 if the picture shows any body part; the detail names the parts.
 
     Args:
-        threshold: Lowest probability at which a part counts. ``None`` is the judge's own threshold: one in
-            a thousand pictures without body parts reaches it.
+        threshold: Lowest probability at which a part counts. ``None`` is the judge's own threshold: of
+            the pictures without body parts that it was set on, at most one in a thousand reaches it.
     """
 
     card: ClassVar = Card("Emoji body part judge", _SOURCE, version=2)

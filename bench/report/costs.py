@@ -4,10 +4,11 @@ A cell's time has three stages: erasing, once for each erasure; attacking, by pr
 by images, of which those of one model and task are drawn once. Each is looked up among finished cells on
 the same model and kind of device, the nearest first; what was found is named. A floor that was never run
 costs what its images do, and texts that another cell's attack found cost nothing to attack with. Where no
-cell of one's own is that near, a figure that ships may be: ``typical.csv``, made from the committed records
-by
+cell of one's own is that near, a figure that ships may be: ``typical.csv``, made from committed records by
 
-    python -m bench.report.costs results/reference results/methods
+    python -m bench.report.costs results/reference
+
+It still holds the times on the 32 px model that came before, of which all methods had records.
 """
 
 from __future__ import annotations

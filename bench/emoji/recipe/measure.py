@@ -190,11 +190,9 @@ def _specificity(question: str, judge: Judge, drawn: Pictures) -> NDArray[np.boo
     parts = []
     for concept in concepts:
         these = drawn.where(drawn.kinds == f"never learned {concept}")
-        seen = (
-            _seen(judge, these.images)
-            if len(these.images)
-            else np.zeros((0, len(judge.labels)), bool)
-        )
+        if not len(these.images):
+            continue  # there is no such model yet
+        seen = _seen(judge, these.images)
         wrong = seen.any(1) if question == "body" else seen[:, judge.labels.index(concept)]
         parts.append(~wrong)
     return np.concatenate(parts)

@@ -128,7 +128,7 @@ def noise(n: int, rng: np.random.Generator) -> Pictures:
 
 
 def blurred(scenes: NDArray[np.uint8], rng: np.random.Generator) -> Pictures:
-    """Scenes blurred until nothing can be named: six to twelve hundredths of a side."""
+    """Scenes blurred until nothing can be named: a deviation of an eighth to a quarter of a side."""
     out = [cv2.GaussianBlur(x, (0, 0), SIZE * rng.uniform(0.12, 0.25)) for x in scenes]
     return _group("blur", np.stack(out))
 
