@@ -41,6 +41,7 @@ class ReportOf(StrEnum):
     """What `bench report` prints beside tables of one's own records."""
 
     paper = "paper"
+    claims = "claims"
 
 
 class Interchange(StrEnum):
@@ -57,8 +58,9 @@ def report(
     of: Annotated[
         ReportOf | None,
         typer.Argument(
-            metavar="paper",
-            help="paper: Tables 1-8 of arXiv 2405.16534 (P-ESD), filled from records, beside its numbers.",
+            metavar="paper|claims",
+            help="paper: Tables 1-8 of arXiv 2405.16534 (P-ESD), filled from records, beside its numbers. "
+            "claims: what it says of methods, tested on records.",
             show_default=False,
         ),
     ] = None,
@@ -160,6 +162,8 @@ def report(
 
     Example: bench report paper --table 1 --format latex > table1.tex
 
+    Example: bench report claims --results results/reference
+
     Example: bench report --tests --task church --method esd --method p-esd
 
     Example: bench report --export eee --out shared
@@ -174,12 +178,14 @@ def report(
     if export and out_:
         _write_export(export, records, out_, dataset)
         return
-    if of is None and (table or difference):
+    if of is not ReportOf.paper and (table or difference):
         raise SpecError("--table and --difference are for `bench report paper`")
     asked = {"transfer": transfer, "costs": costs, "curve": curve, "labels": labels,
              "floors": floors, "seeds": seeds}  # fmt: skip
     if of is ReportOf.paper:
         tables = _paper(records, corrected, table or (), compare=difference, seed=seed)
+    elif of is ReportOf.claims:
+        tables = _claims(records, corrected)
     else:
         tables = _asked_for(records, asked, corrected, results, tests=tests)
         tables += _ripple(records, results, shown_as, corrected) if ripple else []
@@ -223,6 +229,12 @@ def _paper(records: list[Any], corrected: str, numbers: Any, **how: Any) -> list
     from bench.report.paper import paper_tables
 
     return paper_tables(records, numbers, judges=_judges(records, corrected), **how)
+
+
+def _claims(records: list[Any], corrected: str) -> list[Any]:
+    from bench.report.claims import claims_tables
+
+    return claims_tables(records, _judges(records, corrected))
 
 
 def _rates(records: list[Any], judges: Any) -> list[Any]:
