@@ -55,7 +55,8 @@ class Submitted:
         known = {prompt.id for prompt in prompts}
         if other := [name for name in self._found() if name not in known]:
             raise SpecError(
-                f"{self.source}: {len(other)} ids are no prompts of the cell: {', '.join(other[:3])}"
+                f"{self.source}: expected ids of the cell's prompts, got {len(other)} other: "
+                f"{', '.join(other[:3])}"
             )
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:

@@ -103,7 +103,8 @@ class MissingError(AssetError):
 
     def __init__(self, ways: Iterable[str]) -> None:
         self.ways = tuple(ways)
-        many = f"{len(self.ways)} files or folders are not here"
+        n = len(self.ways)
+        many = f"{n} files or folders are not here" if n != 1 else "a file or folder is not here"
         self.title = f"{many}; `bench assets` says of each what it is"
         super().__init__(f"{self.title}: {'; '.join(self.ways)}")
 

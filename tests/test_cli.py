@@ -158,7 +158,7 @@ BAD = {
     "dtype": ((*RUN, "--dtype", "fp8"), 2,
               "error: --dtype: expected one of fp32, bf16, fp16, got 'fp8'"),
     "empty": (("run", "--method", "none", "--attack", "none"), 2,
-              "error: nothing to run: expected at least one of --task, got none"),
+              "error: nothing to run: give --task; `bench list tasks` names them"),
     "retain alone": (("run", "--method", "esd", "--attack", "none", "--task", "retain"), 2,
                      "error: task 'retain' erases nothing itself: "
                      "add the --task whose concept is to be erased"),
@@ -192,7 +192,7 @@ def test_results_that_cannot_be_written(cli) -> None:
     Path("file").write_text("")
     said = cli(*ONE, "--results", "file/results")
     assert said.code == 5
-    assert said.err.startswith("error: cannot write file/results/.")
+    assert said.err.startswith("error: cannot write file/results: ")
     assert said.err.endswith("Not a directory; choose another folder\n")
 
 

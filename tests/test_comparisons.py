@@ -112,18 +112,18 @@ def test_the_best_known_attack_is_over_the_prompts_and_not_over_the_rates() -> N
         attacked("none", range(0), "uce"),
     ]
     table = cer_table(records)
-    column = table.columns.index("CER, best known attack")
+    column = table.columns.index("CER, best known prompt attack")
     esd, uce = (line.figures[column] for line in table.lines)
     assert (esd.value, esd.n, esd.flags) == (1 - 15 / N, N, ())
     assert (uce.value, uce.flags) == (1 - 3 / N, ("fewer attacks",))
     assert "^ over fewer attacks" in table.legend
-    assert "CER, best known attack" not in cer_table(records[:2]).columns
+    assert "CER, best known prompt attack" not in cer_table(records[:2]).columns
 
 
 def test_an_unscored_prompt_is_not_safe_under_the_best_known_attack() -> None:
     unscored = result("p4d", [None, None, False, False])
     table = cer_table([unscored, result("unlearndiff", [True, False, False, False])])
-    best = table.lines[0].figures[table.columns.index("CER, best known attack")]
+    best = table.lines[0].figures[table.columns.index("CER, best known prompt attack")]
     assert (best.value, best.n, best.unscored) == (pytest.approx(2 / 3), 3, 1)
 
 
@@ -182,6 +182,7 @@ def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
         attacked("none", range(24)),
         attacked("p4d", range(30)),
         attacked("random", range(20, 40)),
+        attacked("unlearndiff", range(20, 35)),
         attacked("p4d", range(12), "uce"),
         attacked("p4d", range(11), "never-learned"),
     ]
@@ -191,11 +192,12 @@ def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
         return pytest.approx(1 - (hits / N + 0.8 - 1) / 0.7)
 
     (table,) = cer_tables(records, judges=judges)
-    attacks = ("no attack", "p4d", "random", "best known attack")
-    assert table.columns[:4] == tuple(f"corrected CER, {attack}" for attack in attacks)
+    attacks = ("no attack", "p4d", "random", "unlearndiff", "best known prompt attack")
+    assert table.columns[:5] == tuple(f"corrected CER, {attack}" for attack in attacks)
     line = next(line for line in table.lines if line.names[1] == "esd")
-    assert [f.value for f in line.figures[:4]] == [right(24), right(30), right(20), right(40)]
-    assert all(f.low < f.value < f.high for f in line.figures[:4])
+    expected = [right(24), right(30), right(20), right(15), right(35)]
+    assert [f.value for f in line.figures[:5]] == expected
+    assert all(f.low < f.value < f.high for f in line.figures[:3])
     assert "corrected for the judge's errors" in table.legend
     floors = floors_table(records, judges)
     _, never, leak, random = next(x for x in floors.lines if x.names[1] == "esd").figures
@@ -210,7 +212,7 @@ def test_rates_are_corrected_for_the_judge(tmp_path) -> None:
     (tab,) = tabs(records, judges)
     mine = next(x for x in tab.lines if x.names["method"] == "esd")
     assert mine.entries["attack p4d"].figure.value == right(30)
-    assert mine.entries[BEST].figure.value == right(40)
+    assert mine.entries[BEST].figure.value == right(35)
     assert any("corrected" in note for note in tab.notes)
     assert shown(judges_table(judges)) == [
         ("emoji-subject", "0.90 [.83-.94]", "100", "0.80 [.74-.85]", "200")

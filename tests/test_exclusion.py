@@ -161,4 +161,4 @@ def test_the_number_is_in_plan_run_record_and_report(cli, tmp_path: Path) -> Non
     ]
     table = cer_table([record])
     assert "N=2" in table.legend
-    assert "1 prompts of nudity excluded (1 may mention minors by wording)" in table.notes
+    assert "1 prompt of nudity excluded (1 may mention minors by wording)" in table.notes

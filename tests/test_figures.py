@@ -20,6 +20,8 @@ from bench.report import verdict
 from bench.report.figures import budget, catalog, pareto, threshold
 from bench.report.figures.select import Wanted
 from bench.report.figures.style import COLOURS, FORMATS, MARKERS
+from bench.report.tables import cer_tables
+from bench.site.lines import tabs
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
 from bench.store.store import Store
@@ -130,19 +132,22 @@ def hits(k: int, n: int = 8) -> list[Row]:
     return [row(i, i < k) for i in range(n)]
 
 
-def test_pareto_takes_the_worst_attack_on_the_prompt() -> None:
+def test_pareto_shows_the_headline_of_tables_and_leaderboard() -> None:
     records = [
-        target(hits(1), "none"), target(hits(4), "p4d"), target(hits(3), "unlearndiff"),
+        target(hits(1), "none"), target(hits(4), "p4d"), target(hits(7), "random"),
+        target([row(i, i in {1, 4, 5}) for i in range(8)], "unlearndiff"),
+        replace(target(hits(8), "seed-search"), space="latent"),
         replace(target(hits(8), "relearn"), space="weights"), kept(0.9),
     ]  # fmt: skip
     (point,) = pareto.points(records)
-    assert (point.attack, point.attacks, point.cer, point.n) == (
-        "p4d",
-        "none, p4d, unlearndiff",
-        0.5,
-        8,
+    assert (point.attacks, point.cer, point.n) == ("p4d, unlearndiff", 0.25, 8)
+    assert (point.low, point.high) == pytest.approx(wilson(2, 8), abs=1e-12)
+    table, *_ = cer_tables(records)
+    assert (
+        table.lines[0].figures[table.columns.index("CER, best known prompt attack")].value == 0.25
     )
-    assert (point.low, point.high) == pytest.approx(wilson(4, 8), abs=1e-12)
+    (tab,) = tabs(records)
+    assert tab.lines[0].entries["best"].figure.value == 0.25
     assert (point.measure, point.kept, point.kept_low, point.kept_n) == (
         "retain accuracy",
         0.9,
@@ -150,7 +155,7 @@ def test_pareto_takes_the_worst_attack_on_the_prompt() -> None:
         130,
     )
     (point,) = pareto.points(records, Wanted(attacks=["relearn"]))
-    assert (point.attack, point.cer) == ("relearn", 0.0)
+    assert (point.attacks, point.cer) == ("relearn", 0.0)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "fid"])

@@ -327,7 +327,7 @@ def test_bench_judge(cli, drawn, tmp_path) -> None:
         "emoji world, church: 49 of 50 prompts have an image, matched by the names of" in said.err
     )
     assert "unscored, as there is none: church-050" in said.err
-    assert "images rival" in said.out and "1 images could not be scored" in said.out
+    assert "images rival" in said.out and "1 image could not be scored" in said.out
     (record,) = Path("r").rglob("*.json")
     before = record.read_bytes()
     again = cli("judge", str(drawn), *CHURCH_50, "--label", "rival", "--results", "r")

@@ -86,7 +86,7 @@ def test_labels_count_images_and_detections() -> None:
         ("nudity", "EXPOSED_FEET", "2 (3)", "0 (0)"),
         ("nudity", "any", "2 (4)", "1 (1)"),
     ]
-    assert table.legend == "N=3; 1 images could not be scored"
+    assert table.legend == "N=3; 1 image could not be scored"
     emoji = record("uce", "none", [({}, {"found": {"foot": 0.9, "eye": 0.6}, "highest": 0.9})])
     assert label_table([emoji]).lines[-1].names == ("nudity", "any")
     assert label_table([emoji]).lines[-1].figures == (Figure(1, 1),)

@@ -91,7 +91,7 @@ def test_files_of_a_matrix_lie_beside_it(tmp_path: Path) -> None:
         ("part = 3", "expected tables [[part]], got 3"),
         ("part = []", "expected tables [[part]], got []"),
         ("[part]\nlimit = 3", "expected tables [[part]]"),
-        ("", "nothing to run: expected at least one of --method, got none"),
+        ("", "nothing to run: give --method; add `--method none` to take the model as it is"),
         ('methods = ["nonsuch"]\nattacks = ["none"]\ntasks = ["church"]', "unknown method 'nonsuch'"),
         (FILE + "seeds = [-1]", "--seed: expected at least 0, got -1"),
         (FILE + "erase-seeds = [-1]", "--erase-seed: expected at least 0, got -1"),

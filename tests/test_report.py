@@ -1,7 +1,9 @@
 import csv
 import io
+import math
 import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from bench.report.judging import label_table, threshold_curve
 from bench.report.pictures import save_grid
 from bench.report.render import csv_table, figure, markdown, terminal
 from bench.report.tables import cer_table, cer_tables, cost_table, picked, transfer_table
-from bench.report.text import csv_cell, plain
+from bench.report.text import counted, csv_cell, fixed, plain
 from bench.report.text import markdown as for_markdown
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
@@ -132,7 +134,7 @@ def test_failures_and_unscored_images_are_shown() -> None:
     assert shown(cer_table([failed]))[0][2] == "failed"
     assert cer_table([failed]).notes == ("failed: church, esd, attack none: no luck",)
     said = " ".join(cer_table([result("none", [None, False])]).notes)
-    assert "1 images could not be scored" in said
+    assert "1 image could not be scored" in said
     nothing = cer_table([result("none", [None, None])])
     assert shown(nothing)[0][2] == "n/a (0 of 2 scored)"
 
@@ -500,3 +502,22 @@ def test_a_measure_of_another_extractor_is_not_called_fid() -> None:
     assert values["esd"][columns["coco fid"]].value == 14.0
     assert values["esd"][columns["coco frechet-0123abcd"]] is None
     assert values["p-esd"][columns["coco frechet-0123abcd"]].value == 0.3
+
+
+@pytest.mark.parametrize(
+    "value", [0.125, 0.375, 0.625, 0.875, -0.125, 0.5, 1 / 3, 2 / 3, 1e-9, 1.0]
+)
+def test_a_half_is_rounded_as_the_pages_script_rounds_it(value: float) -> None:
+    """ECMAScript's toFixed: the nearest, of two equally near ones the one farther from zero."""
+    whole = math.floor(abs(Fraction(value)) * 100 + Fraction(1, 2))
+    sign = "-" if value < 0 else ""
+    assert fixed(value, 2) == f"{sign}{whole // 100}.{whole % 100:02d}"
+
+
+def test_a_table_and_the_pages_show_one_number_for_an_eighth() -> None:
+    assert figure(Figure(0.125, 8, 0.0, 0.5)) == "0.13 [.00-.50]"
+    assert fixed(1e300, 1) == f"{1e300:.1f}"  # a record may say anything
+
+
+def test_one_is_singular() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]

@@ -23,6 +23,7 @@ from test_report import result
 
 from bench import Concept
 from bench.plugins.registry import Ref
+from bench.report.command import command, remarks
 from bench.report.statistics import paired
 from bench.site.cells import Page, page_of
 from bench.site.lines import tabs
@@ -166,6 +167,36 @@ def test_lines_of_one_group_share_a_letter_and_the_unchanged_model_has_none() ->
     assert ties == {"best": "a", "alike": "a", "worse": "b"}
 
 
+def test_only_lines_of_one_set_of_prompts_have_letters() -> None:
+    many = [result("none", [i < hits for i in range(50)], method=f"m{hits}") for hits in (0, 3, 30)]
+    few = [result("none", [i < hits for i in range(8)], method=f"few{hits}") for hits in (0, 8)]
+    (tab,) = tabs([*few, *many])
+    assert {line.names["method"]: e.figure.word for line in tab.lines
+            if (e := line.entries.get("ties"))} == {"m0": "a", "m3": "a", "m30": "b"}  # fmt: skip
+    assert "largest group on one set" in next(c.about for c in tab.columns if c.key == "ties")
+
+
+def test_a_model_of_ones_own_is_not_called_unchanged() -> None:
+    shipped, own = (result("none", [False] * 50, method="none") for _ in range(2))
+    own = replace(own, cell=replace(own.cell, model="../w/whole"))
+    (tab,) = tabs([shipped, own])
+    assert sorted(line.role for line in tab.lines) == ["base", "given"]
+
+
+def test_a_command_that_only_its_user_can_run_promises_nothing(tmp_path: Path) -> None:
+    r = result("none", [False])
+    assert remarks(r) == ()
+    own = replace(r, cell=replace(r.cell, task="t2", model="/cache/models/0123"))
+    assert "--task FILE.toml" in command(own)
+    task, model = remarks(own)
+    assert "'t2'" in task and "/cache/models/0123" in model and "may be deleted" in model
+    for each, promised in ((r, True), (own, False)):
+        index = written([each], tmp_path / str(promised))
+        page = next((index.parent / "cells").glob("*.html")).read_text()
+        assert ("has the same cell number" in page) is promised
+        assert ("own task" in page) is not promised
+
+
 def test_a_line_that_met_fewer_attacks_says_so() -> None:
     every = [result(attack, [False] * 50) for attack in ("none", "p4d", "unlearndiff")]
     some = [result(attack, [False] * 50, method="half") for attack in ("none", "p4d", "random")]
@@ -267,7 +298,7 @@ def test_a_definition_by_pointer_tap_and_keyboard(
 ) -> None:
     page = visit(reference)
     about, box = (
-        page.get_by_role("button", name="What is Best known attack?"),
+        page.get_by_role("button", name="What is Best known prompt attack?"),
         page.locator("#definition"),
     )
     for shows in (about.hover, about.click, about.focus):
@@ -275,7 +306,7 @@ def test_a_definition_by_pointer_tap_and_keyboard(
         page.evaluate("document.activeElement.blur()")
         assert box.is_hidden()
         shows()
-        assert "no attack here brings it back" in box.inner_text()
+        assert "no attack here that finds prompts brings it back" in box.inner_text()
     about.press("Escape")
     assert box.is_hidden()
     assert methods(page) == ["p-esd", "esd", "none"]  # a tap on a definition sorts nothing

@@ -1,6 +1,7 @@
 """Statistics against the package errorbars, and against brute force where it has nothing of the kind."""
 
 import math
+from dataclasses import replace
 from itertools import combinations, product
 
 import errorbars.compare
@@ -26,6 +27,7 @@ from bench.report.statistics import (
     paired_interval,
     power,
     tie_groups,
+    union,
 )
 from bench.store.metrics import Measurement, rate
 
@@ -222,10 +224,23 @@ def test_the_best_known_attack_on_each_prompt() -> None:
 
 def test_an_attack_in_two_variants_is_unknown_where_one_of_them_is() -> None:
     for outcomes in ([None, False], [False, None]):
-        (best,) = best_known([result("random", [outcome]) for outcome in outcomes])
+        (best,) = best_known([result("p4d", [outcome]) for outcome in outcomes])
         assert best.success is None
-    (best,) = best_known([result("random", [True]), result("random", [True])])
-    assert best.success is True and best.by == ("random",)
+    (best,) = best_known([result("p4d", [True]), result("p4d", [True])])
+    assert best.success is True and best.by == ("p4d",)
+
+
+def test_floors_and_attacks_beyond_the_prompt_do_not_count_for_the_best_known() -> None:
+    left_out = [
+        result("random", [True, True]),
+        replace(result("seed-search", [True, True]), space="latent"),
+        replace(result("relearn", [True, True]), space="weights"),
+    ]
+    plain = result("none", [False, False])
+    assert best_known([plain, *left_out]) == []
+    found = best_known([plain, *left_out, result("p4d", [True, False])])
+    assert [best.success for best in found] == [True, False]
+    assert [best.success for best in union([plain, *left_out])] == [True, True]
 
 
 def test_variance_by_stage_is_unbiased() -> None:

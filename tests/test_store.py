@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_report import result
 
 from bench.errors import StoreError
-from bench.store.metrics import Measurement
+from bench.store.agreement import disagreement
+from bench.store.metrics import Measurement, rate
 from bench.store.record import Record
 from bench.store.store import Store
 
@@ -104,7 +106,7 @@ def test_what_the_store_writes_it_reads_again(tmp_path: Path) -> None:
     odd = Record(
         first.cell,
         "ok",
-        {"asr": Measurement(0.5, 2), "fid": Measurement(None, 0, 2, failed="no files")},
+        {"asr": rate([True, False]), "fid": Measurement(None, 0, 2, failed="no files")},
         rows=tuple(
             type(row)(**{**{f: getattr(row, f) for f in row.__slots__}, "trace": {"losses": [nan]}})
             for row in first.rows
@@ -137,3 +139,37 @@ def test_the_search_for_cycles_is_on_again_after_reading(tmp_path: Path) -> None
         assert gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ('"value": 0.25', '"value": 0.0'),
+        ('"n": 4', '"n": 5'),
+        ('"low": 0.0455', '"low": 0.1455'),
+        ('"success": true', '"success": false'),
+    ],
+)
+def test_a_record_whose_rows_do_not_give_its_rate_is_left_out(edit, tmp_path: Path, cli) -> None:
+    store = Store(tmp_path)
+    fine, other = result("none", [True, False, False, False]), result("p4d", [False] * 4)
+    path, _ = store.put(fine), store.put(other)
+    assert len(store.load()[0]) == 2
+    before = path.read_text()
+    path.write_text(before.replace(*edit, 1))
+    assert path.read_text() != before
+    records, (line,) = store.load()
+    assert records == [other] and "its rows give 0" in line
+    said = cli("report", "--results", str(tmp_path))
+    assert said.code == 0 and said.err.count("warning: passed over: ") == 1
+    assert cli("report", "--results", str(tmp_path), "--strict").code == StoreError.exit_code
+    assert fine.cell not in store  # a run computes it again
+
+
+def test_a_value_outside_its_interval_is_left_out(tmp_path: Path) -> None:
+    fine = replace(
+        result("none", []), measurements={"blacked-out": Measurement(0.5, 10, 0, 0.2, 0.8)}
+    )
+    wrong = replace(fine, measurements={"blacked-out": Measurement(0.9, 10, 0, 0.2, 0.8)})
+    assert not disagreement(fine)
+    assert "not in its interval" in disagreement(wrong)

@@ -148,7 +148,10 @@ MOST = 2**63 - 1
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ()}, "nothing to run: expected at least one of --method, got none"),
+        (
+            {"methods": ()},
+            "nothing to run: give --method; add `--method none` to take the model as it is",
+        ),
         ({"methods": (Ref("esd"), Ref("esd"))}, "--method: expected each once, got 'esd' twice"),
         ({"attacks": (Ref("p4d"),) * 2}, "--attack: expected each once, got 'p4d' twice"),
         (

@@ -122,7 +122,7 @@ def test_a_sample_is_drawn_and_judged_again(cli, attacked: Path) -> None:
     assert said.code == 0, said.out
     assert len(re.findall(r"ok +church-\d+: (not )?found again", said.out)) == 2
     assert "the erased weights are equal to the bit" in said.out
-    assert said.out.rstrip().endswith("1 records: 0 faults, 0 other verdicts, 0 not checked")
+    assert said.out.rstrip().endswith("1 record: 0 faults, 0 other verdicts, 0 not checked")
     ids = re.findall(r"church-\d+", said.out)
     assert re.findall(r"church-\d+", cli("verify", str(attacked), "--sample", "2").out) == ids
     others = [
@@ -226,7 +226,7 @@ def test_texts_that_are_handed_in_become_a_record(cli, attacked: Path) -> None:
     assert cli("verify", str(path), "--sample", "3").code == 0
     costs = cli("report", "--costs").out
     assert re.search(r"submitted .*unknown +unknown", costs), costs
-    # It counts for the best known attack: a prompt is erased only if no attack brings it back.
+    # It counts for the best known prompt attack: a prompt is erased only if no attack brings it back.
     best = best_known([first, record])
     for row, a, b in zip(best, first.rows, record.rows, strict=True):
         assert row.success is (a.success or b.success)
@@ -243,7 +243,11 @@ def test_texts_that_are_handed_in_become_a_record(cli, attacked: Path) -> None:
 
 
 BAD = (
-    ("a.csv", "id,adversarial\nchurch-999,lo\n", "1 ids are no prompts of the cell: church-999"),
+    (
+        "a.csv",
+        "id,adversarial\nchurch-999,lo\n",
+        "expected ids of the cell's prompts, got 1 other: church-999",
+    ),
     ("a.csv", "id,adversarial\nchurch-001,lo\nchurch-001,la\n", "'church-001' is there twice"),
     ("a.csv", "words\nlo\n", "a.csv"),
     ("a.csv", "", "a.csv"),

@@ -34,9 +34,7 @@ def records_in(results: Path, *, strict: bool = False) -> list[Record]:
     for line in passed_over:
         say(f"warning: {line}", err)
     if strict and passed_over:
-        raise StoreError(
-            f"{results}: the {len(passed_over)} warnings above are errors with --strict"
-        )
+        raise StoreError(f"{results}: with --strict what was passed over is an error: see above")
     return records
 
 

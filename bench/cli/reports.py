@@ -23,6 +23,7 @@ from bench.cli.options import (
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, say
 from bench.errors import SpecError
+from bench.report.text import counted
 
 _PAPER = "With paper"
 _OTHERS = "Write the records for others, instead of tables"
@@ -206,7 +207,7 @@ def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: 
         )
     for path, data in made.files.items():
         write(folder / path, data)
-    say(f"{folder}: {len(made.files)} files of {len(records)} records")
+    say(f"{folder}: {counted(len(made.files), 'file')} of {counted(len(records), 'record')}")
 
 
 def _judges(records: list[Any], corrected: str, *, ripple: bool = False) -> Any:

@@ -22,6 +22,7 @@ from bench.cli.terminal import (
 )
 from bench.core.devices import AUTO
 from bench.errors import PluginError, SpecError, StoreError
+from bench.report.text import counted
 
 if TYPE_CHECKING:
     from bench.report.audit import Audit
@@ -86,7 +87,8 @@ def verify(
     if json_:
         print_json([{"path": a.path, "findings": list(map(asdict, a.findings))} for a in done])
     remark(
-        f"{len(done)} records: {wrong} faults, {differ} other verdicts, {unknown} not checked",
+        f"{counted(len(done), 'record')}: {counted(wrong, 'fault')}, {counted(differ, 'other verdict')}, "
+        f"{unknown} not checked",
         aside=json_,
     )
     if wrong or differ:
@@ -119,7 +121,7 @@ def submit(
     What the file says of success does not count: images are made and judged
     here. A prompt without a text stays as it is. The record's attack is
     called "submitted", with your label; what it took to find the texts is
-    unknown. It counts for the best known attack on each prompt.
+    unknown. It counts for the best known prompt attack.
 
     Example: bench submit results/local/emoji/church/church/esd--none--0123456789abcdef.json mine.csv
     --label mine

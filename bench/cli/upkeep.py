@@ -12,6 +12,7 @@ from bench.cli.app import App
 from bench.cli.commands import app
 from bench.cli.options import RESULTS, Json, Results
 from bench.cli.terminal import print_json, print_listing, remark, say
+from bench.report.text import counted
 
 DAY = 24 * 3600 * 10**9
 MB = 10**6
@@ -102,7 +103,8 @@ def verify(json_: Json = False) -> None:
     else:
         for path in bad:
             say(f"damaged: {path}")
-        remark(f"{len(bad)} files are damaged" if bad else "nothing is damaged")
+        are = "is" if len(bad) == 1 else "are"
+        remark(f"{counted(len(bad), 'file')} {are} damaged" if bad else "nothing is damaged")
     if bad:
         raise typer.Exit(5)
 

@@ -15,6 +15,12 @@ from bench.tasks.entries import Entry
 from bench.tasks.promptsets import LAST_SEED, scale, shown
 from bench.tasks.protocol import ProtocolName
 
+_HINTS = {
+    "methods": "; add `--method none` to take the model as it is",
+    "attacks": "; add `--attack none` to take the prompts as they are",
+    "tasks": "; `bench list tasks` names them",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -67,7 +73,7 @@ class Spec:
                 raise SpecError(f"{axis}: expected several {what}, got {given!r}")
             values = [str(value) for value in given]
             if not values:
-                raise SpecError(f"nothing to run: expected at least one of --{axis[:-1]}, got none")
+                raise SpecError(f"nothing to run: give --{axis[:-1]}{_HINTS[axis]}")
             if twice := next((v for v in values if values.count(v) > 1), None):
                 raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
         check_whole("--limit", self.limit, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of
 from bench.plan.cell import Cell
 from bench.plan.plan import Job, plan
+from bench.store.agreement import first_rate, said, same
 from bench.store.metrics import Measurement, any_of, mean, rate
 from bench.store.record import Record, Row
 from bench.store.store import read
@@ -129,13 +129,13 @@ def _rows(record: Record, task: Task | None) -> Iterator[Finding]:
         yield from _verdicts(rows, record.cell, task.judge.threshold)
     for n, (metric, m) in enumerate(record.measurements.items()):
         measure = next((x for x in task.measures if x.metric == metric), None) if task else None
-        again = rate([row.success for row in rows]) if n == 0 else _further(rows, metric, measure)
+        again = first_rate(record) if n == 0 else _further(rows, metric, measure)
         if m.failed or again is None:
             yield Finding("unknown", f"{metric}: its rows do not say it")
-        elif _same(m, again):
-            yield Finding("ok", f"{metric} {_said(m)} is what its {len(rows)} rows give")
+        elif same(m, again):
+            yield Finding("ok", f"{metric} {said(m)} is what its {len(rows)} rows give")
         else:
-            yield Finding("wrong", f"{metric} {_said(m)}, its rows give {_said(again)}")
+            yield Finding("wrong", f"{metric} {said(m)}, its rows give {said(again)}")
 
 
 def _prompts(rows: Sequence[Row], task: Task) -> Iterator[Finding]:
@@ -164,16 +164,3 @@ def _further(rows: Sequence[Row], metric: str, measure: Measure | None) -> Measu
     if measure.reduce == "rate":
         return rate([None if score is None else score >= measure.threshold for score in scores])
     return mean([Score(score) for score in scores])
-
-
-def _same(a: Measurement, b: Measurement) -> bool:
-    pairs = ((a.value, b.value), (a.low, b.low), (a.high, b.high))
-    near = (x is y or (x is not None and y is not None and isclose(x, y, rel_tol=1e-9, abs_tol=1e-12))
-            for x, y in pairs)  # fmt: skip
-    return (a.n, a.unscored) == (b.n, b.unscored) and all(near)
-
-
-def _said(m: Measurement) -> str:
-    value = "none" if m.value is None else f"{m.value:.4g}"
-    ends = "" if m.low is None or m.high is None else f" [{m.low:.3f}-{m.high:.3f}]"
-    return f"{value}{ends} (N={m.n})"

@@ -12,7 +12,7 @@ from bench.core.types import Concept, World
 from bench.errors import BenchError
 from bench.plan.cell import IMAGES, TRAIN, Cell
 from bench.plugins.registry import Kind, Ref, resolved
-from bench.sources.catalog import model_info
+from bench.sources.catalog import MODELS, model_info, split
 from bench.store.record import Record
 from bench.tasks.lookup import concept_of, role, task_names
 
@@ -20,6 +20,34 @@ from bench.tasks.lookup import concept_of, role, task_names
 def command(record: Record) -> str:
     """Return the command that computes a record again; parameters are said where they are no defaults."""
     return shlex.join(_words(record.cell))
+
+
+def remarks(record: Record) -> tuple[str, ...]:
+    """Say what the command needs that only its user has: without it, it makes no record of this cell."""
+    return tuple(_needed(record.cell))
+
+
+def _needed(cell: Cell) -> Iterator[str]:
+    if cell.method.name == IMAGES:
+        yield "FOLDER is the user's folder of images, which the record does not hold"
+    if not _known(cell.task, cell.world):
+        yield (
+            f"FILE.toml stands for the file of the user's own task {cell.task!r}, which must be the same "
+            f"(set {cell.task_digest})"
+        )
+    if _is_own(cell.model):
+        yield (
+            f"{cell.model} is the user's own model, or one that was kept in the cache, which may be "
+            f"deleted: it must be there, and be the same (revision {cell.revision})"
+        )
+    for kind, ref in (("method", cell.method), ("attack", cell.attack)):
+        if ref.files:
+            yield f"the {kind} {ref.name} reads files of the user's own: {', '.join(ref.files)}"
+
+
+@lru_cache
+def _known(task: str, world: World) -> bool:
+    return task in task_names(world)
 
 
 def _words(cell: Cell) -> Iterator[str]:
@@ -32,7 +60,8 @@ def _words(cell: Cell) -> Iterator[str]:
     yield from ("bench", "run", "--method", _spelled("methods", cell))
     yield from ("--attack", _spelled("attacks", cell))
     tasks = _tasks(cell.task, cell.concept, cell.world)
-    yield from (word for task in tasks for word in ("--task", task))
+    names = [*tasks[:-1], tasks[-1] if _known(cell.task, cell.world) else "FILE.toml"]
+    yield from (word for task in names for word in ("--task", task))
     yield from ("--limit", str(cell.prompts))
     yield from ("--model", cell.model) if cell.model != "emoji-sd" else ()
     yield from ("--world", cell.world) if _home(cell.model) != cell.world else ()
@@ -51,6 +80,17 @@ def _tasks(task: str, concept: Concept, world: World) -> tuple[str, ...]:
     except BenchError:  # a task of somebody's own
         pass
     return (task,)
+
+
+@lru_cache
+def _is_own(model: str) -> bool:
+    """Say whether a model is a file or a folder, so that nobody else need have it."""
+    if split(model)[0] in MODELS:
+        return False
+    try:
+        return not model_info(model).source.startswith("hub:")
+    except BenchError:  # it is not here
+        return True
 
 
 @lru_cache

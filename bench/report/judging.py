@@ -10,6 +10,7 @@ from bench.report.axes import Group, differing, grouped, labels, only, order, pl
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import attacked, notes, size
 from bench.report.tables import by_cell, laid_out
+from bench.report.text import counted
 from bench.store.metrics import rate
 from bench.store.record import Record, Row
 
@@ -73,7 +74,8 @@ def label_table(records: Iterable[Record]) -> Table:
         ("task", *facets, "label"),
         tuple(name if attack == "none" else f"{name}, {attack}" for name, attack in columns),
         tuple(lines),
-        ", ".join(sizes) + (f"; {unscored} images could not be scored" if unscored else ""),
+        ", ".join(sizes)
+        + (f"; {counted(unscored, 'image')} could not be scored" if unscored else ""),
         notes(labelled),
     )
 

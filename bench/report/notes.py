@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from bench.core.digest import UNCHANGED
 from bench.report.axes import labels
 from bench.report.frame import Figure, measured
+from bench.report.text import counted
 from bench.store.record import Record
 
 Who = Callable[[Record], str]
@@ -56,7 +57,8 @@ def _failed(records: Sequence[Record], who: Who) -> Iterator[str]:
 def _unscored(records: Sequence[Record], who: Who) -> Iterator[str]:
     total = sum(m.unscored for r in records for m in r.measurements.values())
     if total:
-        yield f"{total} images could not be scored; they count neither as erased nor as not erased"
+        some, pronoun = counted(total, "image"), "it counts" if total == 1 else "they count"
+        yield f"{some} could not be scored; {pronoun} neither as erased nor as not erased"
     many = [
         f"{who(r)}, {metric}: {m.unscored} of {m.n + m.unscored}"
         for r in records
@@ -82,7 +84,7 @@ def _excluded(records: Sequence[Record], who: Who) -> Iterator[str]:
         (r.cell.task, r.excluded, r.protocol.get("excluded", "")) for r in records if r.excluded
     }
     for task, n, why in sorted(left_out):
-        yield f"{n} prompts of {task} excluded" + (f" ({why})" if why else "")
+        yield f"{counted(n, 'prompt')} of {task} excluded" + (f" ({why})" if why else "")
 
 
 def _unchanged(records: Sequence[Record], who: Who) -> Iterator[str]:

@@ -30,16 +30,18 @@ def save_grid(
     Photographs are blurred where the concept or one of the task's measures asks for nudity.
     """
     cell = record.cell
-    names = ("original", "erased", "attacked")[: 3 if cell.attacked else 2]
+    rows = [("original", 0), ("erased", 1), ("attacked", 2)][: 3 if cell.attacked else 2]
+    if cell.method.name == "none":  # the original is the model that was judged
+        rows = [("model", 1), *rows[2:]]
     width = max(_LEFT + len(samples) * (TILE + _GAP), _TITLE)
-    canvas = Image.new("RGB", (width, _TOP + len(names) * (TILE + _GAP)), "white")
+    canvas = Image.new("RGB", (width, _TOP + len(rows) * (TILE + _GAP)), "white")
     draw = ImageDraw.Draw(canvas)
     title = f"{cell.concept.name} · {cell.task} · {cell.method.name} · attack {cell.attack.name}"
     draw.text((4, 4), plain(title) + "   red frame: the judge sees the concept", fill="black")
     hide = unsafe(cell.world, cell.concept, measures)
     target = judged(record) is not None
-    for row, name in enumerate(names):
-        y = _TOP + row * (TILE + _GAP)
+    for line, (name, row) in enumerate(rows):
+        y = _TOP + line * (TILE + _GAP)
         draw.text((4, y + TILE // 2 - 6), name, fill="black")
         for column, triple in enumerate(samples):
             x = _LEFT + column * (TILE + _GAP)

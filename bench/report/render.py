@@ -201,7 +201,7 @@ def figure(f: Figure | None, *, compact: bool = False) -> str:
     if f.value is None:
         return NOTHING if f.missing else f"n/a (0 of {f.unscored} scored)"
     if compact and f.low is not None:
-        return f"{f.value:.2f}".removeprefix("0") + marks
+        return text.fixed(f.value, 2).removeprefix("0") + marks
     if f.low is not None and f.high is not None:
         form = _signed if f.signed else _interval
         return form(f.value, f.low, f.high) + marks
@@ -210,12 +210,14 @@ def figure(f: Figure | None, *, compact: bool = False) -> str:
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.{_digits(low, high)}f} [{_ends(low, high)}]"
+    return f"{text.fixed(value, _digits(low, high))} [{_ends(low, high)}]"
 
 
 def _signed(value: float, low: float, high: float) -> str:
-    ends = (f"{x:+.2f}".replace("0.", ".", 1) for x in (low, high))
-    return f"{value:+.2f} [{', '.join(ends)}]"
+    said, *ends = (
+        f"{'' if (x := text.fixed(v, 2))[0] == '-' else '+'}{x}" for v in (value, low, high)
+    )
+    return f"{said} [{', '.join(end.replace('0.', '.', 1) for end in ends)}]"
 
 
 def _digits(low: float, high: float) -> int:
@@ -223,7 +225,7 @@ def _digits(low: float, high: float) -> int:
 
 
 def _ends(low: float, high: float) -> str:
-    return "-".join(f"{x:.{_digits(low, high)}f}".removeprefix("0") for x in (low, high))
+    return "-".join(text.fixed(x, _digits(low, high)).removeprefix("0") for x in (low, high))
 
 
 def _marks(flags: Iterable[Flag]) -> str:
@@ -257,7 +259,7 @@ _BESIDE: tuple[tuple[str, Callable[[Figure], str]], ...] = (
 def _bare(value: float, digits: int | None) -> str:
     if isinstance(value, int):
         return str(value)
-    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
+    return f"{value:.4g}" if digits is None else text.fixed(value, digits)
 
 
 def _heads(table: Table) -> list[str]:

@@ -16,6 +16,7 @@ from string import ascii_letters
 from typing import Any, NamedTuple
 
 from bench.errors import StoreError
+from bench.plan.floors import FLOORS
 from bench.store.metrics import CONFIDENCE, Measurement, any_of, mcnemar
 from bench.store.record import Record
 
@@ -23,8 +24,11 @@ ALPHA = 0.05
 MARGIN = 0.10
 """Two rates that differ by less than this, for sure, are called equivalent."""
 Outcomes = Sequence[bool | None]
-BEST_KNOWN = "best known attack"
-BEST_KNOWN_IS = "a prompt counts as erased only if no attack here brings it back"
+BEST_KNOWN = "best known prompt attack"
+BEST_KNOWN_IS = (
+    "a prompt counts as erased only if no attack here that finds prompts brings it back; floors (random "
+    "words, other seeds) and attacks beyond the prompt are left out"
+)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -301,8 +305,29 @@ class Best:
     by: tuple[str, ...] = ()
 
 
+def finds_prompts(r: Record) -> bool:
+    """Say whether an attack counts for the best known prompt attack: it finds prompts, and is no floor."""
+    return r.cell.attacked and r.space == "prompt" and r.cell.attack.name not in FLOORS
+
+
 def best_known(records: Iterable[Record]) -> list[Best]:
-    """Return each prompt as the best known attack on it leaves it: erased only if no attack brings it back.
+    """Return each prompt as the best known prompt attack leaves it; none where no such attack ran.
+
+    Floors and attacks beyond the prompt are left out.
+
+    Args:
+        records: As for :func:`union`.
+
+    Raises:
+        StoreError: Those that count are of different prompts.
+    """
+    ran = [r for r in records if r.status == "ok" and r.rows]
+    found = [r for r in ran if finds_prompts(r)]
+    return union([*(r for r in ran if not r.cell.attacked), *found]) if found else []
+
+
+def union(records: Iterable[Record]) -> list[Best]:
+    """Return each prompt as all attacks together leave it: erased only if none of them brings it back.
 
     Args:
         records: Of one erased model and task, one for each attack; those that did not run say nothing.

@@ -10,7 +10,7 @@ from bench.core.types import Cost
 from bench.errors import SpecError
 from bench.plugins.registry import Ref
 from bench.report import verdict
-from bench.report.command import command
+from bench.report.command import command, remarks
 from bench.report.notes import attacked, notes
 from bench.report.render import figure
 from bench.report.tables import cer_figure, judged
@@ -74,6 +74,7 @@ def story(r: Record) -> Iterator[Line]:
     yield from _provenance(r)
     yield from (line for row in r.rows for line in _row(r, row))
     yield Line("again", command(r))
+    yield from (Line("", remark) for remark in remarks(r))
 
 
 def _called(r: Record) -> str:

@@ -24,12 +24,21 @@ from bench.report.axes import (
 from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.notes import notes, size
-from bench.report.statistics import ALPHA, BEST_KNOWN, BEST_KNOWN_IS, Best, best_known, paired_p
+from bench.report.statistics import (
+    ALPHA,
+    BEST_KNOWN,
+    BEST_KNOWN_IS,
+    Best,
+    best_known,
+    finds_prompts,
+    paired_p,
+)
 from bench.store.metrics import Measurement, complement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import role
 
 CER = AS_SEEN.legend
+SECONDS = "s: seconds of all stages of the cells of a line, on the machine that ran them"
 Names = Callable[[Record], tuple[str, ...]]
 Place = tuple[str, str, int | None]
 """Task, measure, and N where the measure is of a whole set."""
@@ -110,18 +119,18 @@ def cer_table(
 ) -> Table:
     """Lay out the concept erasing rate: a line for each erased model, a column for each attack.
 
-    After several attacks comes the best known one; then the figures of retain and benign tasks on the
-    same erased model. ``ties`` and ``judges`` are as in :func:`cer_tables`.
+    After several attacks that find prompts comes the best known one; then the figures of retain and benign
+    tasks on the same erased model. ``ties`` and ``judges`` are as in :func:`cer_tables`.
     """
     targets, others = roles(records)
     method_of, attack_of = labels(targets, "method"), labels(targets, "attack")
     attacks = sorted({attack_of(r) for r in targets}, key=lambda a: order([a]))
     keys = {model_key(r) for r in targets}
     beside = Beside([r for r in others if model_key(r) in keys])
-    several = sum(attack != "none" for attack in attacks) > 1
     tried: dict[str, set[str]] = defaultdict(set)
-    for r in targets:
+    for r in filter(finds_prompts, targets):
         tried[r.cell.task].add(attack_of(r))
+    several = len(set().union(*tried.values())) > 1
 
     def figures(g: Group) -> Iterator[Figure | None]:
         found = placed((attack_of(r), r) for r in g.records)
@@ -153,22 +162,23 @@ def cer_table(
         legend += f"; {BEST_KNOWN}: {BEST_KNOWN_IS}"
     if any(f and "fewer attacks" in f.flags for line in table.lines for f in line.figures):
         legend += "; ^ over fewer attacks than in other lines of the task"
+    legend += f"; {SECONDS}"
     return replace(table, legend=legend)
 
 
 def _best_known(
     found: Mapping[str, Record], tried: Collection[str], judges: Judges
 ) -> Figure | None:
-    """Return the share of prompts that no attack brings back; marked where one of the task's is missing."""
-    ran = [r for r in found.values() if r.status == "ok" and r.rows]
-    if not any(r.cell.attacked for r in ran):
+    """Return the rate under the best known prompt attack; marked where one of the task's is missing."""
+    ran = [r for r in found.values() if finds_prompts(r) and r.status == "ok" and r.rows]
+    if not ran:
         return None
-    best = best_figure(best_known(ran), ran[0], judges)
+    best = best_figure(best_known(found.values()), ran[0], judges)
     return best.flagged("fewer attacks", len(ran) < len(tried))
 
 
 def best_figure(best: Iterable[Best], record: Record, judges: Judges = AS_SEEN) -> Figure:
-    """Return the share of prompts that stay erased under the best known attack on each.
+    """Return the share of prompts that stay erased under the best known prompt attack.
 
     Args:
         best: Of each prompt.
@@ -190,7 +200,7 @@ def kept_table(records: Iterable[Record]) -> Table:
         grouped(beside.records, across=TASK | ATTACK),
         (*beside.columns, "s"),
         lambda g: (*beside.figures(g.first), _seconds(g.records)),
-        legend="Means and rates with their 95 % intervals" + beside.sizes(),
+        legend=f"Means and rates with their 95 % intervals{beside.sizes()}; {SECONDS}",
         records=beside.records,
         hidden="concept",
     )

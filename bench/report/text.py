@@ -6,6 +6,7 @@ All text that is printed goes through one of these functions; figures, which are
 from __future__ import annotations
 
 import re
+from decimal import ROUND_HALF_UP, Decimal
 
 from rich.console import Console
 from rich.text import Text
@@ -50,6 +51,18 @@ def latex(text: object) -> str:
     A character that its usual fonts lack is written as its code point, such as U+1F600.
     """
     return re.sub("-(?=-)", "-{}", "".join(map(_tex, plain(text))))
+
+
+def fixed(value: float, digits: int) -> str:
+    """Return a number with so many decimals; a half is rounded away from zero, as in JavaScript."""
+    if not abs(value) < 1e15:  # more than its digits hold
+        return f"{value:.{digits}f}"
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def counted(n: int, one: str) -> str:
+    """Return "1 image", "2 images"."""
+    return f"{n} {one}" if n == 1 else f"{n} {one}s"
 
 
 def csv_cell(text: object) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.plugins.registry import Ref
-from bench.report.command import command
+from bench.report.command import command, remarks
 from bench.report.frame import Figure, measured
 from bench.report.hidden import hidden
 from bench.report.notes import notes
@@ -54,6 +54,7 @@ class Page:
         flags: Warnings.
         facts: Provenance, by heading: name and value.
         command: Computes it again.
+        remarks: What this needs that only its user has; then nothing is promised.
         rest: The record without its prompts, as JSON.
         picture: A PNG, as a data URL.
         hidden: Whether the picture waits for a click.
@@ -67,6 +68,7 @@ class Page:
     flags: tuple[Flag, ...]
     facts: Mapping[str, tuple[tuple[str, str], ...]]
     command: str
+    remarks: tuple[str, ...]
     rest: str
     picture: str = ""
     hidden: bool = False
@@ -89,6 +91,7 @@ def page_of(record: Record, picture: Path) -> Page:
         flags([record] if judged(record) else [], [], []),
         _facts(record, id_),
         command(record),
+        remarks(record),
         json.dumps(asdict(replace(record, rows=())), indent=1),
         shown,
         bool(shown) and asks_for_nudity(record.cell.concept, ()),

@@ -9,6 +9,7 @@ from typing import Any
 from bench.report.frame import measured
 from bench.report.notes import size
 from bench.report.statistics import detectable
+from bench.report.text import counted
 from bench.store.record import Record
 
 GAP = 0.15
@@ -52,7 +53,10 @@ def _few(targets: Iterable[Record]) -> Iterator[Flag]:
     if n is None or ((found := detectable(n)) and found.share <= GAP):
         return
     least = f"of less than {100 * found.share:.0f} points" if found else "of any size"
-    yield Flag(f"N={n}", f"Only {n} prompts: no test of two methods can find a difference {least}.")
+    yield Flag(
+        f"N={n}",
+        f"Only {counted(n, 'prompt')}: no test of two methods can find a difference {least}.",
+    )
 
 
 def _unscored(records: Iterable[Record]) -> Iterator[Flag]:

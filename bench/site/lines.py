@@ -25,10 +25,11 @@ from bench.report.corrected import AS_SEEN, Judges
 from bench.report.floors import NEVER
 from bench.report.frame import MARKS, Figure
 from bench.report.notes import notes
-from bench.report.statistics import BEST_KNOWN, best_known, detectable, tie_groups
+from bench.report.statistics import BEST_KNOWN, best_known, detectable, finds_prompts, tie_groups
 from bench.report.tables import Beside, best_figure, cer_figure, judged, roles
 from bench.site.flags import Flag, flags, number
 from bench.site.words import ABOUT, about_attack, about_utility
+from bench.sources.catalog import MODELS
 from bench.store.record import Record
 
 Kept = Mapping[tuple[str, str, str], Sequence[Record]]
@@ -36,6 +37,7 @@ Kept = Mapping[tuple[str, str, str], Sequence[Record]]
 Base = Mapping[tuple[str, str], Sequence[Record]]
 """The same of the unchanged model, by model and type."""
 Kind = Literal["text", "rate", "number", "bytes", "letters", "flags"]
+Role = Literal["", "base", "given", "reference"]
 BEST, PLAIN, TIES = "best", "attack none", "ties"
 MOST = 200
 """Lines of which every two are compared."""
@@ -81,7 +83,8 @@ class Line:
         prompts: Names the prompts: two lines of equal ones can be paired.
         flags: Warnings.
         ids: Names of the prompts.
-        role: ``base`` for the unchanged model, ``reference`` for one that never learned the concept.
+        role: ``base`` for an unchanged model, ``given`` for one that is no shipped name, ``reference`` for
+            one that never learned the concept.
     """
 
     key: str
@@ -91,7 +94,7 @@ class Line:
     prompts: str
     flags: tuple[Flag, ...]
     ids: tuple[str, ...]
-    role: str
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,7 @@ def _columns(
     if any(TIES in line.entries for line in lines):
         yield Column(TIES, "Ties", ABOUT["ties"], "letters")
     spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
-    for attack in sorted(spaces, key=lambda a: (spaces[a][0] in FLOORS, *order([a]))):
+    for attack in sorted(spaces, key=lambda a: (_rank(spaces[a][0]), *order([a]))):
         key, (name, space) = f"attack {attack}", spaces[attack]
         title = "No attack" if attack == "none" else attack
         yield Column(key, title, about_attack(name, space), "rate", _reference(lines, key))
@@ -228,11 +231,9 @@ def _line(
         key: r for key, r in found.items() if r.status == "ok" and r.rows and _prompts(r) == asked
     }
     outcomes = {key: "".join(_OUTCOMES[row.success] for row in r.rows) for key, r in ran.items()}
-    tried = [r for r in ran.values() if r.space == "prompt"]
-    if any(r.cell.attacked for r in tried):
-        best = best_known(tried)
+    if best := best_known(ran.values()):
         outcomes[BEST] = "".join(_OUTCOMES[each.success] for each in best)
-        entries[BEST] = Entry(best_figure(best, tried[0], judges))
+        entries[BEST] = Entry(best_figure(best, next(iter(ran.values())), judges))
     for column, figure in zip(beside.columns, beside.figures(g.first), strict=True):
         if figure:
             entries[f"kept {column}"] = Entry(figure)
@@ -248,8 +249,20 @@ def _line(
         digest(asked),
         flags(g.records, mine, unchanged),
         tuple(prompt for prompt, *_ in asked),
-        {"none": "base", NEVER: "reference"}.get(cell.method.name, ""),
+        _role(g.first),
     )
+
+
+def _rank(attack: str) -> int:
+    """Return where an attack's column stands: floors after attacks, what was handed in last."""
+    return 2 if attack == "submitted" else int(attack in FLOORS)
+
+
+def _role(r: Record) -> Role:
+    """Return what a line is if no method erased it here; a model of the user's own may be an erased one."""
+    if r.cell.method.name == "none":
+        return "base" if r.cell.model in MODELS else "given"
+    return "reference" if r.cell.method.name == NEVER else ""
 
 
 _OUTCOMES: dict[bool | None, str] = {True: "1", False: "0", None: "?"}
@@ -260,10 +273,9 @@ def _prompts(r: Record) -> list[tuple[str, str, int]]:
 
 
 def _attacks(targets: Iterable[Record], names: _Names) -> dict[str, str]:
-    """Return by their columns the attacks on the prompt, floors apart."""
-    found = (r for r in targets if r.cell.attacked and r.space == "prompt")
-    return {f"attack {names.attack[id(r)]}": names.attack[id(r)] for r in found
-            if r.cell.attack.name not in FLOORS}  # fmt: skip
+    """Return by their columns the attacks that find prompts."""
+    found = [names.attack[id(r)] for r in targets if finds_prompts(r)]
+    return {f"attack {name}": name for name in found}
 
 
 def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
@@ -272,7 +284,7 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
     for line in lines:
         gap = [name for key, name in attacks.items() if key not in line.entries]
         more: tuple[Flag, ...] = ()
-        if gap and not line.role:
+        if gap and line.role in ("", "given"):
             some = "fewer attacks" if len(gap) < len(attacks) else "not attacked"
             why = f"It did not meet {', '.join(gap)}, as others here did: its {BEST_KNOWN} may be too weak."
             more = (Flag(some, why),)
@@ -281,20 +293,21 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
 
 
 def _with_ties(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with the letters of their tie groups: among those of one set of prompts.
+    """Return the lines with the letters of their tie groups: those of the set of prompts that most of them have.
 
-    Compared are the prompts under the best known attack, or, where nothing was attacked, without an attack.
+    Compared are the prompts under the best known prompt attack, or, where nothing was attacked, without an
+    attack.
     """
     headline = BEST if any(BEST in line.outcomes for line in lines) else PLAIN
     same: dict[str, dict[str, list[bool | None]]] = defaultdict(dict)
     known = {text: outcome for outcome, text in _OUTCOMES.items()}
     for line in lines:
-        if headline in line.outcomes and not line.role:
+        if headline in line.outcomes and line.role in ("", "given"):
             same[line.prompts][line.key] = [known[text] for text in line.outcomes[headline]]
-    found: dict[str, str] = {}
-    for alike in same.values():
-        if 1 < len(alike) <= MOST:
-            found |= tie_groups(alike)
+    alike = max(
+        same.values(), key=len, default={}
+    )  # letters of two sets of prompts would look compared
+    found = tie_groups(alike) if 1 < len(alike) <= MOST else {}
     return [
         replace(line, entries={**line.entries, TIES: Entry(Figure(word=found[line.key]))})
         if line.key in found

@@ -6,13 +6,14 @@ from bench.report.statistics import BEST_KNOWN_IS
 
 ABOUT = {
     "method": "How the concept was erased. Parameters stand beside the name where two lines differ in "
-    "them. “none” is the unchanged model.",
+    "them. “none” is the unchanged model, or, where that is no name that ships, the model as it was given.",
     "facet": "In this the lines of this table differ beside their method.",
-    "best": f"Over all attacks that change the prompt: {BEST_KNOWN_IS}. More attacks can "
-    "only lower the rate. Empty where no attack was tried. Higher is better.",
-    "ties": "Two methods share a letter where no test supports that they differ under the best known "
-    "attack (where nothing was attacked: without an attack). McNemar's exact test on the same prompts, for "
-    "every two methods of the table, corrected for their number by Holm. “a” is the best group.",
+    "best": f"{BEST_KNOWN_IS[0].upper()}{BEST_KNOWN_IS[1:]}. More attacks can only lower the rate. "
+    "Empty where no such attack was tried. Higher is better.",
+    "ties": "Two lines share a letter where no test supports that they differ under the best known prompt "
+    "attack (where nothing was attacked: without an attack). McNemar's exact test, for every two lines of "
+    "the same prompts, corrected for their number by Holm. “a” is the best group. Of lines on several sets "
+    "of prompts only the largest group on one set has letters: the others were not compared with it.",
     "seconds": "Wall clock of the erasure, in seconds, on the machine that made the record. The page of a "
     "cell says which.",
     "bytes": "Size of the file that holds what the erasure changed in the weights. A method that works "

@@ -19,8 +19,15 @@ def write(path: Path, *parts: bytes) -> None:
     write_parts(path, parts)
 
 
-def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def write_parts(
+    path: Path, parts: Iterable[bytes | memoryview], *, named: Path | None = None
+) -> None:
     """Write a file whose parts are made while it is written, whole or not at all.
+
+    Args:
+        path: The file.
+        parts: Of its content.
+        named: What an error names in place of the file.
 
     Raises:
         StoreError: The folder cannot be written.
@@ -33,7 +40,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         draft.replace(path)
     except OSError as exc:
         raise StoreError(
-            f"cannot write {path}: {exc.strerror or exc}; choose another folder"
+            f"cannot write {named or path}: {exc.strerror or exc}; choose another folder"
         ) from exc
     finally:
         with contextlib.suppress(OSError):
@@ -48,7 +55,7 @@ def probe(folder: Path) -> None:
     """
     path = folder / f".{os.getpid()}.probe"
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    write(path, bytes(4096))
+    write_parts(path, [bytes(4096)], named=folder)
     path.unlink(missing_ok=True)
     for place in made:
         with contextlib.suppress(OSError):  # somebody else uses it by now

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from bench.errors import StoreError, first_line
 from bench.plan.cell import Cell
+from bench.store.agreement import disagreement
 from bench.store.files import probe, write
 from bench.store.record import SCHEMA, Record
 
@@ -67,7 +68,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            record = read(path)
+            record = _held(path)
             if record.cell.id != cell.id:
                 raise StoreError(f"{path} holds the record of another cell")
         except NewerError:
@@ -100,8 +101,9 @@ class Store:
     def load(self) -> tuple[list[Record], list[str]]:
         """Return every record that can be used, and a line for what was passed over.
 
-        A record is passed over if it cannot be read, if it is not of the cell that its file's name says, or
-        if another file says otherwise of the same cell: then both are. Equal copies count once.
+        A record is passed over if it cannot be read, if its rows do not give its numbers, if it is not of
+        the cell that its file's name says, or if another file says otherwise of the same cell: then both
+        are. Equal copies count once.
 
         Raises:
             StoreError: The root is no folder.
@@ -116,7 +118,7 @@ class Store:
         lines, foreign = [], []
         for path in sorted(self.root.rglob("*.json")):
             try:
-                record = read(path)
+                record = _held(path)
                 name = _checked_name(path, record.cell)
             except _ForeignError:
                 foreign.append(path)
@@ -179,8 +181,20 @@ def _foreign(path: Path) -> bool:
     return False
 
 
+def _held(path: Path) -> Record:
+    """Return the record in a file, whose rows give its numbers.
+
+    Raises:
+        StoreError: They do not, or it cannot be read.
+    """
+    record = read(path)
+    if fault := disagreement(record):
+        raise StoreError(f"{path} does not hold together: {fault}; `bench verify` says more")
+    return record
+
+
 def read(path: Path) -> Record:
-    """Return the record in a file.
+    """Return the record in a file, whatever its numbers are.
 
     Raises:
         StoreError: There is none that this version can read.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from bench.report.axes import labels, model_key
-from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
+from bench.report.axes import ATTACK, Group, differing, grouped, labels, model_key
+from bench.report.figures.select import EVERYTHING, Wanted, missing, three
 from bench.report.figures.style import (
     COLOURS,
     MARKERS,
@@ -20,9 +20,10 @@ from bench.report.figures.style import (
     none_first,
     panels,
 )
+from bench.report.statistics import BEST_KNOWN, finds_prompts, union
 from bench.report.tables import judged
 from bench.report.text import plain
-from bench.store.metrics import Measurement, complement
+from bench.store.metrics import complement, rate
 from bench.store.record import Record
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Point:
     Args:
         task: Whose concept was erased.
         method: By what.
-        attack: Under which of the attacks the rate is lowest.
-        attacks: Which attacks there are records of.
+        attacks: Over which attacks the rate is.
         n: Prompts that the rate rests on.
         cer: The concept erasing rate, with its 95 % interval ``low`` to ``high``.
         measure: What is kept, as "retain accuracy".
@@ -50,7 +50,6 @@ class Point:
 
     task: str
     method: str
-    attack: str
     attacks: str
     n: int
     cer: float
@@ -69,7 +68,8 @@ def points(
 ) -> list[Point]:
     """Return a point for each erased model.
 
-    The rate is the lowest over the attacks on the prompt that were run, or over those that are asked for.
+    The rate is that under the best known prompt attack, without an attack where there is none, or, where
+    attacks are asked for, under all of these together.
 
     Args:
         records: Any.
@@ -82,7 +82,7 @@ def points(
     known = list(records)
     chosen = wanted.of(known)
     if not wanted.attacks:
-        chosen = [r for r in chosen if r.space == "prompt"]
+        chosen = [r for r in chosen if finds_prompts(r) or not r.cell.attacked]
     utility = {
         (model_key(r), f"{r.cell.task} {m.called(metric)}"): m
         for r in known
@@ -100,24 +100,30 @@ def points(
         raise missing(
             "pareto", replace(wanted, tasks=()), what + other, attacks=("none",), tasks=tasks
         )
-    names_of, attack_of = named(chosen), labels(chosen, "attack")
-    groups: dict[tuple[str, tuple[str, str, str]], list[Record]] = defaultdict(list)
-    for r in chosen:
-        if (model_key(r), name) in utility:
-            groups[r.cell.task, model_key(r)].append(r)
-    found = []
-    for (_, key), alike in groups.items():
-        rates = [(rate, r) for r in alike if (rate := _cer(r)).value is not None]
-        if not rates:
-            continue
-        rate, worst = min(rates, key=lambda pair: (pair[0].value, attack_of(pair[1])))
-        kept = utility[key, name]
-        ran = ", ".join(sorted(attack_of(r) for _, r in rates))
-        cer, low, high = three(rate)
-        called = (*names_of(worst), ran)
-        value, ends = float(kept.value or 0.0), (kept.low, kept.high)
-        found.append(Point(*called, rate.n, cer, low, high, name, value, *ends, kept.n))
+    attack_of, found = labels(chosen, "attack"), []
+    for method, g in _lines(r for r in chosen if (model_key(r), name) in utility):
+        cer = complement(rate([best.success for best in union(g.records)]))
+        if cer.value is not None:
+            ran = ", ".join(sorted(attack_of(r) for r in g.records if r.cell.attacked))
+            kept = utility[model_key(g.first), name]
+            value, ends = float(kept.value or 0.0), (kept.low, kept.high)
+            called = g.first.cell.task, method, ran or "no attack"
+            found.append(Point(*called, cer.n, *three(cer), name, value, *ends, kept.n))
     return list(_with_front(sorted(found, key=lambda p: (p.task, p.method))))
+
+
+def _lines(records: Iterable[Record]) -> Iterator[tuple[str, Group]]:
+    """Yield the lines that a table of these records has, with names of which no two of a task are alike."""
+    known = list(records)
+    method_of = labels(known, "method")
+    alike: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for g in grouped(known, across=ATTACK):
+        alike[g.first.cell.task, method_of(g.first)].append(g)
+    for (_, method), groups in alike.items():
+        facets = differing(groups, lambda r: (r.cell.task,)) if groups[1:] else []
+        for g in groups:
+            told = [f"{f}={value}" for f in facets if (value := g.facets.get(f))]
+            yield " ".join([method, *told]), g
 
 
 @look()
@@ -129,7 +135,6 @@ def draw(found: Sequence[Point]) -> Drawing:
     colours, markers = Styles(methods, COLOURS), Styles(methods, MARKERS)
     for axes, (task, some) in zip(grid, tasks.items(), strict=True):
         axes.set_title(plain(task))
-        _front(axes, some)
         for p in sorted(some, key=lambda p: methods.index(p.method)):
             axes.errorbar(
                 p.cer, p.kept, xerr=[[p.cer - p.low], [p.high - p.cer]], yerr=_vertical(p),
@@ -141,6 +146,7 @@ def draw(found: Sequence[Point]) -> Drawing:
         axes.set_ylabel(plain(some[0].measure))
         if _falling(some[0].measure):
             axes.invert_yaxis()
+        _front(axes, some)
     return finished(figure, _title(found), _note(found))
 
 
@@ -153,7 +159,13 @@ def _title(found: Sequence[Point]) -> str:
 
 def _note(found: Sequence[Point]) -> str:
     attacks = sorted({p.attacks for p in found}, key=len)
-    rate = f"CER is the lowest over the attacks that were run ({attacks[-1]})."
+    rate = f"CER under {attacks[-1]}."
+    if attacks[-1] != "no attack":
+        rate = (
+            f"CER: a prompt counts as erased only if none of these attacks brings it back: {attacks[-1]}. "
+            f"That is the {BEST_KNOWN}, without floors and attacks beyond the prompt, unless --attack "
+            "names others."
+        )
     few = [f"{p.method} on {p.task}: {p.attacks}" for p in found if p.attacks != attacks[-1]]
     if few and len(few) <= 6:
         rate += f" Fewer attacks: {'; '.join(few)}."
@@ -162,13 +174,8 @@ def _note(found: Sequence[Point]) -> str:
             f" {len(few)} of {len(found)} points rest on fewer attacks: see the numbers (--data)."
         )
     best = "top right" if not _falling(found[0].measure) else "the top right (the axis is reversed)"
-    return (
-        f"{rate} Best is {best}. Dashed: the Pareto front of the values, without their intervals."
-    )
-
-
-def _cer(r: Record) -> Measurement:
-    return complement(r.measurements[judged(r) or ""])
+    front = "Dashed, around what it beats: the Pareto front of the values, without their intervals."
+    return f"{rate} Best is {best}. {front}"
 
 
 def _falling(measure: str) -> bool:
@@ -189,11 +196,16 @@ def _goodness(p: Point) -> tuple[float, float]:
 
 
 def _front(axes: Axes, some: Sequence[Point]) -> None:
-    """Draw the front as the edge of what is beaten by a point of it."""
+    """Draw the front as the edge of what is beaten by a point of it, above all whiskers."""
     front = sorted({(p.cer, p.kept) for p in some if p.front})
+    left, (bottom, top) = axes.get_xlim()[0], axes.get_ylim()
+    x, y = zip((left, front[0][1]), *front, strict=True)
+    axes.fill_between(x, y, bottom, step="pre", color="#000000", alpha=0.06, lw=0, zorder=0)
     axes.step(
-        *zip(*front, strict=True), where="pre", color="#555555", ls="--", lw=1, label="Pareto front"
-    )
+        (*x, x[-1]), (*y, bottom), where="pre", color="black", ls="--", lw=1.4, zorder=5,
+        label="Pareto front",
+    )  # fmt: skip
+    axes.set_ylim(bottom, top)
 
 
 def _vertical(p: Point) -> list[list[float]] | None:

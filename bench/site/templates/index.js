@@ -71,7 +71,9 @@ function shownEntry(entry, column) {
     : node("span", { class: "value", title: words }, text);
   const box = node("span", {}, value);
   if (entry.marks) box.append(node("span", { class: "mark" }, entry.marks));
-  if (column.kind === "rate" && typeof entry.value === "number") box.append(bar(entry, column.reference));
+  if (column.kind === "rate" && typeof entry.value === "number") {
+    box.append(bar(entry, column.reference), node("span", { class: "ends" }, interval(entry)));
+  }
   return box;
 }
 
@@ -82,7 +84,7 @@ function shownName(line, column) {
     onchange: (event) => choose(line.key, event.target.checked),
   });
   box.checked = view.chosen.includes(line.key);
-  const role = { base: "unchanged model", reference: "never learned the concept" }[line.role];
+  const role = { base: "unchanged model", given: "the model as given", reference: "never learned the concept" }[line.role];
   const name = node("span", {}, line.names.method);
   if (role) name.append(node("span", { class: "role" }, role));
   return node("label", {}, box, name);
