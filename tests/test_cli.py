@@ -17,6 +17,7 @@ import pytest
 from bench.cli import app
 from bench.plugins.registry import names
 
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 TINY = ("--model", "tiny-random", "--limit", "2")
 ONE = ("run", *TINY, "--method", "none", "--attack", "none", "--task", "church")
 
@@ -269,6 +270,9 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
     for command in ("run", "plan", "list", "show", "assets", "erase", "apply", "report", "figure"):
         assert f"Example: bench {command}" in help_of(command)[0]
     assert "Example: bench speed attack" in help_of("speed", "attack")[0]
+    said = " ".join(help_of("show")[0].split())
+    (cell,) = re.findall(r"bench show ([0-9a-f]{8}) --results results/reference", said)
+    assert len(list(REFERENCE.rglob(f"*--{cell}*.json"))) == 1
 
 
 def test_two_plugins_of_one_name(cli, monkeypatch) -> None:

@@ -330,7 +330,7 @@ def show(
 
     Example: bench show methods p-esd
 
-    Example: bench show 7b6f832a --results results/reference --out church.png
+    Example: bench show 3444a475 --results results/reference --out church.png
     """
     if what in list(What):
         if name is None:
