@@ -31,6 +31,7 @@ from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, load
+from bench.report.story import story
 from bench.store.artifacts import Artifacts
 from bench.store.metrics import Measurement, rate
 from bench.store.store import Store
@@ -238,7 +239,12 @@ def test_a_record_keeps_what_was_said_of_both_images(settings) -> None:
 @pytest.mark.parametrize(
     ("family", "cls", "status", "reason"),
     [
-        ("method", fakes.Raises, "failed", "method fake raised ZeroDivisionError: by design"),
+        (
+            "method",
+            fakes.Raises,
+            "failed",
+            "method fake raised ZeroDivisionError: by design (tests/fakes.py:",
+        ),
         ("method", fakes.Unfit, "skipped", "needs a transformer, got a UNet"),
         (
             "method",
@@ -265,6 +271,33 @@ def test_a_bad_plugin_spoils_its_own_cell_only(
     assert (result.status, result.measurements) == (status, {})
     assert reason in result.reason
     assert runner.run(cells()[0]).status == "ok"
+
+
+def test_seconds_that_an_attack_does_not_say_are_measured(settings, monkeypatch) -> None:
+    """Each prompt gets the time since the one before; their sum is that of the stage."""
+
+    def slow(_, prompts):
+        for n, prompt in enumerate(prompts):
+            time.sleep(0.2 * (n + 1))
+            yield Adversarial(replace(prompt, text=f"lo {prompt.text}"))
+
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(slow), raising=False)
+    record = Runner(settings).run(cells(attack=plug(monkeypatch, attacks, "fake", fakes.Does))[0])
+    spent = [row.cost.seconds for row in record.rows]
+    assert spent[0] >= 0.2 and spent[1] >= 0.4
+    assert sum(spent) <= record.seconds["attack"] + 1e-3
+
+
+def test_a_record_says_which_parts_of_the_model_changed(settings, monkeypatch) -> None:
+    def edit(model):
+        model.pipe.unet.conv_in.weight.data *= 2
+        model.pipe.text_encoder.get_input_embeddings().weight.data *= 2
+
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(edit), raising=False)
+    record = Runner(settings).run(cells(method=plug(monkeypatch, methods, "fake", fakes.Does))[0])
+    assert record.erasure["parts"] == {"unet": 1, "text_encoder": 1}
+    said = [line.text for line in story(record) if line.text.startswith("2 tensors changed")]
+    assert said[0].startswith("2 tensors changed (unet 1, text_encoder 1), ")
 
 
 def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkeypatch) -> None:

@@ -77,6 +77,10 @@ CHANGES = {
     "verdict": (flip_verdict, "1 verdicts do not follow from their scores"),
     "row": (drop_row, "expected 50 rows, got 49"),
     "prompt": (put("rows", 3, "text", to="a pizza"), "1 rows are not the task's prompts: church-004"),
+    "another seed": (
+        put("rows", 0, "adversarial_seed", to=99), "changed the latent of 1 prompts, its threat says",
+    ),
+    "another space": (put("space", to="latent"), "it says that the attack changes the latent, its threat"),
     "seed": (put("cell", "seed", to=1), "its content is that of cell"),
     "method": (put("cell", "method", "params", "lr", to=1.0), "its content is that of cell"),
     "newer": (put("schema_version", to=99), "expected a record of schema"),

@@ -63,7 +63,8 @@ def check(
     wrong = sum(finding.state == "wrong" for finding in findings)
     if wrong:
         raise typer.Exit(BROKEN)
-    remark("Nothing is wrong.", aside=json_)
+    notes = sum(finding.state == "note" for finding in findings)
+    remark(f"Nothing is wrong{(notes and f'; notes: {notes}') or ''}.", aside=json_)
 
 
 class What(StrEnum):

@@ -11,8 +11,9 @@ from typing import Literal
 from bench.core.types import Score
 from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of
-from bench.plan.cell import Cell
+from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job, plan
+from bench.plugins.registry import create
 from bench.store.metrics import Measurement, any_of, mean, rate
 from bench.store.record import Record, Row
 from bench.store.store import read
@@ -75,7 +76,7 @@ def audit(
     job, today = _today(record, assets, task, protocol)
     findings = [_name(path, record), today]
     if record.status == "ok":
-        findings += _rows(record, job.task if job else None)
+        findings += [*_rows(record, job.task if job else None), *_space(record, job)]
     else:
         findings.append(Finding("unknown", f"{record.status}: {record.reason}"))
     return Audit(path, tuple(findings), record, job)
@@ -154,6 +155,34 @@ def _verdicts(rows: Sequence[Row], cell: Cell, limit: float) -> Iterator[Finding
         odd += [] if any_of(hits) is row.success else [row.id]
     if odd:
         yield Finding("wrong", f"{len(odd)} verdicts do not follow from their scores: {odd[0]}")
+
+
+def _space(record: Record, job: Job | None) -> Iterator[Finding]:
+    """Name rows in which the attack changed what its threat does not allow."""
+    cell, space = record.cell, record.space
+    if job and (says := create("attacks", job.cell.attack).threat.space) != space:
+        yield Finding(
+            "wrong", f"it says that the attack changes the {space}, its threat says {says}"
+        )
+    if cell.attack.name in REPLAYED:
+        return
+    found = {row.id: odd for row in record.rows if (odd := _changed(row) - {space})}
+    for what in sorted({what for odd in found.values() for what in odd}):
+        ids = [name for name, odd in found.items() if what in odd]
+        yield Finding(
+            "wrong",
+            f"the attack changed the {what} of {len(ids)} prompts, its threat says {space}: {ids[0]}",
+        )
+
+
+def _changed(row: Row) -> set[str]:
+    """Return what an attack changed of a prompt, in the words of a threat's ``space``."""
+    changed = {
+        "prompt": row.adversarial not in {None, row.text},
+        "latent": row.adversarial_seed not in {None, row.seed} or row.beyond == "noise",
+        "scale of guidance": row.adversarial_guidance not in {None, row.guidance},
+    }
+    return {what for what, so in changed.items() if so} | ({row.beyond} - {"", "noise"})
 
 
 def _further(rows: Sequence[Row], metric: str, measure: Measure | None) -> Measurement | None:

@@ -113,6 +113,9 @@ def _erasure(card: Mapping[str, Any]) -> Iterator[str]:
         return
     parts = {"tensors": "tensors changed", "zeroed": "weights zeroed", "bytes": "bytes"}
     told = [f"{card[k]:,} {what}" for k, what in parts.items() if isinstance(card.get(k), int)]
+    changed = card.get("parts")
+    if isinstance(changed, Mapping) and changed:
+        told[:1] = [f"{told[0]} ({', '.join(f'{part} {n}' for part, n in changed.items())})"]
     taken = card.get("seconds")
     yield ", ".join([*told, *([f"{taken:.0f} s"] if isinstance(taken, (int, float)) else [])])
 

@@ -152,8 +152,15 @@ def cer_table(
     if several:
         legend += f"; {BEST_KNOWN}: {BEST_KNOWN_IS}"
     if any(f and "fewer attacks" in f.flags for line in table.lines for f in line.figures):
-        legend += "; ^ over fewer attacks than in other lines of the task"
+        legend += f"; ^ {_fewer(targets)}"
     return replace(table, legend=legend)
+
+
+def _fewer(records: Sequence[Record]) -> str:
+    """Say why a line may be over fewer attacks than its task has."""
+    if any(r.cell.attacked and r.status != "ok" for r in records):
+        return "some attacks failed or were skipped, or were not run"
+    return "over fewer attacks than in other lines of the task"
 
 
 def _best_known(

@@ -14,7 +14,7 @@ from bench.core.foreign import contract
 from bench.core.types import World
 from bench.engine.checks import attacks, classes, judges, methods
 from bench.engine.checks.classes import Subject
-from bench.engine.checks.finding import Finding, Rules, apply
+from bench.engine.checks.finding import Finding, Rules, apply, remarks
 from bench.engine.checks.lab import Lab, quick, random_model
 from bench.engine.checks.tasks import check_task
 from bench.errors import (
@@ -86,7 +86,10 @@ def _check(
         return
     with contextlib.suppress(PluginLoadError):  # of which a rule will tell
         create(subject.kind, subject.ref)  # what the user gave is refused as everywhere
-    found = list(apply(str(subject), rules, subject))
+    found = [
+        *apply(str(subject), rules, subject),
+        *remarks(str(subject), classes.NOTES, subject),
+    ]
     yield from found
     if any(finding.state == "wrong" for finding in found):
         return
@@ -131,6 +134,8 @@ def _attacks(subject: Subject, lab: Lab, label: str) -> Iterator[Finding]:
     if hunt.asked and findings[0].state != "ok":  # what it could not do without
         findings = list(apply(str(subject), attacks.LOOKS, hunt))
     yield from findings
+    if findings[0].state == "ok":
+        yield from remarks(str(subject), attacks.NOTES, hunt)
 
 
 def _evaluators(subject: Subject, lab: Lab, label: str) -> Iterator[Finding]:
