@@ -187,6 +187,32 @@ def test_provenance_is_this_projects_commit_or_none(tmp_path: Path, monkeypatch)
     assert provenance.environment("cpu")["git"] == "unknown"
 
 
+def test_provenance_names_other_distributions_and_their_commit(tmp_path: Path, monkeypatch) -> None:
+    lab, site = tmp_path / "repo" / "lab", tmp_path / "site"
+    for version, folder in (("0.1", lab), ("0.2", tmp_path / "wheel")):
+        info = site / f"{folder.name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: {folder.name}\nVersion: {version}\n")
+    direct = {"url": lab.as_uri(), "dir_info": {"editable": True}}
+    (site / "lab-0.1.dist-info" / "direct_url.json").write_text(json.dumps(direct))
+    monkeypatch.syspath_prepend(str(site))
+    lab.mkdir(parents=True)
+    (lab / "pyproject.toml").touch()
+
+    def told() -> dict[str, str]:
+        found = provenance.environment("cpu", names=["esd", "lab/a", "lab/b", "wheel/c", "gone/d"])
+        return {key: value for key, value in found.items() if key.startswith("from ")}
+
+    assert told() == {"from lab": "0.1", "from wheel": "0.2"}
+    git(lab.parent, "init", "-q")
+    git(lab.parent, "add", ".")
+    git(lab.parent, "commit", "-q", "-m", "theirs")
+    commit = git(lab.parent, "rev-parse", "--short", "HEAD")
+    assert told()["from lab"] == f"0.1, git {commit}"
+    (lab / "new.py").touch()
+    assert told()["from lab"] == f"0.1, git {commit}-dirty"
+
+
 def test_provenance_without_the_packages_metadata(monkeypatch) -> None:
     def none(package):
         raise PackageNotFoundError(package)
@@ -270,6 +296,7 @@ def test_a_bad_plugin_spoils_its_own_cell_only(
     result = runner.run(bad)
     assert (result.status, result.measurements) == (status, {})
     assert reason in result.reason
+    assert "git" in result.environment
     assert runner.run(cells()[0]).status == "ok"
 
 
@@ -428,6 +455,12 @@ def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatc
     assert "evaluator miscounts" in result.measurements["extra"].failed
     assert result.measurements["extra"].value is None
     assert [row.scores for row in result.rows] == [{"extra": None}] * 2
+    plug(monkeypatch, evaluators, "miscounts", fakes.Judges)  # a score that is none says why
+    monkeypatch.setattr(fakes.Judges, "value", float("nan"))
+    again = Runner(settings).run(cells(limit=2)[0])
+    assert [row.detail["errors"] for row in again.rows] == [
+        {"extra": "the score is not finite: nan"}
+    ] * 2
 
 
 def test_erasing_is_fp32_whatever_is_drawn_in(settings) -> None:

@@ -152,10 +152,19 @@ def make_rows(
             beyond=_beyond(found[i]),
             cost=found[i].cost,
             trace=dict(found[i].trace),
-            detail=dict(last[i].detail),
+            detail={**last[i].detail, **_errors(task.measures[1:], scores, i)},
             own_detail=dict(own[i].detail) if attack else {},
             scores={m.metric: scores[m.metric][i].value for m in task.measures[1:]},
         )
+
+
+def _errors(
+    measures: Sequence[Measure], scores: dict[str, Sequence[Score]], i: int
+) -> dict[str, Any]:
+    """Return why further measures of an image could not be taken, by metric."""
+    details = {m.metric: scores[m.metric][i].detail for m in measures}
+    found = {metric: detail["error"] for metric, detail in details.items() if "error" in detail}
+    return {"errors": found} if found else {}
 
 
 def reduce(

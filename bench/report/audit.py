@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from math import isclose
 from pathlib import Path
 from typing import Literal
 
+from bench.core.announced import owners
 from bench.core.types import Score
 from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of
@@ -15,7 +17,7 @@ from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job, plan
 from bench.plugins.registry import create
 from bench.store.metrics import Measurement, any_of, mean, rate
-from bench.store.record import Record, Row
+from bench.store.record import FROM, Record, Row
 from bench.store.store import read
 from bench.tasks.protocol import ProtocolName
 from bench.tasks.tasks import Measure, Task
@@ -101,7 +103,8 @@ def _today(
     try:
         jobs = plan(request_of(cell, assets, task=task, protocol=protocol)).jobs
     except BenchError as exc:
-        return None, Finding("unknown", f"no request of today asks for it: {first_line(exc)}")
+        why = _not_installed(record) or first_line(exc)
+        return None, Finding("unknown", f"no request of today asks for it: {why}")
     for job in jobs:
         if job.cell.id == cell.id:
             return job, Finding("ok", "a request of today asks for the same cell")
@@ -110,6 +113,21 @@ def _today(
     return None, Finding(
         "wrong", f"a request of today asks for another cell: it differs in {parts}"
     )
+
+
+def _not_installed(record: Record) -> str:
+    """Name the distributions that a record is of and that are not here; empty if there are none."""
+    cell, told = record.cell, record.environment
+    needed = owners((cell.method.name, cell.attack.name, cell.task, *cell.sources, *cell.assets))
+    needed |= {key.removeprefix(FROM) for key in told if key.startswith(FROM)}
+    lacking = []
+    for name in sorted(needed):
+        try:
+            distribution(name)
+        except (PackageNotFoundError, ValueError):
+            was = told.get(f"{FROM}{name}")
+            lacking.append(f"{name} ({was})" if was else name)
+    return (lacking and f"install the distribution {', '.join(lacking)}") or ""
 
 
 def _unequal(first: Cell, second: Cell) -> list[str]:

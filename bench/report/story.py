@@ -170,6 +170,9 @@ def _row(r: Record, row: Row) -> Iterator[Line]:
     if r.cell.attacked:
         said += f"; attacked: {words[verdict.attacked(r, row)]}, after {row.cost.images} images"
     yield Line(row.id, said)
+    for detail in (row.own_detail, row.detail):
+        if error := detail.get("error"):
+            yield Line("", f"not judged: {error}")
     yield Line("", f"{row.text}")
     if row.adversarial is not None and row.adversarial != row.text:
         yield Line("", f"> {row.adversarial}", [(">", False), *marked(row.text, row.adversarial)])

@@ -203,12 +203,14 @@ def kept_table(records: Iterable[Record]) -> Table:
     )
 
 
-def in_a_line(record: Record) -> str:
-    """Say how a cell ended."""
-    cell = record.cell
+def in_a_line(record: Record, told: set[str] | None = None) -> str:
+    """Say how a cell ended; a reason that was ``told`` before is not said again."""
+    cell, before = record.cell, set() if told is None else told
     text = f"{record.status:<7} {cell.task}, {cell.method.name}, attack {cell.attack.name}"
     if record.status != "ok":
-        return f"{text}: {record.reason}"
+        reason = "as before" if record.reason in before else record.reason
+        before.add(record.reason)
+        return f"{text}: {reason}"
     unchanged = record.erasure.get("notes", {}).get("unchanged")
     return f"{text}: the file changes nothing, its weights are the base's" if unchanged else text
 
