@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import bench
 from bench.engine.checks import OTHERS, RUNS, attacks, classes, judges, lab, methods
 from bench.engine.scaffold import TEMPLATES
+from bench.plugins.registry import Ref
 
 METHOD, ATTACK, EVALUATOR = (f"{name}.py" for name in ("method", "attack", "evaluator"))
 LAST = "        return model\n"
@@ -229,6 +232,24 @@ def test_what_may_be_wrong_is_a_note(name: str, tmp_path: Path, cli) -> None:
     (line,) = [line for line in shown.out.splitlines() if line.startswith("  note ")]
     assert said in line
     assert shown.out.endswith("Nothing is wrong; notes: 1.\n")
+
+
+def test_a_score_of_a_set_may_be_any_number(tmp_path: Path, monkeypatch) -> None:
+    import fakes
+
+    import evaluators
+
+    monkeypatch.setitem(evaluators.PLUGINS, "colour", "fakes:Colour")
+    scorer = SimpleNamespace(
+        key="colour",
+        features=lambda samples: torch.ones(len(samples), 2),
+        score=lambda shards, prompts: bench.Score(30.0),
+    )
+    monkeypatch.setattr(fakes.Colour, "prepare", lambda self, ctx: scorer)
+    place = lab.Lab(lab.random_model("emoji"), tmp_path)
+    seen = judges.judge_twice(Ref("colour"), "church", place)
+    assert {score.value for scores in seen.found.values() for score in scores} == {30.0}
+    assert judges.RULES["gives scores from 0 to 1"](seen) == ""
 
 
 def test_every_rule_is_broken_once() -> None:

@@ -20,7 +20,7 @@ from bench.engine.guard import guard, noticed
 from bench.engine.judge import given_by, outside, valid
 from bench.engine.stream import extracted
 from bench.errors import BenchError, PluginError
-from bench.plugins.registry import Ref, create
+from bench.plugins.registry import Ref, create, load
 from bench.tasks.lookup import find, task_names
 
 UNREADABLE = 1
@@ -86,6 +86,8 @@ def judge_twice(ref: Ref, label: str, lab: Lab) -> Verdicts:
 
 def _rated(ref: Ref) -> bool:
     """Say whether a rate may be taken of an evaluator's scores, by the tasks that use it."""
+    if load("evaluators", ref.name).scope != "image":
+        return False
     uses = set[str]()
     for world in get_args(World):
         for task in task_names(world):
