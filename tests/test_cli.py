@@ -237,6 +237,31 @@ def test_failed_cell_is_shown_and_the_rest_runs(cli, monkeypatch) -> None:
     assert "method fake raised ZeroDivisionError: by design" in said.err
     assert "ok      church, none, attack none" in said.err
     assert "failed" in said.out
+    assert "1 of 2 cells failed" in said.out
+    more = cli(*ONE, "--method", "fake", "--attack", "random:draws=1,tokens=1")
+    assert more.err.count("by design") == 1
+    assert "failed  church, fake, attack random: as before" in more.err
+    assert more.out.count("by design") == 1
+    assert "failed: church, fake: " in more.out and "(2 cells)" in more.out
+
+
+def test_a_default_out_of_bounds_spoils_its_own_cell_only(cli, tmp_path: Path, monkeypatch) -> None:
+    from bench.engine.scaffold import TEMPLATES
+
+    (tmp_path / "oversized.py").write_text(
+        (TEMPLATES / "method.py").read_text().replace("= 1.0", "= 9.0")
+    )
+    import methods
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(methods.PLUGINS, "oversized", "oversized:Fade")
+    said = cli(*ONE, "--method", "oversized")
+    assert said.code == 3
+    assert "ok      church, none, attack none" in said.err
+    assert (
+        "strength=9.0: Input should be less than or equal to 4; that is the class's own" in said.err
+    )
+    assert cli(*ONE, "--method", "oversized:strength=9").code == 2
 
 
 def test_shadowed_package(tmp_path: Path) -> None:

@@ -145,8 +145,9 @@ def run(
             device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
             recompute=recompute, compiled=compiled,
         )  # fmt: skip
+        told = set[str]()
         for record in _compute(todo, store, settings, console, time, workers, ray_address):
-            say(in_a_line(record), console)
+            say(in_a_line(record, told), console)
             time.count(record)
     if not time.up:
         cache.end(ids)
