@@ -37,7 +37,7 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
         "expected erase(self, model, concept, ctx), got erase(self, model",
     ),
     "no docstring": (
-        METHOD, '    """Scales', '    about = """Scales', "says in its docstring what it does",
+        METHOD, '    """Scales', '    _about = """Scales', "says in its docstring what it does",
         "write a docstring",
     ),
     "from inside": (
@@ -155,7 +155,7 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
         "measure no times",
     ),
     "the place in the batch": (
-        EVALUATOR, "found < self.spread", "len(scores)", "does the same in any batch",
+        EVALUATOR, "found < self.spread", "1 / (1 + len(scores))", "does the same in any batch",
         "in another batch (batch 1, 1 at a time) it gives other scores",
     ),
     "a score of two": (
