@@ -51,7 +51,7 @@ def keep_memory() -> bool:
     """Let the process keep the memory that it frees, and say whether it does (glibc).
 
     By default each large buffer comes from the system and goes back to it, so that every layer's output is
-    zeroed by the kernel, page by page. On two cores a step of an attack takes a tenth longer so.
+    zeroed by the kernel, page by page, which takes longer than some layers.
     """
     import ctypes
     import platform
