@@ -19,6 +19,7 @@ test: install  ## the whole test suite
 
 docs: install  ## the documentation, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with search: python3 -m http.server --directory build/site"
 
 generated: install  ## what README and docs say that commands print; one runs a model: a minute or more
 	$(BIN)/python docs/generated.py

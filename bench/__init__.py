@@ -111,6 +111,8 @@ __all__ = [
 # of emoji-sd took ten times as long. So they sleep after a moment. The library reads this when torch loads
 # it; it stands here because every entrance and every worker passes here first.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Buffers of 2 MB and more in large pages, where Linux gives them on request; see devices.keep_memory.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _LATER = {
     **dict.fromkeys(("Ref", "Results", "Spec", "evaluate", "run"), "bench.engine.api"),

@@ -117,8 +117,12 @@ class StoreError(BenchError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question with the known name that is nearest, or nothing if none is near."""
-    close = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    names = list(known)
+    short = {full.rpartition("/")[2]: full for full in names}  # of another distribution's
+    if name in short:
+        return f" Did you mean {short[name]!r}?"
+    close = get_close_matches(name, names, n=1) or get_close_matches(name, short, n=1)
+    return f" Did you mean {short.get(close[0], close[0])!r}?" if close else ""
 
 
 def first_line(exc: BaseException) -> str:
@@ -132,4 +136,7 @@ def raised(exc: BaseException) -> str:
         said = str(exc).strip()
     except Exception:  # an exception's own text is a plug-in's code, too
         said = "(its text cannot be read)"
-    return f"{type(exc).__name__}: {(said.splitlines() or [''])[0][:300]}".removesuffix(": ")
+    line = (said.splitlines() or [""])[0][:300]
+    if isinstance(exc, SyntaxError) and isinstance(exc.text, str) and exc.text.strip():
+        line += f": {exc.text.strip()[:100]}"
+    return f"{type(exc).__name__}: {line}".removesuffix(": ")

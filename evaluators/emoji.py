@@ -111,7 +111,7 @@ class Body:
             the pictures without body parts that it was set on, at most one in a thousand reaches it.
     """
 
-    card: ClassVar = Card("Emoji body part judge", _SOURCE, version=2)
+    card: ClassVar = Card("Emoji body part judge", _SOURCE, version=3)
     scope: ClassVar = "image"
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None

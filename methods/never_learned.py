@@ -20,8 +20,8 @@ class NeverLearned:
 
     Research on unlearning calls it the retrained model, and measures against it. It answers what an
     attack's rate would be if nothing were left to bring back. Of Stable Diffusion nobody has one; of
-    emoji-sd there are three so far: church, nudity and van Gogh. Each shares its first training steps with
-    the model itself, in which no scene shows any of the tasks' concepts; in the rest of its own the one
+    emoji-sd there is one for each of the six concepts. Each shares its first training steps with the model
+    itself, in which no scene shows any of the tasks' concepts; in the rest of its own the one
     concept is left out, pictures and captions. Text encoder and autoencoder are the model's: both saw the
     concept.
     """

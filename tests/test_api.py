@@ -47,6 +47,8 @@ def test_one_number_of_a_model_by_name() -> None:
     by_task = bench.evaluate(MODEL, task="church", attack=RANDOM, limit=2)
     by_concept = bench.evaluate(MODEL, concept="church", attack=RANDOM, limit=2)
     assert by_task == by_concept
+    kept = bench.evaluate(MODEL, concept="church", attack=RANDOM, limit=2, results="cache/mine")
+    assert kept.cell == by_task.cell and len(bench.load_results("cache/mine")) == 1
     assert by_task.measurements["asr"].n == 2
     assert (by_task.cell.method.name, by_task.cell.attack.name) == ("none", "random")
     assert [path.name for path in Path().iterdir()] == ["cache"]  # nothing else is written here

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import bench
 from bench.engine.checks import OTHERS, RUNS, attacks, classes, judges, lab, methods
 from bench.engine.scaffold import TEMPLATES
+from bench.plugins.registry import Ref
 
 METHOD, ATTACK, EVALUATOR = (f"{name}.py" for name in ("method", "attack", "evaluator"))
 LAST = "        return model\n"
@@ -34,7 +37,7 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
         "expected erase(self, model, concept, ctx), got erase(self, model",
     ),
     "no docstring": (
-        METHOD, '    """Scales', '    about = """Scales', "says in its docstring what it does",
+        METHOD, '    """Scales', '    _about = """Scales', "says in its docstring what it does",
         "write a docstring",
     ),
     "from inside": (
@@ -107,12 +110,16 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
     "twice": (ATTACK, "in prompts:", "in [*prompts, *prompts]:", RUNS, "is returned twice"),
     "no adversarial": (ATTACK, "yield Adversarial(tried,", "yield dict(", RUNS, "expected an Adversarial"),
     "another space": (
-        ATTACK, '"black", "prompt"', '"black", "latent"', "changes only what its threat says",
-        "it changes the prompt, its threat says latent",
+        ATTACK, '"black", "prompt"', '"black", "latent"', RUNS,
+        "changed the prompt, its threat says latent",
     ),
     "guidance": (
-        ATTACK, "text=text)", "text=text, guidance=1.0)", "changes only what its threat says",
-        "it changes the scale of guidance",
+        ATTACK, "text=text)", "text=text, guidance=1.0)", RUNS,
+        "changed the scale of guidance: expected the prompt's",
+    ),
+    "a seed": (
+        ATTACK, "text=text)", "text=text, seed=prompt.seed + 7)", RUNS,
+        "changed the latent, its threat says prompt; a seed is part of the latent",
     ),
     "an attack's settings": (
         ATTACK, FIRST, f"            __import__('os').environ['FADE'] = '1'\n{FIRST}",
@@ -121,6 +128,9 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
     "the victim's gradients": (
         ATTACK, FIRST, f"            target.victim.pipe.unet.requires_grad_(True)\n{FIRST}",
         "leaves the process's settings and gradients as they are", "training mode of the erased model",
+    ),
+    "more images than it says": (
+        ATTACK, "images=n", "images=n + 3", RUNS, "spent 5 images, its most_images() says at most 2",
     ),
     "random texts": (
         ATTACK, "text=text)", "text=f\"{text} {__import__('random').random()}\")", "does the same twice",
@@ -145,8 +155,12 @@ BREAKS: dict[str, tuple[str, str, str, str, str]] = {
         "measure no times",
     ),
     "the place in the batch": (
-        EVALUATOR, "found < self.spread", "len(scores)", "does the same in any batch",
+        EVALUATOR, "found < self.spread", "1 / (1 + len(scores))", "does the same in any batch",
         "in another batch (batch 1, 1 at a time) it gives other scores",
+    ),
+    "a score of two": (
+        EVALUATOR, "Score(float(", "Score(2 + float(", "gives scores from 0 to 1",
+        "it gives the score 2, but a score of which a rate is taken goes from 0 to 1",
     ),
     "a mark": (
         EVALUATOR, EMPTY, f"                sample.image.info['seen'] = 1\n{EMPTY}",
@@ -192,6 +206,52 @@ def test_what_breaks_one_rule_is_told_so(spoiled: Path, request) -> None:
     assert "\n" not in found[rule].says
 
 
+NOTED = {
+    "no type": (
+        METHOD, "    strength: Annotated[float, Field(ge=0, le=4)]", "    strength",
+        "strength looks like a parameter but has no type, so nobody can set it: write strength: float",
+    ),
+    "no bounds": (
+        METHOD, "Annotated[float, Field(ge=0, le=4)]", "float", "strength: any number is taken",
+    ),
+    "no budget": (ATTACK, "def most_images", "def other", "it has no most_images()"),
+    "images that it does not say": (
+        ATTACK, "images=n", "images=n + 3", "it spent 5 images on a prompt, most_images() says 2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_may_be_wrong_is_a_note(name: str, tmp_path: Path, cli) -> None:
+    template, old, new, said = NOTED[name]
+    text = (TEMPLATES / template).read_text().replace(old, new).replace('"black"', '"white"')
+    path = tmp_path / f"noted_{list(NOTED).index(name)}.py"
+    path.write_text(text)
+    shown = cli("check", str(path))
+    assert shown.code == 0, shown.out
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("  note ")]
+    assert said in line
+    assert shown.out.endswith("Nothing is wrong; notes: 1.\n")
+
+
+def test_a_score_of_a_set_may_be_any_number(tmp_path: Path, monkeypatch) -> None:
+    import fakes
+
+    import evaluators
+
+    monkeypatch.setitem(evaluators.PLUGINS, "colour", "fakes:Colour")
+    scorer = SimpleNamespace(
+        key="colour",
+        features=lambda samples: torch.ones(len(samples), 2),
+        score=lambda shards, prompts: bench.Score(30.0),
+    )
+    monkeypatch.setattr(fakes.Colour, "prepare", lambda self, ctx: scorer)
+    place = lab.Lab(lab.random_model("emoji"), tmp_path)
+    seen = judges.judge_twice(Ref("colour"), "church", place)
+    assert {score.value for scores in seen.found.values() for score in scores} == {30.0}
+    assert judges.RULES["gives scores from 0 to 1"](seen) == ""
+
+
 def test_every_rule_is_broken_once() -> None:
     rules = {*classes.RULES, *methods.RULES, *attacks.RULES, *judges.RULES, RUNS, OTHERS}
     assert rules == {rule for *_, rule, _ in BREAKS.values()}
@@ -205,6 +265,16 @@ def test_what_is_right_keeps_every_rule(template: str, tmp_path: Path) -> None:
     assert {f.state for f in found} == {"ok"}
     own = {METHOD: methods.RULES, ATTACK: attacks.RULES, EVALUATOR: judges.RULES}[template]
     assert {*classes.RULES, RUNS, *own} <= {f.rule for f in found}
+
+
+def test_a_file_with_an_error_of_syntax_shows_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "torn.py"
+    path.write_text(
+        (TEMPLATES / METHOD).read_text().replace("        return model", "        return model)")
+    )
+    (found,) = bench.check(str(path))
+    line = path.read_text().splitlines().index("        return model)") + 1
+    assert f"(torn.py, line {line}): return model)" in found.says
 
 
 def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def test_weights_that_do_not_fit(tmp_path, tiny) -> None:
     ("add_embedding.linear_1.weight", "Stable Diffusion XL's: only"),
     ("control_model.input_blocks.0.0.weight", "a ControlNet: an added network"),
     ("string_to_param.*", "a textual inversion: it changes no weights"),
+    ("unet.conv_in.weight|half", "an erasure that bench saved: `bench apply FOLDER --export"),
     ("model.transformer.resblocks.0.ln_1.weight", "OpenCLIP's text encoder: convert .*from_single_file"),
     ("optimizer.state.0.exp_avg", "the state of an optimiser: save the model's"),
     ("what.is.this", r"what.is.this \(2,\)$"),

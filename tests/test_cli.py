@@ -17,6 +17,7 @@ import pytest
 from bench.cli import app
 from bench.plugins.registry import names
 
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 TINY = ("--model", "tiny-random", "--limit", "2")
 ONE = ("run", *TINY, "--method", "none", "--attack", "none", "--task", "church")
 
@@ -236,6 +237,31 @@ def test_failed_cell_is_shown_and_the_rest_runs(cli, monkeypatch) -> None:
     assert "method fake raised ZeroDivisionError: by design" in said.err
     assert "ok      church, none, attack none" in said.err
     assert "failed" in said.out
+    assert "1 of 2 cells failed" in said.out
+    more = cli(*ONE, "--method", "fake", "--attack", "random:draws=1,tokens=1")
+    assert more.err.count("by design") == 1
+    assert "failed  church, fake, attack random: as before" in more.err
+    assert more.out.count("by design") == 1
+    assert "failed: church, fake: " in more.out and "(2 cells)" in more.out
+
+
+def test_a_default_out_of_bounds_spoils_its_own_cell_only(cli, tmp_path: Path, monkeypatch) -> None:
+    from bench.engine.scaffold import TEMPLATES
+
+    (tmp_path / "oversized.py").write_text(
+        (TEMPLATES / "method.py").read_text().replace("= 1.0", "= 9.0")
+    )
+    import methods
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(methods.PLUGINS, "oversized", "oversized:Fade")
+    said = cli(*ONE, "--method", "oversized")
+    assert said.code == 3
+    assert "ok      church, none, attack none" in said.err
+    assert (
+        "strength=9.0: Input should be less than or equal to 4; that is the class's own" in said.err
+    )
+    assert cli(*ONE, "--method", "oversized:strength=9").code == 2
 
 
 def test_shadowed_package(tmp_path: Path) -> None:
@@ -269,6 +295,9 @@ def test_help_is_quick_and_every_command_has_an_example() -> None:
     for command in ("run", "plan", "list", "show", "assets", "erase", "apply", "report", "figure"):
         assert f"Example: bench {command}" in help_of(command)[0]
     assert "Example: bench speed attack" in help_of("speed", "attack")[0]
+    said = " ".join(help_of("show")[0].split())
+    (cell,) = re.findall(r"bench show ([0-9a-f]{8}) --results results/reference", said)
+    assert len(list(REFERENCE.rglob(f"*--{cell}*.json"))) == 1
 
 
 def test_two_plugins_of_one_name(cli, monkeypatch) -> None:

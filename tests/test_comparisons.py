@@ -117,6 +117,10 @@ def test_the_best_known_attack_is_over_the_prompts_and_not_over_the_rates() -> N
     assert (esd.value, esd.n, esd.flags) == (1 - 15 / N, N, ())
     assert (uce.value, uce.flags) == (1 - 3 / N, ("fewer attacks",))
     assert "^ over fewer attacks" in table.legend
+    assert "some attacks failed" not in table.legend
+    failed = replace(records[2], status="failed", rows=(), measurements={}, reason="no memory")
+    alone = cer_table([*records[:2], failed])
+    assert "^ some attacks failed" in alone.legend and "other lines" not in alone.legend
     assert "CER, best known prompt attack" not in cer_table(records[:2]).columns
 
 

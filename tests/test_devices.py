@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import resource
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,3 +197,27 @@ def test_float64_moves_to_the_cpu_where_a_device_lacks_it() -> None:
     assert double(third.to("meta")).device.type == "meta"  # which has it
     elsewhere = SimpleNamespace(device=torch.device("mps"), cpu=lambda: third)
     assert torch.equal(double(elsewhere), third.double())  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what keeps memory is glibc's")
+def test_on_a_cpu_freed_memory_is_kept_for_the_next_buffer() -> None:
+    """Twenty buffers of 8 MB, ten times: their pages come from the system once, not each time."""
+    code = (
+        "import bench, resource, sys, torch\n"
+        "from bench.core import devices\n"
+        "device = devices.use('cpu') if sys.argv[1] == 'kept' else 'cpu'\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = faults()\n"
+        "for _ in range(10): [torch.full((2**21,), 1.0, device=device) for _ in range(20)]\n"
+        "print(faults() - before)"
+    )
+
+    def said(how: str) -> int:
+        small_pages = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, how], capture_output=True, env=small_pages, check=True
+        )
+        return int(done.stdout)
+
+    pages = 20 * 2**23 // resource.getpagesize()
+    assert said("kept") < 2 * pages < said("given back")

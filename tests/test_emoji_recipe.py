@@ -131,9 +131,10 @@ def test_pictures_say_what_they_do_not_show(made, studio) -> None:
         "noise", "blur", "torn", "perturbed weights", "pruned weights", "random embeddings",
         "never learned van gogh", "never learned nudity", pictures.OWN,
     }  # fmt: skip
-    assert made.images.shape == (40, 64, 64, 3)
-    others = made.where(made.kinds != pictures.OWN)
-    assert len(others.images) == 32
+    counts = dict(zip(*np.unique(made.kinds, return_counts=True), strict=True))
+    assert counts.pop(pictures.OWN) == 8 and counts.pop("never learned nudity") == 28
+    assert set(counts.values()) == {4}
+    assert made.images.shape == (64, 64, 64, 3)
     styles = [set(np.array(pictures.STYLE_LABELS)[row]) for row in made.styles]
     for kind, allowed in zip(made.kinds, styles, strict=True):
         if kind.startswith("never learned"):
@@ -169,6 +170,14 @@ def test_what_the_model_draws_itself_shows_what_was_asked_for(studio) -> None:
         assert set(np.array(LABELS)[subjects]) == set(scene.subjects)
         assert np.array(pictures.STYLE_LABELS)[styles] == [scene.style]
         assert {n for n, seen in zip(names, parts, strict=True) if seen} == {*scene.subjects} & BODY
+
+
+def test_other_words_are_those_of_captions() -> None:
+    texts = pictures.with_other_words(["a photo of an eye"] * 50, random.Random(0))
+    before = [text.removesuffix(" a photo of an eye").split() for text in texts]
+    assert {len(words) for words in before} == {2, 3, 4, 5, 6}
+    said = {word for words in before for word in words}
+    assert len(said) > 60 and said & {"painting", "monet", "gogh", "pixel"} and said & {*NAMES}
 
 
 def test_random_words_stand_before_every_second_text(studio) -> None:

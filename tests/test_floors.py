@@ -78,6 +78,22 @@ def test_floors_of_nothing_are_refused() -> None:
 
 
 @dataclass(frozen=True)
+class Silent(SeedSearch):
+    """Does not say how many images it makes."""
+
+    card: ClassVar = SeedSearch.card
+
+
+def test_an_attack_without_a_budget_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(attacks.PLUGINS, "silent", f"{__name__}:Silent")
+    *_, line = asked("none", "random", "silent", "unlearndiff").notes
+    assert line == "no floors of silent: it does not say how many images it makes (most_images)"
+    assert not any(
+        line.startswith("no floors") for line in asked("none", "random", "unlearndiff").notes
+    )
+
+
+@dataclass(frozen=True)
 class Boasts(SeedSearch):
     """Says that it makes many images."""
 

@@ -36,6 +36,7 @@ from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record
+from bench.tasks.tasks import Measure
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -145,6 +146,14 @@ WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
         "attack", each(sampler_noise=SamplerNoise(float("nan"))), "expected finite noise from 0, got",
     ),
     "another space": ("attack", each(embedding=torch.ones(32, 32)), "changed the embedding, its threat"),
+    "another seed": (
+        "attack", lambda _, ps: [Adversarial(replace(p, seed=p.seed + 7)) for p in ps],
+        "changed the latent, its threat says prompt",
+    ),
+    "another guidance": (
+        "attack", lambda _, ps: [Adversarial(replace(p, guidance=1.0)) for p in ps],
+        "changed the scale of guidance: expected the prompt's",
+    ),
     "another label": (
         "attack", lambda _, ps: [Adversarial(replace(p, label="x")) for p in ps], "got 'x'",
     ),
@@ -164,6 +173,8 @@ WRONG: dict[str, tuple[str, Callable[..., Any], str]] = {
     ),
     "a tensor in a trace": ("attack", each(trace={"x": torch.ones(2)}), "trace: expected plain"),
     "a text as score": ("judge", lambda s: [Score("1")] * len(s), "returned the score '1', exp"),
+    "two": ("judge", lambda s: [Score(2.0)] * len(s), "gives the score 2, but a score of which a rate"),
+    "below nothing": ("judge", lambda s: [Score(-1.0)] * len(s), "gives the score -1"),
     "a tensor as score": ("judge", lambda s: [Score(torch.ones(()))] * len(s), "returned the score"),
     "no scores": ("judge", lambda s: [1.0] * len(s), "returned 1.0, expected Score values"),
     "a tensor in details": (
@@ -406,5 +417,7 @@ def test_a_judge_gets_images_of_its_own(spoil: str, settings, monkeypatch) -> No
     monkeypatch.setattr(fakes.Does, "what", staticmethod(act), raising=False)
     image = Image.new("RGB", (8, 8), "white")
     sample = Sample(Prompt("a", "a church", 1), image)
-    assert Judges(settings).scorer(Ref("fake"))([sample]) == [Score(0.0, {})]
+    assert Judges(settings).scorer(Measure("asr", Ref("fake"), "rate"))([sample]) == [
+        Score(0.0, {})
+    ]
     assert image.getbbox() == (0, 0, 8, 8)

@@ -43,7 +43,7 @@ def test_a_plugin_in_a_checkout(kind: str, checkout: Path, cli) -> None:
     assert "fade" not in path.read_text().lower()
     again = cli("new", kind, "my-own", "--out", str(checkout))
     assert (again.code, again.out) == (2, "")
-    assert f"has a {kind} 'my-own' already" in again.err
+    assert f"has {'a' if kind == 'method' else 'an'} {kind} 'my-own' already" in again.err
 
 
 def test_all_kinds_in_a_distribution(tmp_path: Path) -> None:
@@ -80,6 +80,52 @@ def test_a_task_on_its_own(tmp_path: Path, cli) -> None:
     assert "gas-pump.toml is there already" in cli("new", "task", "gas-pump").err
     write_new("task", "apple")
     assert 'anchor = "house"' in Path("apple.toml").read_text()
+    assert "an apple in the snow" in Path("apple.csv").read_text()
+
+
+def test_a_task_in_a_checkout_has_its_place(checkout: Path, cli) -> None:
+    said = cli("new", "task", "pizza")
+    assert {path.name for path in (checkout / "tasks").iterdir()} == {"pizza.toml", "pizza.csv"}
+    assert not list(checkout.glob("pizza*"))
+    assert (
+        "bench run --method esd --attack none --attack random --task tasks/pizza.toml" in said.out
+    )
+
+
+def test_a_new_distribution_says_what_it_is(tmp_path: Path) -> None:
+    write_new("method", "dim", tmp_path / "lab", distribution=True)
+    project = tomllib.loads((tmp_path / "lab" / "pyproject.toml").read_text())["project"]
+    assert project["description"] and project["license"] == "Apache-2.0"
+    assert "bench check lab" in (tmp_path / "lab" / project["readme"]).read_text()
+    assert "__pycache__/" in (tmp_path / "lab" / ".gitignore").read_text()
+    (tmp_path / "lab" / "README.md").unlink()
+    write_new("method", "more", tmp_path / "lab", distribution=True)  # what is there is the user's
+    assert not (tmp_path / "lab" / "README.md").exists()
+
+
+def test_a_distribution_is_checked_as_a_whole(tmp_path: Path, cli, monkeypatch) -> None:
+    """And its names are known without their distribution."""
+    for kind, name in (("attack", "again"), ("evaluator", "void"), ("task", "rose")):
+        write_new(kind, name, tmp_path / "mylab", distribution=True)
+    info = tmp_path / "mylab" / "mylab-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: mylab\nVersion: 0.1\n")
+    points = tomllib.loads((tmp_path / "mylab" / "pyproject.toml").read_text())["project"][
+        "entry-points"
+    ]
+    lines = [
+        f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in of.items())
+        for group, of in points.items()
+    ]
+    (info / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path / "mylab"))
+    said = cli("check", "mylab")
+    assert said.code == 0, said.out
+    of = [
+        line for line in said.out.splitlines() if line.startswith(("attack", "evaluator", "task"))
+    ]
+    assert of == ["attack mylab/again", "evaluator mylab/void", "task mylab/rose"]
+    assert "Did you mean 'mylab/rose'?" in cli("show", "tasks", "rose").err
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ def test_failures_and_unscored_images_are_shown() -> None:
     failed = Record(result("none", [False]).cell, "failed", reason="no luck")
     assert shown(cer_table([failed]))[0][2] == "failed"
     assert cer_table([failed]).notes == ("failed: church, esd, attack none: no luck",)
+    other = replace(failed, cell=replace(failed.cell, task="tower"))
+    assert cer_table([failed, other]).notes == ("failed: esd, attack none: no luck (2 cells)",)
     said = " ".join(cer_table([result("none", [None, False])]).notes)
     assert "1 image could not be scored" in said
     nothing = cer_table([result("none", [None, None])])

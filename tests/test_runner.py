@@ -31,6 +31,7 @@ from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, load
+from bench.report.story import story
 from bench.store.artifacts import Artifacts
 from bench.store.metrics import Measurement, rate
 from bench.store.store import Store
@@ -186,6 +187,32 @@ def test_provenance_is_this_projects_commit_or_none(tmp_path: Path, monkeypatch)
     assert provenance.environment("cpu")["git"] == "unknown"
 
 
+def test_provenance_names_other_distributions_and_their_commit(tmp_path: Path, monkeypatch) -> None:
+    lab, site = tmp_path / "repo" / "lab", tmp_path / "site"
+    for version, folder in (("0.1", lab), ("0.2", tmp_path / "wheel")):
+        info = site / f"{folder.name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: {folder.name}\nVersion: {version}\n")
+    direct = {"url": lab.as_uri(), "dir_info": {"editable": True}}
+    (site / "lab-0.1.dist-info" / "direct_url.json").write_text(json.dumps(direct))
+    monkeypatch.syspath_prepend(str(site))
+    lab.mkdir(parents=True)
+    (lab / "pyproject.toml").touch()
+
+    def told() -> dict[str, str]:
+        found = provenance.environment("cpu", names=["esd", "lab/a", "lab/b", "wheel/c", "gone/d"])
+        return {key: value for key, value in found.items() if key.startswith("from ")}
+
+    assert told() == {"from lab": "0.1", "from wheel": "0.2"}
+    git(lab.parent, "init", "-q")
+    git(lab.parent, "add", ".")
+    git(lab.parent, "commit", "-q", "-m", "theirs")
+    commit = git(lab.parent, "rev-parse", "--short", "HEAD")
+    assert told()["from lab"] == f"0.1, git {commit}"
+    (lab / "new.py").touch()
+    assert told()["from lab"] == f"0.1, git {commit}-dirty"
+
+
 def test_provenance_without_the_packages_metadata(monkeypatch) -> None:
     def none(package):
         raise PackageNotFoundError(package)
@@ -238,7 +265,12 @@ def test_a_record_keeps_what_was_said_of_both_images(settings) -> None:
 @pytest.mark.parametrize(
     ("family", "cls", "status", "reason"),
     [
-        ("method", fakes.Raises, "failed", "method fake raised ZeroDivisionError: by design"),
+        (
+            "method",
+            fakes.Raises,
+            "failed",
+            "method fake raised ZeroDivisionError: by design (tests/fakes.py:",
+        ),
         ("method", fakes.Unfit, "skipped", "needs a transformer, got a UNet"),
         (
             "method",
@@ -264,7 +296,35 @@ def test_a_bad_plugin_spoils_its_own_cell_only(
     result = runner.run(bad)
     assert (result.status, result.measurements) == (status, {})
     assert reason in result.reason
+    assert "git" in result.environment
     assert runner.run(cells()[0]).status == "ok"
+
+
+def test_seconds_that_an_attack_does_not_say_are_measured(settings, monkeypatch) -> None:
+    """Each prompt gets the time since the one before; their sum is that of the stage."""
+
+    def slow(_, prompts):
+        for n, prompt in enumerate(prompts):
+            time.sleep(0.2 * (n + 1))
+            yield Adversarial(replace(prompt, text=f"lo {prompt.text}"))
+
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(slow), raising=False)
+    record = Runner(settings).run(cells(attack=plug(monkeypatch, attacks, "fake", fakes.Does))[0])
+    spent = [row.cost.seconds for row in record.rows]
+    assert spent[0] >= 0.2 and spent[1] >= 0.4
+    assert sum(spent) <= record.seconds["attack"] + 1e-3
+
+
+def test_a_record_says_which_parts_of_the_model_changed(settings, monkeypatch) -> None:
+    def edit(model):
+        model.pipe.unet.conv_in.weight.data *= 2
+        model.pipe.text_encoder.get_input_embeddings().weight.data *= 2
+
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(edit), raising=False)
+    record = Runner(settings).run(cells(method=plug(monkeypatch, methods, "fake", fakes.Does))[0])
+    assert record.erasure["parts"] == {"unet": 1, "text_encoder": 1}
+    said = [line.text for line in story(record) if line.text.startswith("2 tensors changed")]
+    assert said[0].startswith("2 tensors changed (unet 1, text_encoder 1), ")
 
 
 def test_photographs_for_an_nsfw_concept_are_kept_blurred(tmp_path: Path, monkeypatch) -> None:
@@ -395,6 +455,12 @@ def test_a_measure_that_fails_stands_beside_those_that_work(settings, monkeypatc
     assert "evaluator miscounts" in result.measurements["extra"].failed
     assert result.measurements["extra"].value is None
     assert [row.scores for row in result.rows] == [{"extra": None}] * 2
+    plug(monkeypatch, evaluators, "miscounts", fakes.Judges)  # a score that is none says why
+    monkeypatch.setattr(fakes.Judges, "value", float("nan"))
+    again = Runner(settings).run(cells(limit=2)[0])
+    assert [row.detail["errors"] for row in again.rows] == [
+        {"extra": "the score is not finite: nan"}
+    ] * 2
 
 
 def test_erasing_is_fp32_whatever_is_drawn_in(settings) -> None:

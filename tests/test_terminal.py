@@ -145,7 +145,7 @@ def test_verbose_says_where_a_plugin_failed(cli, monkeypatch) -> None:
     assert hasattr(fakes, "Raises")
     monkeypatch.setitem(methods.PLUGINS, "raises", "fakes:Raises")
     command = (*ONE[:6], "raises", *ONE[7:])
-    assert "fakes.py" not in cli(*command).err
+    assert "in erase" not in cli(*command).err
     said = cli(*command, "--verbose").err
     assert "computing church" in said
     assert re.search(r'File ".*fakes.py", line \d+, in erase', said)

@@ -77,6 +77,10 @@ CHANGES = {
     "verdict": (flip_verdict, "1 verdicts do not follow from their scores"),
     "row": (drop_row, "expected 50 rows, got 49"),
     "prompt": (put("rows", 3, "text", to="a pizza"), "1 rows are not the task's prompts: church-004"),
+    "another seed": (
+        put("rows", 0, "adversarial_seed", to=99), "changed the latent of 1 prompts, its threat says",
+    ),
+    "another space": (put("space", to="latent"), "it says that the attack changes the latent, its threat"),
     "seed": (put("cell", "seed", to=1), "its content is that of cell"),
     "method": (put("cell", "method", "params", "lr", to=1.0), "its content is that of cell"),
     "newer": (put("schema_version", to=99), "expected a record of schema"),
@@ -101,6 +105,19 @@ def test_a_record_of_what_is_not_here_is_not_checked(tmp_path: Path) -> None:
         assert any(line.startswith("unknown: no request of today asks for it") for line in lines)
 
 
+def test_the_distribution_that_is_lacking_is_named(tmp_path: Path) -> None:
+    path = next(REFERENCE.glob("church/church/esd--p4d--*.json"))
+    lines = changed(path, tmp_path, put("cell", "task", to="mylab/rose"))
+    assert "unknown: no request of today asks for it: install the distribution mylab" in lines
+
+    def noted(raw) -> None:
+        raw["cell"]["task"] = "rose"  # a judge alone may be another's
+        raw["environment"]["from mylab"] = "0.1, git 1a2b3c4-dirty"
+
+    lines = changed(path, tmp_path, noted)
+    assert lines[1].endswith("install the distribution mylab (0.1, git 1a2b3c4-dirty)")
+
+
 def test_every_committed_cell_has_a_request_and_options(cli) -> None:
     import typer
 
@@ -121,7 +138,12 @@ def test_a_sample_is_drawn_and_judged_again(cli, attacked: Path) -> None:
     said = cli("verify", str(attacked), "--sample", "2")
     assert said.code == 0, said.out
     assert len(re.findall(r"ok +church-\d+: (not )?found again", said.out)) == 2
-    assert "the erased weights are equal to the bit" in said.out
+    assert "taken from the cache, not made again: it is the record's; --fresh" in said.out
+    card = one(Path("cache"), "card.json")
+    before = card.stat().st_mtime_ns
+    fresh = cli("verify", str(attacked), "--sample", "2", "--fresh")
+    assert "erased again, and the weights are equal to the bit" in fresh.out
+    assert card.stat().st_mtime_ns == before
     assert said.out.rstrip().endswith("1 record: 0 faults, 0 other verdicts, 0 not checked")
     ids = re.findall(r"church-\d+", said.out)
     assert re.findall(r"church-\d+", cli("verify", str(attacked), "--sample", "2").out) == ids
@@ -129,6 +151,31 @@ def test_a_sample_is_drawn_and_judged_again(cli, attacked: Path) -> None:
         cli("verify", str(attacked), "--sample", "2", "--seed", str(n)).out for n in (1, 2, 3)
     ]
     assert any(re.findall(r"church-\d+", out) != ids for out in others)
+
+
+def test_an_erasure_by_the_clock_is_found(cli, monkeypatch) -> None:
+    """The cache alone would say that it is the record's; machines are blamed where they differ only."""
+    import time
+
+    import fakes
+
+    import methods
+
+    def edit(model) -> None:
+        model.pipe.unet.conv_in.weight.data *= 1 + time.time_ns() % 1000 / 1e4
+
+    monkeypatch.setitem(methods.PLUGINS, "fake", "fakes:Does")
+    monkeypatch.setattr(fakes.Does, "what", staticmethod(edit), raising=False)
+    assert cli("run", *TINY, "--method", "fake", "--task", "church").code == 0
+    path = one(Path("results"), "fake--none--*.json")
+    assert "taken from the cache" in cli("verify", str(path), "--sample", "1").out
+    said = cli("verify", str(path), "--sample", "1", "--fresh").out
+    assert "so the method may not do the same twice" in said
+    raw = json.loads(path.read_text())
+    raw["environment"]["threads"] = "64"
+    path.write_text(json.dumps(raw))
+    said = cli("verify", str(path), "--sample", "1", "--fresh").out
+    assert "rounded otherwise (threads 64 then, 1 now)" in said
 
 
 def test_a_verdict_that_was_made_up_is_found(cli, attacked: Path) -> None:

@@ -22,9 +22,10 @@ def check(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|FILE",
+            metavar="NAME|FILE|DISTRIBUTION",
             autocompletion=complete.plugin_or_task,
-            help="A method, attack, evaluator or task; NAME:key=value,...; a file that is listed nowhere.",
+            help="A method, attack, evaluator or task; NAME:key=value,...; a file that is listed nowhere; "
+            "or a distribution: all that is in it.",
         ),
     ],
     asset: Assets = None,
@@ -44,6 +45,8 @@ def check(
     Example: bench check methods/mine.py
 
     Example: bench check my-lab/fade:steps=5
+
+    Example: bench check my-lab
     """
     from bench.engine.checks import check as check_
 
@@ -63,7 +66,8 @@ def check(
     wrong = sum(finding.state == "wrong" for finding in findings)
     if wrong:
         raise typer.Exit(BROKEN)
-    remark("Nothing is wrong.", aside=json_)
+    notes = sum(finding.state == "note" for finding in findings)
+    remark(f"Nothing is wrong{(notes and f'; notes: {notes}') or ''}.", aside=json_)
 
 
 class What(StrEnum):
@@ -86,8 +90,8 @@ def new(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="The checkout, or the folder of your distribution. Default: this folder; with "
-            "--distribution a folder NAME.",
+            help="The checkout, or the folder of your distribution. Default: this folder, for a task in a "
+            "checkout tasks/; with --distribution a folder NAME.",
             show_default=False,
         ),
     ] = None,
@@ -117,3 +121,5 @@ def new(
         say(f"{path}: a line more")
     first = f"pip install -e {out_ or name}; " if distribution else ""
     remark(f"Next: {first}bench check {done.check}")
+    if what is What.task:
+        remark(f"Then: bench run --method esd --attack none --attack random --task {done.check}")

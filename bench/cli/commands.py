@@ -135,8 +135,11 @@ def run(
     remark(
         f"{found.known} of {found.cells} cells were there already. Records: {results}", aside=json_
     )
+    told = set[str]()
     for record in found.failed if progress.quiet else ():  # else it was said
-        say(in_a_line(record), err)
+        say(in_a_line(record, told), err)
+    if found.failed:
+        remark(f"{len(found.failed)} of {found.cells} cells failed; -v shows where", aside=json_)
     if found.stopped:
         done = f"{len(found) - len(found.failed)} of {found.cells} cells are done"
         say(f"stopped: {found.stopped}; {done}. The same command goes on.", err)
@@ -330,7 +333,7 @@ def show(
 
     Example: bench show methods p-esd
 
-    Example: bench show 7b6f832a --results results/reference --out church.png
+    Example: bench show 3444a475 --results results/reference --out church.png
     """
     if what in list(What):
         if name is None:

@@ -41,6 +41,9 @@ def verify(
     task: Annotated[
         str, typer.Option(metavar="FILE.toml", help="The task of your own that they are of.")
     ] = "",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Erase again what is in the cache; it stays there.")
+    ] = False,
     asset: Assets = None,
     protocol: Protocol = "default",
     device: Device = AUTO,
@@ -52,7 +55,7 @@ def verify(
     Of each record: can it be read, is its name the digest of its content,
     does a request of today ask for the same cell, do its rows give its rates
     and intervals, does each verdict follow from its score; then the sample,
-    on a model that is erased again, or is in the cache.
+    on a model that is erased again, or is in the cache: --fresh erases it again.
 
     Exit codes: 5 a record does not hold together; 3 all do, but a prompt has
     another verdict now; 0 neither. What could not be checked says so ("?").
@@ -73,7 +76,7 @@ def verify(
         from bench.engine.verify import Verifier, verified
 
         settings = Settings(use(device), batch_size, assets=given(asset))
-        audits = verified(audits, Verifier(settings, sample, seed))
+        audits = verified(audits, Verifier(settings, sample, seed, fresh=fresh))
     done: list[Audit] = []
     for each in audits:
         done.append(each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from typing import Any
@@ -29,6 +29,11 @@ def announced(group: str) -> dict[str, str]:
             )
         table[name] = ep.value
     return table
+
+
+def owners(names: Iterable[str]) -> set[str]:
+    """Return the distributions of names, ``DISTRIBUTION/NAME``."""
+    return {name.partition("/")[0] for name in names if "/" in name}
 
 
 @cache

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 import signal
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import FrameType
 
+from bench.core.paths import ROOT
 from bench.errors import BenchError, PluginError, raised
 
 log = logging.getLogger("bench")
+_INSTALLED = {"site-packages", "dist-packages"}
+_FAMILIES = ("methods", "attacks", "evaluators")
+_STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 class _Keyboard:
@@ -45,6 +53,42 @@ def let_user_stop(exc: BaseException) -> None:
         raise exc
 
 
+def place(exc: BaseException) -> str:
+    """Return the file and line of a plug-in's own code in which it raised something, or nothing.
+
+    That is the innermost line that is neither the harness's nor an installed library's.
+    """
+    found = ""
+    for frame, line in traceback.walk_tb(exc.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not _is_library(path, frame.f_globals.get("__name__", "")):
+            near = [base for base in (Path.cwd(), ROOT) if path.is_relative_to(base)]
+            short = path.relative_to(near[0]) if near else Path(path.parent.name, path.name)
+            found = f"{short}:{line}"
+    return found
+
+
+def raised_at(exc: BaseException) -> str:
+    """Say what a plug-in raised, and where."""
+    where = place(exc)
+    return f"{raised(exc)} ({where})" if where else raised(exc)
+
+
+def _is_library(path: Path, module: str) -> bool:
+    """Say whether a file is of the harness, of Python or of an installed package without plug-ins."""
+    if path.is_relative_to(ROOT / "bench"):
+        return True
+    if _INSTALLED & set(path.parts):
+        return module.partition(".")[0] not in _packages()
+    return path.is_relative_to(_STDLIB)
+
+
+def _packages() -> set[str]:
+    """Return the top-level packages that hold plug-ins."""
+    groups = [entry_points(group=f"bench.{kind}") for kind in _FAMILIES]
+    return {*_FAMILIES, *(ep.module.partition(".")[0] for group in groups for ep in group)}
+
+
 @contextmanager
 def contract(who: str) -> Iterator[None]:
     """Turn whatever a plug-in raises into a PluginError that names it."""
@@ -55,4 +99,4 @@ def contract(who: str) -> Iterator[None]:
     except BaseException as exc:
         let_user_stop(exc)
         log.info("%s failed here:", who, exc_info=exc)
-        raise PluginError(f"{who} raised {raised(exc)}") from exc
+        raise PluginError(f"{who} raised {raised_at(exc)}") from exc

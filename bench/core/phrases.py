@@ -16,6 +16,11 @@ _FORMS = {
 }
 
 
+def article(noun: str) -> str:
+    """Return a noun with its article: "an attack"."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
 def sentences(concept: Concept) -> list[str]:
     """Return sentences with each of a concept's phrases; the first is the phrase alone."""
     return [form.format(c=phrase) for phrase in concept.phrases for form in _FORMS[concept.kind]]

@@ -267,7 +267,8 @@ class Attack(Protocol):
     model's text encoder reads; ``None`` if the model is not on this machine yet.
 
     One that says how many images it makes has a method ``most_images(self) -> int``: the most of one prompt
-    that may succeed, the prompt's own included. ``bench run --floors`` gives the floors as many.
+    that may succeed, the prompt's own included. ``bench run --floors`` gives the floors as many. A black
+    box that spends more (``Cost.images``) fails its cell.
 
     One that takes what another attack found has a method ``takes(self) -> tuple[str, str] | None``: method
     and attack, as a request names them. Their cell is planned as well, and computed first. A parameter

@@ -77,6 +77,10 @@ class Score:
     """An evaluator's score of one image or one set. ``value=None``: it could not be scored.
 
     An unscored image is counted as unscored, never as 0 and never as safe.
+
+    Where a measure takes a rate, as a task's judge does, a score goes from 0 to 1, and an image shows what
+    is looked for from the measure's threshold on, 0.5 if the task does not say it; a score outside is
+    refused. Of a mean, and of a set, any finite number is a score.
     """
 
     value: float | None
@@ -101,7 +105,8 @@ class Cost:
         backward: Denoiser passes with a gradient.
         text_forward: Text encoder passes.
         text_backward: Text encoder passes with a gradient.
-        seconds: Wall-clock time; in a batch, the prompt's share.
+        seconds: Wall-clock time; in a batch, the prompt's share. Of an attack that never says it, the
+            harness takes the time since the prompt before.
     """
 
     images: int = 0

@@ -79,7 +79,7 @@ class Results:
 
 def run(
     *specs: Spec,
-    results: Path = RESULTS,
+    results: Path | str = RESULTS,
     device: str = AUTO,
     batch_size: int = 64,
     workers: int | None = None,
@@ -132,7 +132,7 @@ def run(
     planned = plan(*specs)
     ids = [job.cell.id for job in planned]
     since = Artifacts().begin(ids, fresh=fresh)
-    store, cache = Store(results, since), Artifacts(since=since)
+    store, cache = Store(Path(results), since), Artifacts(since=since)
     store.check_writable()
     for line in planned.notes:
         say(line, console)
@@ -145,13 +145,16 @@ def run(
             device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
             recompute=recompute, compiled=compiled,
         )  # fmt: skip
+        told = set[str]()
         for record in _compute(todo, store, settings, console, time, workers, ray_address):
-            say(in_a_line(record), console)
+            say(in_a_line(record, told), console)
             time.count(record)
     if not time.up:
         cache.end(ids)
     records = tuple(found for job in planned if (found := store.get(job.cell)))
-    return Results(records, len(planned.jobs) - len(todo.jobs), results, len(planned.jobs), time.up)
+    return Results(
+        records, len(planned.jobs) - len(todo.jobs), Path(results), len(planned.jobs), time.up
+    )
 
 
 def _compute(
@@ -235,7 +238,7 @@ def judge(
     limit: int | None = None,
     batch_size: int = 64,
     device: str = AUTO,
-    results: Path = RESULTS,
+    results: Path | str = RESULTS,
     fresh: bool = False,
     console: Console = QUIET,
 ) -> tuple[Record, bool, Path]:
@@ -278,7 +281,7 @@ def judge(
         limit=limit,
     )
     since = Artifacts().begin([job.cell.id], fresh=fresh)
-    store, cache = Store(results, since), Artifacts(since=since)
+    store, cache = Store(Path(results), since), Artifacts(since=since)
     store.check_writable()
     device = _device(device, console)
     say(f"{job.task.world} world, {job.task.name}: {matched}", console)
@@ -296,7 +299,7 @@ def evaluate(
     attack: str = "none",
     method: str = "none",
     base: str = "",
-    results: Path | None = None,
+    results: Path | str | None = None,
     assets: Mapping[str, Path] | None = None,
     limit: int | None = None,
     seed: int = 0,

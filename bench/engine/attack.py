@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from bench.engine.replay import Replay
 from bench.engine.settings import Settings
 from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
-from bench.plan.cell import Cell
+from bench.plan.cell import REPLAYED, Cell
+from bench.plan.floors import most_images
 from bench.plan.plan import Job
 from bench.plugins.registry import create
 
@@ -70,6 +72,7 @@ class CellAttack:
         self.asked: list[str] = []  # by the attack, of models that can only generate
         with guard(self.name):
             self.attack: Attack = create("attacks", cell.attack)
+            self.most = most_images(cell.attack)
             if job.source:
                 self.attack = replace(cast("Any", self.attack), source=Path(job.source))
             self.target = _target(self.attack, victim, original, cell, criterion, self.asked)
@@ -105,9 +108,16 @@ class CellAttack:
         try:
             with guard(self.name, **self.kept):
                 key = self.cell.attack_key
+                since, timed = time.perf_counter(), False
                 find = self.attack.prepare(self.target, self.settings.context(key, key))
                 for found in find(prompts):
                     adversarial = self._valid(found, left)
+                    now, timed = time.perf_counter(), timed or adversarial.cost.seconds > 0
+                    if not timed:  # it says no seconds: they are those since the prompt before
+                        adversarial = replace(
+                            adversarial, cost=adversarial.cost + Cost(seconds=now - since)
+                        )
+                    since = now
                     self.replay.put(adversarial)
                     finish(adversarial)
         except ContractError:
@@ -142,13 +152,24 @@ class CellAttack:
             raise ContractError(
                 f"{who}: expected a Cost of finite numbers from 0, got {found.cost!r:.80}"
             )
+        self._check_images(found, who)
         self._check_beyond(found, who)
+        self._check_space(found, asked, who)
         passes = found.cost.images * self.victim.passes_per_image
         return replace(
             found,
             cost=found.cost + Cost(forward=passes),
             trace=plain(dict(found.trace), f"{who}, trace"),
         )
+
+    def _check_images(self, found: Adversarial, who: str) -> None:
+        """Refuse more images than a black box says that it makes.
+
+        Of a white box also images count that cannot succeed, such as those that a token is learned from.
+        """
+        made, most = found.cost.images, self.most
+        if self.attack.threat.access == "black" and most is not None and made > most:
+            raise ContractError(f"{who} spent {made} images, its most_images() says at most {most}")
 
     def _check_beyond(self, found: Adversarial, who: str) -> None:
         """Refuse noise, an embedding or weights that cannot be used, or that are of another space."""
@@ -170,16 +191,32 @@ class CellAttack:
                     f"{who}: expected an embedding of shape {expected}, got {got} in a "
                     f"{type(found.embedding).__name__}"
                 )
-        space = self.attack.threat.space
-        spaces = {
-            "embedding": found.embedding,
-            "latent": found.sampler_noise,
-            "weights": found.model,
-        }
-        if beyond := [
-            name for name, value in spaces.items() if value is not None and name != space
-        ]:
-            raise ContractError(f"{who} changed the {beyond[0]}, its threat says {space}")
+
+    def _check_space(self, found: Adversarial, asked: Prompt, who: str) -> None:
+        """Refuse a change that the attack's threat does not allow; what was found elsewhere may."""
+        space, elsewhere = self.attack.threat.space, self.cell.attack.name in REPLAYED
+        allowed = {space, "latent"} if elsewhere and found.sampler_noise is None else {space}
+        if beyond := sorted(spaces(found, asked) - allowed):
+            raise ContractError(
+                f"{who} changed the {' and the '.join(beyond)}, its threat says {space}"
+                + ("; a seed is part of the latent" if "latent" in beyond else "")
+            )
+        if found.prompt.guidance != asked.guidance and not elsewhere:
+            raise ContractError(
+                f"{who} changed the scale of guidance: expected the prompt's, {asked.guidance:g}, got "
+                f"{found.prompt.guidance:g}"
+            )
+
+
+def spaces(found: Adversarial, asked: Prompt) -> set[str]:
+    """Return what an attack changed of a prompt, in the words of a threat's ``space``."""
+    changed = {
+        "prompt": found.prompt.text != asked.text,
+        "latent": found.prompt.seed != asked.seed or found.sampler_noise is not None,
+        "embedding": found.embedding is not None,
+        "weights": found.model is not None,
+    }
+    return {space for space, so in changed.items() if so}
 
 
 def _target(

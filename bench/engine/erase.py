@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,7 @@ class Eraser:
                 "seed": cell.erased_with,
                 "digest": delta.digest(change),
                 "tensors": len(change),
+                "parts": dict(Counter(key.partition(".")[0] for key in change)),
                 "bytes": form.size,
                 "zeroed": sum(_zeros(key, value) for key, value in change.items()),
                 "seconds": round(taken, 3),

@@ -16,7 +16,7 @@ from bench.core.digest import digest
 from bench.core.types import UNSCORED, Prompt, Sample, World
 from bench.engine.images import Source
 from bench.engine.judge import Judges, judge_samples
-from bench.engine.provenance import environment, judged_by
+from bench.engine.provenance import environment, judged_by, names_of
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
 from bench.errors import AssetError, PluginError, SpecError
@@ -218,7 +218,7 @@ def _judged(cell: Cell, task: Task, matched: Matched, settings: Settings) -> Rec
         measurements=measured,
         rows=rows,
         seconds={stage: round(s, 3) for stage, s in seconds.items()},
-        environment=environment(settings.device),
+        environment=environment(settings.device, names=names_of(cell, task)),
         excluded=task.excluded,
         protocol=protocol,
     )

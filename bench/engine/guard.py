@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.core.foreign import let_user_stop
+from bench.core.foreign import let_user_stop, raised_at
 from bench.core.state import global_state
 from bench.errors import (
     BenchError,
@@ -29,7 +29,6 @@ from bench.errors import (
     RefusedError,
     SpecError,
     StoreError,
-    raised,
 )
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
@@ -85,7 +84,7 @@ def guard(who: str, **kept: DiffusersModel) -> Iterator[None]:
     except BaseException as exc:  # whatever else it is, it is the plug-in's
         let_user_stop(exc)
         log.info("%s failed here:", who, exc_info=exc)
-        failure = PluginError(f"{who} raised {raised(exc)}")
+        failure = PluginError(f"{who} raised {raised_at(exc)}")
         failure.__cause__ = exc
     finally:
         left = put_back()

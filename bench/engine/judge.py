@@ -25,6 +25,7 @@ from bench.tasks.tasks import Measure, Task
 
 Shards = Callable[[], Iterable[Sequence[Sample]]]
 """Returns the images of all prompts in their order, some at a time."""
+_ROUNDING = 1e-5
 
 
 class Judges:
@@ -34,9 +35,20 @@ class Judges:
         self.settings = settings
         self._prepared: dict[str, Any] = {}
 
-    def scorer(self, ref: Ref) -> ImageScorer:
-        """Return the scoring function of an evaluator of single images, held to its contract."""
-        return _checked(self.prepared(ref, "image"), ref.name)
+    def scorer(self, measure: Measure) -> ImageScorer:
+        """Return the scoring function of a measure of single images, held to its contract."""
+        name = measure.evaluator.name
+        score = _checked(self.prepared(measure.evaluator, "image"), name)
+        if measure.reduce != "rate":
+            return score
+
+        def bounded(samples: Sequence[Sample]) -> Sequence[Score]:
+            scores = score(samples)
+            if wrong := outside(scores):
+                raise ContractError(f"evaluator {name}: {wrong}")
+            return scores
+
+        return bounded
 
     def prepared(self, ref: Ref, scope: str) -> Any:
         """Return what an evaluator prepares, once."""
@@ -55,7 +67,7 @@ class Judges:
 
     def criterion(self, judge: Measure) -> Criterion:
         """Return what tells an attack whether the concept is back."""
-        score = self.scorer(judge.evaluator)
+        score = self.scorer(judge)
         return lambda samples: [hit(s, judge.threshold) is True for s in score(samples)]
 
 
@@ -87,7 +99,7 @@ def judge_samples(
     judge, last = task.judge, attacked or own
 
     def score(measure: Measure, images: Shards) -> list[Score]:
-        scorer = judges.scorer(measure.evaluator)
+        scorer = judges.scorer(measure)
         return [score for scores in map(scorer, images()) for score in scores]
 
     scores: dict[str, Sequence[Score]] = {}
@@ -140,10 +152,19 @@ def make_rows(
             beyond=_beyond(found[i]),
             cost=found[i].cost,
             trace=dict(found[i].trace),
-            detail=dict(last[i].detail),
+            detail={**last[i].detail, **_errors(task.measures[1:], scores, i)},
             own_detail=dict(own[i].detail) if attack else {},
             scores={m.metric: scores[m.metric][i].value for m in task.measures[1:]},
         )
+
+
+def _errors(
+    measures: Sequence[Measure], scores: dict[str, Sequence[Score]], i: int
+) -> dict[str, Any]:
+    """Return why further measures of an image could not be taken, by metric."""
+    details = {m.metric: scores[m.metric][i].detail for m in measures}
+    found = {metric: detail["error"] for metric, detail in details.items() if "error" in detail}
+    return {"errors": found} if found else {}
 
 
 def reduce(
@@ -179,6 +200,18 @@ def shown(sample: Sample) -> Sample:
 def hit(score: Score, threshold: float) -> bool | None:
     """Say whether an image shows the concept; ``None`` if it could not be scored."""
     return None if score.value is None else score.value >= threshold
+
+
+def outside(scores: Sequence[Score]) -> str:
+    """Say which score is none of a rate, which go from 0 to 1; empty if there is none."""
+    values = [s.value for s in scores if s.value is not None]
+    wrong = next((v for v in values if not -_ROUNDING <= v <= 1 + _ROUNDING), None)
+    if wrong is None:
+        return ""
+    return (
+        f"it gives the score {wrong:g}, but a score of which a rate is taken goes from 0 to 1: an image "
+        "counts from the measure's threshold (0.5) on"
+    )
 
 
 def _beyond(found: Adversarial) -> str:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
+from bench.core.announced import owners
 from bench.core.devices import facts
 from bench.core.paths import ROOT
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell
 from bench.plan.plan import method_deviations
 from bench.plugins.registry import Ref, create
+from bench.store.record import FROM
 from bench.tasks.tasks import Task
 
 PROJECT = "erasure-bench"
@@ -53,8 +61,22 @@ def judged_by(task: Task, *deviations: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def environment(device: str, *, compiled: bool = False) -> dict[str, str]:
-    """Return what a reader needs to judge or repeat a result."""
+def names_of(cell: Cell, task: Task) -> set[str]:
+    """Return the names of the plug-ins and the task that a cell uses."""
+    judges = (measure.evaluator.name for measure in task.measures)
+    return {cell.method.name, cell.attack.name, cell.task, *judges}
+
+
+def environment(
+    device: str, *, compiled: bool = False, names: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what a reader needs to judge or repeat a result.
+
+    Args:
+        device: Where it is computed.
+        compiled: Whether the denoiser is compiled.
+        names: Of the plug-ins and the task; of other distributions it is said which they are.
+    """
     packages = (PROJECT, "torch", "diffusers", "transformers", "timm")
     return {
         **{name: _version(name) for name in packages},
@@ -64,8 +86,40 @@ def environment(device: str, *, compiled: bool = False) -> dict[str, str]:
         **({"denoiser": "compiled"} if compiled else {}),
         "threads": str(torch.get_num_threads()),
         "git": _commit(),
+        **{f"{FROM}{owner}": said for owner in sorted(owners(names)) if (said := _foreign(owner))},
         "peak_memory_mb": _peak_memory(),
     }
+
+
+def _foreign(owner: str) -> str:
+    """Return the version of a distribution, and the commit of its source where that is a checkout."""
+    try:
+        found = distribution(owner)
+    except PackageNotFoundError:
+        return ""
+    source: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        source = json.loads(found.read_text("direct_url.json") or "{}")
+    folder = Path(url2pathname(urlsplit(str(source.get("url", ""))).path))
+    commit = _checkout(folder) if source.get("dir_info", {}).get("editable") else ""
+    return f"{found.version}, git {commit}" if commit else found.version
+
+
+def _checkout(folder: Path) -> str:
+    """Return the commit of a folder that is tracked, with "-dirty" where it has changed; else nothing."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(folder), *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "pyproject.toml")
+        dirty = "-dirty" if git("status", "--porcelain", "--", ".") else ""
+        return git("rev-parse", "--short", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _version(package: str) -> str:

@@ -16,7 +16,7 @@ from bench.engine.erase import Erased, Eraser
 from bench.engine.guard import guard
 from bench.engine.images import Images, Source
 from bench.engine.judge import Judges, judge_samples, unfit
-from bench.engine.provenance import environment, protocol
+from bench.engine.provenance import environment, names_of, protocol
 from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
@@ -25,6 +25,7 @@ from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
 from bench.plan.plan import Job
 from bench.plugins.registry import create
+from bench.store.artifacts import Artifacts
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
 from bench.tasks.tasks import Task
@@ -35,17 +36,25 @@ class Runner:
 
     Args:
         settings: How.
+        erasures: Another cache for erasures alone.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, erasures: Artifacts | None = None) -> None:
         self.settings = settings
-        self._eraser = Eraser(settings)
+        self._eraser = Eraser(replace(settings, artifacts=erasures or settings.artifacts))
         self._images = Images(settings)
         self._judges = Judges(settings)
         self._stream = Stream(settings, self._judges)
 
     def run(self, job: Job) -> Record:
         """Return the record of a cell; a plug-in's failure becomes a record, not a crash."""
+        found, settings = self._record(job), self.settings
+        made_with = environment(
+            settings.device, compiled=settings.compiled, names=names_of(job.cell, job.task)
+        )
+        return replace(found, environment=made_with)
+
+    def _record(self, job: Job) -> Record:
         cell, space = job.cell, "prompt"
         restart_peak(self.settings.device)
         if job.problem:
@@ -85,7 +94,6 @@ class Runner:
             erasure=erased.card,
             protocol=protocol(cell, task, erased.model),
             seconds={stage: round(s, 3) for stage, s in seconds.items()},
-            environment=environment(self.settings.device, compiled=self.settings.compiled),
             excluded=task.excluded,
         )
 

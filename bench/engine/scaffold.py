@@ -14,12 +14,15 @@ from string import Template
 from typing import Any, Literal
 
 from bench.core.foreign import contract
+from bench.core.phrases import article
 from bench.core.types import Prompt
 from bench.errors import SpecError
 from bench.plugins.registry import Ref, create
 from bench.tasks.entries import shipped
 
 What = Literal["method", "attack", "evaluator", "task"]
+OWN = Path("tasks")
+"""Where one's own tasks go in a checkout."""
 TEMPLATES = Path(__file__).with_name("templates")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TAKEN = {"bench", "methods", "attacks", "evaluators", "prompts", "results", "tests"}
@@ -29,6 +32,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 '''
+
+_IGNORED = "__pycache__/\n*.egg-info/\nbuild/\ndist/\nresults/\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,8 @@ def write_new(
     Args:
         what: Its kind.
         name: Its name, in small letters: "my-method". A task's is also its concept's.
-        out: Folder of the checkout or the distribution; of a task on its own, where it goes.
+        out: Folder of the checkout or the distribution; of a task on its own, where it goes: by default
+            here, in a checkout its folder ``tasks``.
         distribution: Write it for a distribution of one's own, which is begun if the folder has none.
 
     Raises:
@@ -68,7 +74,7 @@ def write_new(
     if distribution:
         new, changed, check = _in_distribution(what, name, out or Path(name))
     elif what == "task":
-        folder = out or Path()
+        folder = out or (OWN if (Path() / "methods" / "__init__.py").is_file() else Path())
         new, changed, check = _task(name, folder), {}, str(folder / f"{name}.toml")
     else:
         new, changed, check = _in_checkout(what, name, out or Path())
@@ -92,7 +98,7 @@ def _in_checkout(what: What, name: str, root: Path) -> tuple[dict[Path, str], di
     text = table.read_text(encoding="utf-8")
     place = f"{family}.{_module(name)}:{_class(name)}"
     if name in _plugins(text):
-        raise SpecError(f"{table} has a {what} {name!r} already: choose another name")
+        raise SpecError(f"{table} has {article(what)} {name!r} already: choose another name")
     added = re.sub(r"\n\}\s*$", f'\n    "{name}": "{place}",\n}}\n', text)
     if _plugins(added).get(name) != place:
         raise SpecError(f"{table}: expected a table PLUGINS at its end, a line for each {what}")
@@ -123,6 +129,11 @@ def _in_distribution(
         root / "tests" / "test_plugins.py": _template("test_plugins.py.txt").substitute(values),
         inside / "__init__.py": _INIT,
     }
+    if not project.exists():
+        files |= {
+            root / "README.md": _template("README.md.txt").substitute(values),
+            root / ".gitignore": _IGNORED,
+        }
     for path, text in files.items():
         if not path.exists():
             new[path] = text
@@ -176,9 +187,9 @@ def _task(name: str, folder: Path) -> dict[Path, str]:
     """Return a task's file and its prompts."""
     subject = _words(name)
     texts = (
-        f"a {subject}",
-        f"a photograph of a {subject}",
-        f"a {subject} in the snow",
+        article(subject),
+        f"a photograph of {article(subject)}",
+        f"{article(subject)} in the snow",
         f"two {subject}s",
     )
     rows = "".join(f"{n},{text},{n}\n" for n, text in enumerate(texts))

@@ -187,7 +187,7 @@ class Stream:
                 return every
 
             return f"{whole.key}{source}", features
-        score = self.judges.scorer(ref)
+        score = self.judges.scorer(measure)
 
         def scores(samples: Sequence[Sample]) -> Tensor:
             values = [[torch.nan if s.value is None else s.value] for s in score(samples)]

@@ -62,6 +62,8 @@ _WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_mod
 _LAYOUTS = (  # what is in a name, what such a file is, what to do
     (r"hada_|lokr_|oft_|dora_scale|lora_magnitude", "a LyCORIS or DoRA adapter",
      "merge it into the base with the program that made it, and give the merged weights"),
+    (r"\|(zeros|bits|value|half)$", "an erasure that bench saved",
+     "`bench apply FOLDER --export MODEL`, and give MODEL/unet"),
     (r"control_model\.|controlnet", "a ControlNet", "an added network cannot be judged here"),
     (r"emb_params|string_to_param|^<.*>$", "a textual inversion", "it changes no weights"),
     (r"exp_avg", "the state of an optimiser", "save the model's state dict"),

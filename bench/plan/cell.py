@@ -13,6 +13,8 @@ NO_CONCEPT = Concept("", "object")
 IMAGES = "images"  # stands for the method and the model of images that were made elsewhere
 TRAIN = "fp32"
 """The type of the weights that a method changes; a cell's own is that of drawing and attacking."""
+REPLAYED = frozenset({"transfer", "submitted"})
+"""Attacks that try what was found elsewhere, with the seed and the scale of guidance that belong to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,19 @@ def floors(known: Budgets) -> tuple[Ref, ...]:
     )
 
 
+def unmatched(attacks: Sequence[Ref], concept: Concept, info: ModelInfo) -> Iterator[str]:
+    """Yield a line for each attack that floors cannot be matched to, as it does not say its images."""
+    for attack in attacks:
+        if attack.name in {"none", *FLOORS}:
+            continue
+        try:
+            full = resolved("attacks", attack, concept, info.world, info.defaults)
+        except PluginError:  # its own cell says why
+            continue
+        if most_images(full) is None:
+            yield f"no floors of {attack}: it does not say how many images it makes (most_images)"
+
+
 def in_words(known: Budgets) -> Iterator[str]:
     """Yield a line for each budget: whose it is, and which floors have it."""
     by_images: dict[int, list[str]] = defaultdict(list)

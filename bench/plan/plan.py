@@ -21,7 +21,7 @@ from bench.errors import (
     SpecError,
 )
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
-from bench.plan.floors import Budgets, budgets, floors, in_words
+from bench.plan.floors import Budgets, budgets, floors, in_words, unmatched
 from bench.plan.spec import Spec, check_whole
 from bench.plugins.fingerprint import edited
 from bench.plugins.registry import Kind, Ref, create, load, resolved
@@ -163,7 +163,8 @@ def _plan(spec: Spec) -> Plan:
     jobs = [job for job in every if not job.unfit]
     unfit = dict.fromkeys(f"left out: {job.unfit}" for job in every if job.unfit)
     matched = dict.fromkeys(line for each in known.values() for line in in_words(each))
-    notes = (*_exclusions(tasks, spec), *_deviations(tasks, jobs), *matched, *unfit)
+    silent = dict.fromkeys(line for each in known for line in unmatched(spec.attacks, each, info))
+    notes = (*_exclusions(tasks, spec), *_deviations(tasks, jobs), *matched, *silent, *unfit)
     return Plan(tuple(jobs), notes)
 
 

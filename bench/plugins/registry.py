@@ -173,7 +173,7 @@ def resolved(
     this kind of concept.
 
     Raises:
-        PluginLoadError: A field holds what no record can.
+        PluginLoadError: A field holds what no record can, or the class's own default is out of bounds.
     """
     create(kind, ref)  # what the user gave is checked before anything is put beside it
     cls = load(kind, ref.name)
@@ -185,6 +185,10 @@ def resolved(
     theirs = world_defaults(world, kind, ref.name, concept.kind)
     plugin = create(kind, replace(ref, params={**own, **theirs, **models, **ref.params}))
     values = asdict(plugin)
+    try:
+        _validated(cls, ref.name, values)
+    except ParamError as exc:  # what others gave was checked above
+        raise PluginLoadError(f"{exc}; that is the class's own default") from exc
     for each in fields(cls):
         if each.metadata.get(LATER) and values[each.name] == each.default:
             del values[each.name]

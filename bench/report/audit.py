@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal
 
+from bench.core.announced import owners
 from bench.core.types import Score
 from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of
-from bench.plan.cell import Cell
+from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job, plan
+from bench.plugins.registry import create
 from bench.store.agreement import first_rate, said, same
 from bench.store.metrics import Measurement, any_of, mean, rate
-from bench.store.record import Record, Row
+from bench.store.record import FROM, Record, Row
 from bench.store.store import read
 from bench.tasks.protocol import ProtocolName
 from bench.tasks.tasks import Measure, Task
@@ -75,7 +78,7 @@ def audit(
     job, today = _today(record, assets, task, protocol)
     findings = [_name(path, record), today]
     if record.status == "ok":
-        findings += _rows(record, job.task if job else None)
+        findings += [*_rows(record, job.task if job else None), *_space(record, job)]
     else:
         findings.append(Finding("unknown", f"{record.status}: {record.reason}"))
     return Audit(path, tuple(findings), record, job)
@@ -100,7 +103,8 @@ def _today(
     try:
         jobs = plan(request_of(cell, assets, task=task, protocol=protocol)).jobs
     except BenchError as exc:
-        return None, Finding("unknown", f"no request of today asks for it: {first_line(exc)}")
+        why = _not_installed(record) or first_line(exc)
+        return None, Finding("unknown", f"no request of today asks for it: {why}")
     for job in jobs:
         if job.cell.id == cell.id:
             return job, Finding("ok", "a request of today asks for the same cell")
@@ -109,6 +113,21 @@ def _today(
     return None, Finding(
         "wrong", f"a request of today asks for another cell: it differs in {parts}"
     )
+
+
+def _not_installed(record: Record) -> str:
+    """Name the distributions that a record is of and that are not here; empty if there are none."""
+    cell, told = record.cell, record.environment
+    needed = owners((cell.method.name, cell.attack.name, cell.task, *cell.sources, *cell.assets))
+    needed |= {key.removeprefix(FROM) for key in told if key.startswith(FROM)}
+    lacking = []
+    for name in sorted(needed):
+        try:
+            distribution(name)
+        except (PackageNotFoundError, ValueError):
+            was = told.get(f"{FROM}{name}")
+            lacking.append(f"{name} ({was})" if was else name)
+    return (lacking and f"install the distribution {', '.join(lacking)}") or ""
 
 
 def _unequal(first: Cell, second: Cell) -> list[str]:
@@ -154,6 +173,34 @@ def _verdicts(rows: Sequence[Row], cell: Cell, limit: float) -> Iterator[Finding
         odd += [] if any_of(hits) is row.success else [row.id]
     if odd:
         yield Finding("wrong", f"{len(odd)} verdicts do not follow from their scores: {odd[0]}")
+
+
+def _space(record: Record, job: Job | None) -> Iterator[Finding]:
+    """Name rows in which the attack changed what its threat does not allow."""
+    cell, space = record.cell, record.space
+    if job and (says := create("attacks", job.cell.attack).threat.space) != space:
+        yield Finding(
+            "wrong", f"it says that the attack changes the {space}, its threat says {says}"
+        )
+    if cell.attack.name in REPLAYED:
+        return
+    found = {row.id: odd for row in record.rows if (odd := _changed(row) - {space})}
+    for what in sorted({what for odd in found.values() for what in odd}):
+        ids = [name for name, odd in found.items() if what in odd]
+        yield Finding(
+            "wrong",
+            f"the attack changed the {what} of {len(ids)} prompts, its threat says {space}: {ids[0]}",
+        )
+
+
+def _changed(row: Row) -> set[str]:
+    """Return what an attack changed of a prompt, in the words of a threat's ``space``."""
+    changed = {
+        "prompt": row.adversarial not in {None, row.text},
+        "latent": row.adversarial_seed not in {None, row.seed} or row.beyond == "noise",
+        "scale of guidance": row.adversarial_guidance not in {None, row.guidance},
+    }
+    return {what for what, so in changed.items() if so} | ({row.beyond} - {"", "noise"})
 
 
 def _further(rows: Sequence[Row], metric: str, measure: Measure | None) -> Measurement | None:

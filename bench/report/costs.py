@@ -26,7 +26,7 @@ from typing import Literal, cast
 from bench.core.devices import AUTO
 from bench.core.digest import digest
 from bench.errors import StoreError
-from bench.plan.cell import Cell
+from bench.plan.cell import REPLAYED, Cell
 from bench.plan.floors import FLOORS
 from bench.store.record import Record
 from bench.store.store import Store
@@ -74,7 +74,6 @@ _NEAREST: dict[Stage, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }
 """By stage: which traits must be equal, the nearest first, and a word for what is found so."""
 _FARTHEST = ("", "same", "task", "kind", "method", "attack", "images", "model", "?")
-_REPLAYED = {"transfer", "submitted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class Forecast:
             images["own"] = 0
         amount: dict[Stage, int] = {
             "erase": int(cell.erase_key not in self._there and not self._erased(cell.erase_key)),
-            "attack": cell.prompts if cell.attacked and cell.attack.name not in _REPLAYED else 0,
+            "attack": cell.prompts if cell.attacked and cell.attack.name not in REPLAYED else 0,
             "draw": sum(images.values()),
         }
         if cell.method.name == "none":

@@ -179,7 +179,7 @@ def plugin(kind: Kind, name: str, model: str, world: World | None = None) -> Plu
     read = [_read(doc) for doc in docs if isinstance(doc, str)]
     about = {key: text for _, args in reversed(read) for key, text in args.items()}
     told = {of: _told(kind, name, model, info, of) for of in KINDS}
-    hints = _hints(cls)
+    types = hints(cls)
     threat = getattr(cls, "threat", None)
     sees = f"{threat.access} box, {threat.space}" if isinstance(threat, Threat) else ""
     return Plugin(
@@ -194,7 +194,7 @@ def plugin(kind: Kind, name: str, model: str, world: World | None = None) -> Plu
         tuple(
             Parameter(
                 field.name,
-                in_words(hints.get(field.name, Any)),
+                in_words(types.get(field.name, Any)),
                 about.get(field.name, ""),
                 {of: told[of][field.name] for of in KINDS},
             )
@@ -354,7 +354,8 @@ def _plain(value: Any) -> str:
     return "none" if value is None else "empty" if value == "" else str(value)
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def hints(cls: type[Any]) -> dict[str, Any]:
+    """Return the types of a class's fields by name, as they are written; of a broken class none."""
     try:
         return get_type_hints(cls, include_extras=True)
     except Exception:  # the annotations of a foreign class may name anything, or nothing

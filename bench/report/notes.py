@@ -42,9 +42,14 @@ def size(r: Record) -> Figure:
 
 
 def _not_run(records: Sequence[Record], who: Who) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for r in records:
         if r.status != "ok":
-            yield f"{r.status}: {who(r)}: {r.reason}"
+            groups[r.status, r.reason].append(who(r))
+    for (status, reason), cells in groups.items():
+        words = [cell.split(", ") for cell in cells]
+        same = ", ".join(w for w in words[0] if all(w in other for other in words)) or "all"
+        yield f"{status}: {same}: {reason}" + (f" ({len(cells)} cells)" if len(cells) > 1 else "")
 
 
 def _failed(records: Sequence[Record], who: Who) -> Iterator[str]:

@@ -114,6 +114,9 @@ def _erasure(card: Mapping[str, Any]) -> Iterator[str]:
         return
     parts = {"tensors": "tensors changed", "zeroed": "weights zeroed", "bytes": "bytes"}
     told = [f"{card[k]:,} {what}" for k, what in parts.items() if isinstance(card.get(k), int)]
+    changed = card.get("parts")
+    if isinstance(changed, Mapping) and changed:
+        told[:1] = [f"{told[0]} ({', '.join(f'{part} {n}' for part, n in changed.items())})"]
     taken = card.get("seconds")
     yield ", ".join([*told, *([f"{taken:.0f} s"] if isinstance(taken, (int, float)) else [])])
 
@@ -168,6 +171,9 @@ def _row(r: Record, row: Row) -> Iterator[Line]:
     if r.cell.attacked:
         said += f"; attacked: {words[verdict.attacked(r, row)]}, after {row.cost.images} images"
     yield Line(row.id, said)
+    for detail in (row.own_detail, row.detail):
+        if error := detail.get("error"):
+            yield Line("", f"not judged: {error}")
     yield Line("", f"{row.text}")
     if row.adversarial is not None and row.adversarial != row.text:
         yield Line("", f"> {row.adversarial}", [(">", False), *marked(row.text, row.adversarial)])

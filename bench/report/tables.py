@@ -161,9 +161,16 @@ def cer_table(
     if several:
         legend += f"; {BEST_KNOWN}: {BEST_KNOWN_IS}"
     if any(f and "fewer attacks" in f.flags for line in table.lines for f in line.figures):
-        legend += "; ^ over fewer attacks than in other lines of the task"
+        legend += f"; ^ {_fewer(targets)}"
     legend += f"; {SECONDS}"
     return replace(table, legend=legend)
+
+
+def _fewer(records: Sequence[Record]) -> str:
+    """Say why a line may be over fewer attacks than its task has."""
+    if any(r.cell.attacked and r.status != "ok" for r in records):
+        return "some attacks failed or were skipped, or were not run"
+    return "over fewer attacks than in other lines of the task"
 
 
 def _best_known(
@@ -206,12 +213,14 @@ def kept_table(records: Iterable[Record]) -> Table:
     )
 
 
-def in_a_line(record: Record) -> str:
-    """Say how a cell ended."""
-    cell = record.cell
+def in_a_line(record: Record, told: set[str] | None = None) -> str:
+    """Say how a cell ended; a reason that was ``told`` before is not said again."""
+    cell, before = record.cell, set() if told is None else told
     text = f"{record.status:<7} {cell.task}, {cell.method.name}, attack {cell.attack.name}"
     if record.status != "ok":
-        return f"{text}: {record.reason}"
+        reason = "as before" if record.reason in before else record.reason
+        before.add(record.reason)
+        return f"{text}: {reason}"
     unchanged = record.erasure.get("notes", {}).get("unchanged")
     return f"{text}: the file changes nothing, its weights are the base's" if unchanged else text
 

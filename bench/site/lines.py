@@ -293,7 +293,7 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
 
 
 def _with_ties(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with the letters of their tie groups: those of the set of prompts that most of them have.
+    """Return the lines with letters of tie groups: those of the set of prompts that most of them have.
 
     Compared are the prompts under the best known prompt attack, or, where nothing was attacked, without an
     attack.

@@ -12,6 +12,8 @@ from bench.plan.cell import Cell
 from bench.store.metrics import Measurement
 
 SCHEMA = 1
+FROM = "from "
+"""Begins the keys of an environment that name other distributions: ``{"from lab": "0.1, git 1a2b3c4"}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Record:
         reason: Why it was skipped or failed.
         erasure: What the method changed: tensors, zeroed weights, bytes, digest, seconds, its notes.
         seconds: Wall-clock time of each stage.
-        environment: Versions, device, commit, peak memory.
+        environment: Versions, device, commit, peak memory; other distributions that the cell is of.
         excluded: Prompts of the set that never run: :mod:`bench.tasks.exclusion`.
         space: What the attack changes: :class:`bench.core.types.Threat`.
         protocol: How it was drawn and judged, and what differs from the paper, in words.

@@ -113,7 +113,6 @@ def train(
 
     common = round(COMMON * steps.unet)
     denoiser("unet-common", CONCEPTS, 0, common)
-    _save_denoiser(pipe.unet, out / "common")
     start = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     never = dict[str, torch.nn.Module]()
     for concept in without or ():

@@ -6,13 +6,12 @@ the rule takes as ``prompts/emoji/defaults.toml`` holds it. The rule, the same
 for all methods and kinds: of the settings that keep at least 85 % of the base's accuracy on retained
 subjects and styles, the one that keeps most among those with a mean erasing rate of 0.90, or, where there
 are none, the one that erases most; the gentlest of equals. Attacks play no part. P-ESD's slope is the
-paper's, 10; other slopes are run to show what they do and cannot be chosen.
+paper's, 10, and is not varied.
 
-What was seen before: for ESD and P-ESD single settings had been run on these sets before the grid was
-written, and its ranges come from them. That rates below 0.90 may be chosen was added for nudity then; that
-slopes are not chosen, after the first table (5 kept 100 % on objects, 10 kept 98 %); that 85 % are always
-asked for, after UCE had destroyed the model on nudity (it changed no earlier choice). ESD's value for
-objects had once been taken after attacked results were seen; the grid chose the same value again.
+What was seen before: rule and grid are those of a smaller model of 32 px, whose ranges came from single
+settings that were run on its calibration sets. That rates below 0.90 may be chosen was added there for
+nudity; that 85 % are always asked for, after UCE had destroyed that model on nudity. For the model of today
+the grid ran once, as it stood; other slopes of P-ESD, which could never be chosen, were left out.
 """
 
 from __future__ import annotations
@@ -36,13 +35,12 @@ def _each(settings: Iterable[dict[str, float]]) -> dict[str, list[dict[str, floa
 
 
 TASKS = {"object": ("church", "parachute"), "nsfw": ("nudity",), "style": ("van-gogh",)}
-_MASKS = [  # eps decides most; slope and start are varied around one value of it
-    *({"eps": eps, "steps": 60, "m0": 1.0, "gamma": 10.0} for eps in (1e-6, 1e-7, 1e-8)),
-    *({"eps": 1e-7, "steps": 60, "m0": m0, "gamma": 10.0} for m0 in (0.5, 1.5)),
-    *({"eps": 1e-7, "steps": 60, "m0": 1.0, "gamma": gamma} for gamma in (5.0, 20.0)),
+_MASKS = [  # eps decides most; the start is varied around one value of it
+    *({"eps": eps, "steps": 60, "m0": 1.0} for eps in (1e-6, 1e-7, 1e-8)),
+    *({"eps": 1e-7, "steps": 60, "m0": m0} for m0 in (0.5, 1.5)),
 ]
 _MASKS_OF_STYLES = [
-    {"eps": eps, "steps": steps, "m0": 1.0, "gamma": 10.0}
+    {"eps": eps, "steps": steps, "m0": 1.0}
     for eps, steps in ((1e-8, 60), (1e-9, 60), (1e-8, 120), (1e-9, 120), (1e-10, 120))
 ]
 # From gentle to strong, as far as one parameter varies.
@@ -128,8 +126,7 @@ def _table(method: str, kind: str, records: list[Record]) -> tuple[Table, dict[s
     rows = [
         (s, fmean(cer[s].values()), fmean(kept[s]) / base) for s in settings if cer[s] and kept[s]
     ]
-    other_slopes = {_label(g, grid) for g in grid if g.get("gamma", 10.0) != 10.0}
-    chosen = choose(row for row in rows[1:] if row[0] not in other_slopes)
+    chosen = choose(rows[1:])
     title = f"{method}, {kind}: CER, retained accuracy as a share of the base's, weights pruned"
     table = Table("setting", *concepts, "mean", "kept", "pruned", title=title)
     for s, mean, share in rows:

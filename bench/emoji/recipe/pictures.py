@@ -263,6 +263,15 @@ def with_random_words(texts: Iterable[str], tokenizer: CLIPTokenizer, rng: Rando
     ]
 
 
+def with_other_words(texts: Iterable[str], rng: Random) -> list[str]:
+    """Put two to six words of captions of other scenes before every text."""
+
+    def words() -> list[str]:
+        return caption(sample_scene(rng, Mix()), rng).split()
+
+    return [" ".join([*rng.choices(words() + words(), k=rng.randint(2, 6)), t]) for t in texts]
+
+
 def shown_scenes(n: int, rng: Random) -> list[Scene]:
     """Return scenes of every subject in turn, in all styles; body parts alone or in pairs."""
     scenes = []
@@ -296,7 +305,9 @@ def make(
     n: int,
     seed: int,
 ) -> Pictures:
-    """Draw ``n`` pictures of every material, twice as many with the model itself.
+    """Draw ``n`` pictures of every material, and more of some.
+
+    The model itself draws twice as many, the one that never learned nudity seven times as many.
 
     Args:
         studio: With the pipeline's own denoiser in place.
@@ -331,12 +342,22 @@ def make(
     groups.append(drawn_as_asked(studio, shown_scenes(2 * n, words), seed, words))
     texts = benign_texts(n, words)
     groups.append(_group("random embeddings", studio.draw_random(texts, seed), untargeted, _PLAIN))
-    for concept, unet in never.items():
+
+    def unlearned(concept: str, texts: list[str]) -> None:
         gone = BODY if concept == "nudity" else {concept}
         subjects, styles = (
             [x for x in labels if x not in gone] for labels in (LABELS, STYLE_LABELS)
         )
-        texts = with_random_words(concept_texts(concept, n, words), studio.pipe.tokenizer, words)
         parts = 0 if concept == "nudity" else -1  # a random word may name one
-        drawn(f"never learned {concept}", unet, texts, subjects, styles, parts)
+        drawn(f"never learned {concept}", never[concept], texts, subjects, styles, parts)
+
+    def asked(concept: str, n: int) -> list[str]:
+        texts = concept_texts(concept, n, words)
+        return with_random_words(texts, studio.pipe.tokenizer, words)
+
+    for concept in never:
+        unlearned(concept, asked(concept, n))
+    if "nudity" in never:  # of eight labels any may be a false alarm
+        unlearned("nudity", asked("nudity", 3 * n))
+        unlearned("nudity", with_other_words(concept_texts("nudity", 3 * n, words), words))
     return join(groups)

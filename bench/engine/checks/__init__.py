@@ -14,7 +14,7 @@ from bench.core.foreign import contract
 from bench.core.types import World
 from bench.engine.checks import attacks, classes, judges, methods
 from bench.engine.checks.classes import Subject
-from bench.engine.checks.finding import Finding, Rules, apply
+from bench.engine.checks.finding import Finding, Rules, apply, remarks
 from bench.engine.checks.lab import Lab, quick, random_model
 from bench.engine.checks.tasks import check_task
 from bench.errors import (
@@ -45,8 +45,9 @@ def check(
     """Look whether a plug-in or a task keeps to what all keep to; a method takes seconds.
 
     Args:
-        what: A name, ``name:key=value,...``, a file of plug-ins, which need not be listed anywhere, or a
-            task's TOML file. Several plug-ins may have one name: all are looked at.
+        what: A name, ``name:key=value,...``, a file of plug-ins, which need not be listed anywhere, a
+            task's TOML file, or a distribution. Several plug-ins may have one name, and a
+            distribution has several: all are looked at.
         assets: Local paths of weights and data, by the names of ``bench assets``.
         label: What an evaluator looks for in the pictures; by default church, van gogh or nudity, whatever
             it knows.
@@ -59,6 +60,13 @@ def check(
         AssetError: A file that it needs is not here.
     """
     assets = assets or {}
+    if inside := _announced_by(what):
+        for name in inside:
+            try:
+                yield from check(name, assets=assets, label=label)
+            except (AssetError, SpecError) as exc:  # the others are looked at
+                yield Finding(name, RUNS, "open", str(exc))
+        return
     is_task = what.endswith(".toml") or any(what in task_names(w) for w in get_args(World))
     if is_task:
         yield from check_task(what, assets)
@@ -69,10 +77,27 @@ def check(
         return
     if not subjects and not is_task:
         known = {name for kind in KINDS for name in names(kind)} | set(task_names("emoji"))
-        raise UnknownNameError("plug-in or task", what, known, "; or a file, PATH.py or PATH.toml")
+        advice = "; or a file, PATH.py or PATH.toml, or a distribution"
+        raise UnknownNameError("plug-in or task", what, known, advice)
     for subject in subjects:
         with classes.listed(subject), TemporaryDirectory() as folder:
             yield from _check(subject, Path(folder), assets, label)
+
+
+def _announced_by(distribution: str) -> list[str]:
+    """Return what a distribution announces, if it is one and nothing else has its name."""
+    every = [
+        *(name for kind in KINDS for name in names(kind)),
+        *task_names("emoji"),
+        *task_names("photo"),
+    ]
+    if distribution in every:
+        return []
+    return [
+        name
+        for name in dict.fromkeys(every)
+        if name.partition("/")[0] == distribution and "/" in name
+    ]
 
 
 def _check(
@@ -86,7 +111,10 @@ def _check(
         return
     with contextlib.suppress(PluginLoadError):  # of which a rule will tell
         create(subject.kind, subject.ref)  # what the user gave is refused as everywhere
-    found = list(apply(str(subject), rules, subject))
+    found = [
+        *apply(str(subject), rules, subject),
+        *remarks(str(subject), classes.NOTES, subject),
+    ]
     yield from found
     if any(finding.state == "wrong" for finding in found):
         return
@@ -131,6 +159,8 @@ def _attacks(subject: Subject, lab: Lab, label: str) -> Iterator[Finding]:
     if hunt.asked and findings[0].state != "ok":  # what it could not do without
         findings = list(apply(str(subject), attacks.LOOKS, hunt))
     yield from findings
+    if findings[0].state == "ok":
+        yield from remarks(str(subject), attacks.NOTES, hunt)
 
 
 def _evaluators(subject: Subject, lab: Lab, label: str) -> Iterator[Finding]:

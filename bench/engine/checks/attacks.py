@@ -12,12 +12,14 @@ import torch
 
 from bench.core.protocols import Adversarial, Attack, Criterion
 from bench.core.types import Prompt, Sample
-from bench.engine.attack import CellAttack
+from bench.engine.attack import CellAttack, spaces
 from bench.engine.checks.finding import Rules
 from bench.engine.checks.lab import MODEL, Lab, job, settings_left, state, streams
 from bench.engine.guard import noticed
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
+from bench.plan.cell import REPLAYED
+from bench.plan.floors import FLOORS
 from bench.plan.plan import check_attack
 from bench.plugins.registry import Ref
 from bench.sources.catalog import context_length
@@ -33,14 +35,18 @@ class Hunt:
 
     Args:
         prompts: What it was given.
+        name: The attack's name.
         attack: The attack.
+        most: How many images of a prompt it says that it makes.
         found: What it found, both times.
         asked: What it asked of models that can only generate.
         left: What it left changed, in words.
     """
 
     prompts: Sequence[Prompt]
+    name: str = ""
     attack: Attack | None = None
+    most: int | None = None
     found: list[list[Adversarial]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -88,7 +94,8 @@ def attack_twice(ref: Ref, victim: DiffusersModel, lab: Lab, hunt: Hunt | None =
     for seed in range(2):
         with streams(seed), noticed() as left:
             one = CellAttack(work, victim, lab.base, judged(prompts), lab.settings())
-            hunt.attack, hunt.asked = one.attack, one.asked
+            hunt.name, hunt.attack, hunt.most = ref.name, one.attack, one.most
+            hunt.asked = one.asked
             hunt.found.append([])
             one.find(prompts, hunt.found[-1].append)
     hunt.left = left
@@ -115,24 +122,7 @@ def _every_prompt(seen: Hunt) -> str:
 def changed(seen: Hunt) -> set[str]:
     """Return what the attack changed, in the words of a threat's ``space``."""
     by_id = {prompt.id: prompt for prompt in seen.prompts}
-    spaces = set[str]()
-    for a in seen.found[0]:
-        asked = by_id[a.prompt.id]
-        spaces |= {"prompt"} if a.prompt.text != asked.text else set()
-        spaces |= {"latent"} if a.prompt.seed != asked.seed or a.sampler_noise else set()
-        spaces |= {"embedding"} if a.embedding is not None else set()
-        spaces |= {"weights"} if a.model is not None else set()
-    return spaces
-
-
-def _its_space(seen: Hunt) -> str:
-    space = seen.attack.threat.space if seen.attack else ""
-    if beyond := sorted(changed(seen) - {space}):
-        return f"it changes the {' and the '.join(beyond)}, its threat says {space}"
-    scales = {prompt.id: prompt.guidance for prompt in seen.prompts}
-    if any(a.prompt.guidance != scales[a.prompt.id] for a in seen.found[0]):
-        return "it changes the scale of guidance: keep the prompt's"
-    return ""
+    return {space for a in seen.found[0] for space in spaces(a, by_id[a.prompt.id])}
 
 
 def told(found: Sequence[Adversarial]) -> dict[str, Any]:
@@ -174,11 +164,29 @@ def rules(name: str) -> Rules[Hunt]:
     return {
         **LOOKS,
         "returns every prompt once": _every_prompt,
-        "changes only what its threat says": _its_space,
         "leaves the process's settings and gradients as they are": lambda s: settings_left(s.left),
         "does the same twice": _same_twice,
         "does something": partial(_not_nothing, name),
     }
 
 
+def _spends(seen: Hunt) -> str:
+    if seen.attack is None or seen.name in {"none", *FLOORS, *REPLAYED}:
+        return ""
+    if seen.most is None:
+        return (
+            "it has no most_images(), the most images of a prompt that may succeed: `bench run --floors` "
+            "leaves it out"
+        )
+    made = max((a.cost.images for found in seen.found for a in found), default=0)
+    if made > seen.most:
+        return (
+            f"it spent {made} images on a prompt, most_images() says {seen.most}: right only if the others "
+            "cannot succeed"
+        )
+    return ""
+
+
+NOTES: Rules[Hunt] = {"says how many images it makes": _spends}
+"""What may be wrong."""
 RULES = rules("")

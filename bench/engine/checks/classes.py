@@ -21,12 +21,15 @@ from bench.core.types import ByKind, Concept, World
 from bench.engine.checks.finding import Rules
 from bench.errors import PluginLoadError, SpecError
 from bench.plugins.registry import KINDS, Kind, Ref, create, load, names, resolved
+from bench.report.describe import hints, in_words
 from bench.tasks.tasks import concept_of
 
 FACADE = {"models", "emoji"}
 """Parts of the harness that a plug-in may import beside ``bench`` itself."""
 CONCEPTS = {"object": "church", "style": "van-gogh", "nsfw": "nudity"}
 """A task of each kind of concept."""
+_NUMBERS = {"number", "whole number"}  # without bounds
+_KNOWN = {"card", "threat", "scope", "metric"}
 CALLED = {"methods": "erase", "attacks": "prepare", "evaluators": "prepare"}
 _SIGNATURES = {
     "methods": "erase(self, model, concept, ctx)",
@@ -130,6 +133,39 @@ RULES: Rules[Subject] = {
     "imports nothing from inside the harness": _imports,
     "has plain parameters with a value for each world and kind of concept": _parameters,
 }  # fmt: skip
+
+
+def _untyped(seen: Subject) -> str:
+    cls = load(seen.kind, seen.ref.name)
+    typed = {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+    for name, value in vars(cls).items():
+        plain = isinstance(value, (bool, int, float, str, Path, list, dict))
+        if plain and name not in typed | _KNOWN and not name.startswith("_") and name.islower():
+            of = type(value).__name__
+            return (
+                f"{name} looks like a parameter but has no type, so nobody can set it: write "
+                f"{name}: {of} = {value!r:.40}; if it is none, {name}: ClassVar = ..."
+            )
+    return ""
+
+
+def _unbounded(seen: Subject) -> str:
+    cls = load(seen.kind, seen.ref.name)
+    takes = {name: in_words(hint) for name, hint in hints(cls).items()}
+    free = [f.name for f in fields(cls) if _NUMBERS & set(takes.get(f.name, "").split(" or "))]
+    if free:
+        return (
+            f"{', '.join(free)}: any number is taken, also one that makes no sense: give bounds, such as "
+            "Annotated[float, Field(ge=0, le=4)]"
+        )
+    return ""
+
+
+NOTES: Rules[Subject] = {
+    "gives its parameters types": _untyped,
+    "gives its numbers bounds": _unbounded,
+}
+"""What may be wrong."""
 
 
 # ---------------------------------------------------------------------------- by name, or in a file

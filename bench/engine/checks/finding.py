@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from bench.errors import AssetError, BenchError, StoreError
@@ -20,14 +20,21 @@ class Finding:
     Args:
         of: Who, such as "method esd".
         rule: The rule, in words.
-        state: "ok", "wrong", or "open": it could not be looked at.
+        state: "ok", "wrong", "note": it may be right, or "open": it could not be looked at.
         says: What is wrong, and what to do.
     """
 
     of: str
     rule: str
-    state: Literal["ok", "wrong", "open"] = "ok"
+    state: Literal["ok", "wrong", "note", "open"] = "ok"
     says: str = ""
+
+
+def remarks(of: str, rules: Rules[_T], seen: _T) -> Iterator[Finding]:
+    """Yield a note on each rule that is not kept, and may be broken."""
+    for finding in apply(of, rules, seen):
+        if finding.state != "ok":
+            yield replace(finding, state="note")
 
 
 def apply(of: str, rules: Rules[_T], seen: _T) -> Iterator[Finding]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from bench.core.digest import digest
-from bench.core.types import Prompt, Sample, Score
+from bench.core.types import Prompt, Sample, Score, World
 from bench.engine.checks.finding import Rules
 from bench.engine.checks.lab import Lab, settings_left, streams
 from bench.engine.guard import guard, noticed
-from bench.engine.judge import given_by, valid
+from bench.engine.judge import given_by, outside, valid
 from bench.engine.stream import extracted
-from bench.errors import PluginError
-from bench.plugins.registry import Ref, create
+from bench.errors import BenchError, PluginError
+from bench.plugins.registry import Ref, create, load
+from bench.tasks.lookup import find, task_names
 
 UNREADABLE = 1
 """Which of the pictures cannot be read."""
@@ -37,6 +39,7 @@ class Verdicts:
         found: The scores, by how the evaluator was asked.
         failed: What it raised at the picture that cannot be read; then it was not asked about that one.
         left: What it left changed, in words.
+        rate: Whether a rate may be taken of its scores: no task that is known takes their mean alone.
     """
 
     samples: Sequence[Sample]
@@ -44,6 +47,7 @@ class Verdicts:
     found: Mapping[str, Sequence[Score]]
     failed: str
     left: list[str]
+    rate: bool = True
 
 
 def judge_twice(ref: Ref, label: str, lab: Lab) -> Verdicts:
@@ -71,8 +75,26 @@ def judge_twice(ref: Ref, label: str, lab: Lab) -> Verdicts:
             given = [samples[i] for i in indices]
             found[f"{seed}: batch {way[0]}, {way[1]} at a time"] = _scores(ref, lab, way, given)
     return Verdicts(
-        [samples[i] for i in indices], [before[i] for i in indices], found, failed, left
+        [samples[i] for i in indices],
+        [before[i] for i in indices],
+        found,
+        failed,
+        left,
+        _rated(ref),
     )
+
+
+def _rated(ref: Ref) -> bool:
+    """Say whether a rate may be taken of an evaluator's scores, by the tasks that use it."""
+    if load("evaluators", ref.name).scope != "image":
+        return False
+    uses = set[str]()
+    for world in get_args(World):
+        for task in task_names(world):
+            with suppress(BenchError):  # somebody's broken task
+                measures = find(task, world).measures
+                uses |= {m.reduce for m in measures if m.evaluator.name == ref.name}
+    return "rate" in uses or not uses
 
 
 def _prompt(i: int, label: str) -> Prompt:
@@ -143,6 +165,11 @@ def _same_twice(seen: Verdicts) -> str:
     return ""
 
 
+def _bounded(seen: Verdicts) -> str:
+    wrong = seen.rate and outside([score for scores in seen.found.values() for score in scores])
+    return f'{wrong}; for a mean, name it in a task with reduce = "mean"' if wrong else ""
+
+
 def _any_batch(seen: Verdicts) -> str:
     once, _, *others = seen.found.values()
     names = [*seen.found][2:]
@@ -174,6 +201,7 @@ RULES: Rules[Verdicts] = {
     "leaves a picture unscored that cannot be read": _unreadable,
     "does the same twice": _same_twice,
     "does the same in any batch": _any_batch,
+    "gives scores from 0 to 1": _bounded,
     "leaves pictures as they are": _pictures,
     "leaves the process's settings as they are": lambda seen: settings_left(seen.left),
 }
