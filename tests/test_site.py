@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,20 @@ def test_the_best_known_attack_counts_a_prompt_that_any_attack_brings_back() -> 
     expected = rate([True, True, False])
     assert (figure.value, figure.n, figure.unscored) == (pytest.approx(1 - 2 / 3), 3, 1)
     assert (figure.low, figure.high) == (1 - expected.high, 1 - expected.low)
+
+
+def test_an_interval_that_begins_at_zero_is_handed_to_the_page(tmp_path: Path) -> None:
+    """The page draws a band where both ends are there; zero is an end."""
+    page = written([result("none", [True] * 4)], tmp_path / "out")
+    data = re.search(
+        r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page.read_text(), re.S
+    )
+    assert data is not None
+    (entry,) = (
+        e for e in json.loads(data[1])["tabs"][0]["lines"][0]["entries"].values() if "n" in e
+    )
+    assert (entry["value"], entry["low"]) == (0.0, 0.0)
+    assert entry["high"] == pytest.approx(1 - rate([True] * 4).low)
 
 
 def test_a_line_has_its_utility_cost_and_size() -> None:

@@ -386,6 +386,4 @@ def _entry_json(e: Entry) -> dict[str, Any]:
     said = {"value": f.value, "low": f.low, "high": f.high, "n": f.n, "unscored": f.unscored,
             "attacked": f.attacked, "p": f.p, "word": f.word, "marks": marks, "cell": e.cell,
             "digits": f.digits}  # fmt: skip
-    return {
-        key: value for key, value in said.items() if value not in (None, "", 0) or key == "value"
-    }
+    return {key: value for key, value in said.items() if key == "value" or value not in (None, "")}
