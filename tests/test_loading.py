@@ -75,6 +75,18 @@ def test_a_folder_that_is_no_model_says_what_to_give(tmp_path, tiny) -> None:
             model_info(str(folder))
 
 
+@pytest.mark.filterwarnings("error")
+def test_settings_of_old_schedulers_are_mended_in_silence(tmp_path, tiny) -> None:
+    save_folder(tiny.pipe, tmp_path / "old")
+    place = tmp_path / "old" / "scheduler" / "scheduler_config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(
+        json.dumps({k: v for k, v in settings.items() if k not in ("clip_sample", "steps_offset")})
+    )
+    mended = load_model(str(tmp_path / "old")).pipe.scheduler.config
+    assert (mended.clip_sample, mended.steps_offset) == (False, 1)
+
+
 def change(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
