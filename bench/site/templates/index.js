@@ -84,7 +84,7 @@ function shownName(line, column) {
     onchange: (event) => choose(line.key, event.target.checked),
   });
   box.checked = view.chosen.includes(line.key);
-  const role = { base: "unchanged model", given: "the model as given", reference: "never learned the concept" }[line.role];
+  const role = { base: "unchanged model", given: "the model as given", reference: "the reference" }[line.role];
   const name = node("span", {}, line.names.method);
   if (role) name.append(node("span", { class: "role" }, role));
   return node("label", {}, box, name);
