@@ -129,6 +129,7 @@ class TokenSearch(ABC, Generic[Parameters]):
         slots = [Slot.of(state, self.table.device) for state in resume.load().values()]
         known = {slot.prompt.id for slot in slots}
         queue = [prompt for prompt in prompts if prompt.id not in known]
+        each = len(self.times) * self.attack.steps
 
         def keep() -> None:
             resume.keep({slot.prompt.id: slot.state() for slot in slots})
@@ -149,6 +150,8 @@ class TokenSearch(ABC, Generic[Parameters]):
                 keep()
             else:
                 self.iterate(slots)
+                left = each * len(queue) + sum(each - len(s.losses) for s in slots if not s.done)
+                self.ctx.progress("steps", each * len(prompts) - left, each * len(prompts))
                 if resume.due:
                     keep()
 

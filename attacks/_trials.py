@@ -44,6 +44,8 @@ def first_success(
     states = resume.load()
     tried = {p.id: _Tried.of(states[p.id]) if p.id in states else _Tried() for p in prompts}
     for done in range(rounds + 1):
+        if rounds > 1:
+            ctx.progress("rounds", done, rounds)
         now = [p for p in prompts if p.id in tried and tried[p.id].rounds == done]
         size = 1 if alone and done else batch or max(len(now), 1)
         for part in (now[i : i + size] for i in range(0, len(now), size)):

@@ -38,26 +38,35 @@ def test_processes_share_the_prompts(tmp_path) -> None:
     together = measure_apart(cell, "batched", settings, workers=2)
     assert together.texts == alone.texts
     assert (together.prompts, together.wall > together.attack > 0) == (3, True)
+    some = measure_apart(cell, "official", settings, workers=2, part=[0, 2])
+    assert some.texts == (alone.texts[0], alone.texts[2])
 
 
 def test_the_command_compares_processes_and_the_official_way(cli, monkeypatch) -> None:
     asked = []
 
-    def timed(cell, way, settings, *, judge, workers, dtype):
-        asked.append((way, workers))
-        wall = 40.0 if way == "official" else 10.0 / workers
-        return Run(way, cell.cell.prompts, 10, wall / 2, wall, 100, ("a", "b"[: 2 - workers]))
+    def timed(cell, way, settings, *, judge, workers, dtype, part):
+        asked.append((way, workers, tuple(part)))
+        every = part or range(cell.cell.prompts)
+        each = (20.0 if way == "official" else 5.0) / workers
+        wall = each * len(every)
+        texts = tuple(f"{i}" if workers == 1 else "b" for i in every)
+        return Run(way, len(every), 10, wall / 2, wall, 100, texts)
 
     monkeypatch.setattr("bench.engine.speed.measure_apart", timed)
-    said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "2",
-               "--workers", "2")  # fmt: skip
+    said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "6",
+               "--workers", "2", "--official", "3")  # fmt: skip
     assert said.code == 0, said.err
-    before = [("batched", 1), ("batched", 2)]
-    assert asked == [*before, ("official", 1), *before[::-1]]  # before and after: machines drift
+    before = [("batched", 1, ()), ("batched", 2, ())]
+    theirs = [("official", n, (0, 2, 4)) for n in (1, 2)]
+    assert asked == [*before, *theirs, *before[::-1]]  # before and after: machines drift
     words = " ".join(said.out.split())
-    assert "batched: 4.0 times as fast as official" in words
-    assert "batched x 2: 8.0 times as fast as official" in words
-    assert "2 of 2 adversarial texts equal" in words and "1 of 2 adversarial texts equal" in words
+    assert "batched: 4.0 times as fast as official, without" in words
+    assert "batched: 2.0 times as fast as official x 2, without" in words
+    assert "batched x 2: 8.0 times as fast as official, without" in words
+    assert "batched x 2: 4.0 times as fast as official x 2, without" in words
+    assert "3 of 3 adversarial texts equal" in words and "0 of 3 adversarial texts equal" in words
+    assert "official on 3 of the 6 prompts, evenly spaced" in words
 
 
 def test_a_type_for_the_batched_way_alone(tmp_path, monkeypatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 import fakes
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
 from bench import cli as module
 from bench.cli.commands import app
+from bench.engine.display import bars
 from bench.errors import EXIT_CODES
 from bench.plugins.registry import names
 from bench.sources.catalog import MODELS
@@ -217,3 +221,26 @@ def test_help_says_every_exit_code(printed) -> None:
     text = re.sub(r"\s+", " ", printed("--help"))
     for code, meaning in EXIT_CODES.items():
         assert f"{code} {meaning}" in text
+
+
+def test_an_attack_shows_its_prompts_beside_its_steps() -> None:
+    """A stage that has not ended stays while another reports; one that has ended gives way."""
+    shown = io.StringIO()
+
+    def frame() -> list[tuple[str, str]]:
+        shown.seek(0)
+        shown.truncate()
+        time.sleep(0.3)  # three refreshes
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+        return sorted(set(re.findall(r"([a-z]+) [^a-z/]*?(\d+/\d+)", text)))
+
+    with bars(Console(file=shown, force_terminal=True, width=80, no_color=True)) as (begin, stage):
+        stage("erase", 5, 5)
+        stage("attack", 0, 2)
+        stage("steps", 7, 40)
+        assert frame() == [("attack", "0/2"), ("steps", "7/40")]
+        stage("steps", 40, 40)
+        stage("judge", 1, 2)
+        assert frame() == [("attack", "0/2"), ("judge", "1/2")]
+        begin("the next cell")
+        assert frame() == []

@@ -616,6 +616,21 @@ def test_what_is_counted_is_what_is_computed(tiny, ctx, monkeypatch) -> None:
         assert total.seconds > 0
 
 
+def test_a_search_says_how_far_it_is_and_counts_the_steps_that_a_success_saves(tiny, ctx) -> None:
+    said: list[tuple[str, int, int]] = []
+
+    def criterion(samples):  # the second round finds it for the first prompt
+        return [s.prompt.id == "p0" and (said or [("", 0, 0)])[-1][1] >= 9 for s in samples]
+
+    attack = unlearndiff(tokens=2, iterations=2)
+    watched = replace(ctx, progress=lambda *now: said.append(now))
+    found = list(attack.prepare(Target(tiny, tiny, CHURCH, criterion), watched)(PROMPTS[:3]))
+    assert next(a.trace for a in found if a.prompt.id == "p0")["round"] == 2
+    n = 2 * len(attack.schedule())
+    alone = [("steps", n + 2 * steps, 3 * n) for steps in range(4, n + 1)]
+    assert said == [("steps", 3 * steps, 3 * n) for steps in range(1, 4)] + alone
+
+
 @pytest.mark.parametrize("attack", [RandomTokens(tokens=2, draws=3), SeedSearch(draws=3)])
 def test_floors_stop_at_success_and_see_images_only(tiny, ctx, attack) -> None:
     class Blind:

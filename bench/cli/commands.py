@@ -538,18 +538,24 @@ def speed_attack(
         str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
     ] = "fp32",
     workers: Parts = 1,
+    official: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts attacked in the official way, evenly spaced; all."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Time an attack batched and in the official way, one prompt at a time; memory of both.
 
-    Example: bench speed attack --attack unlearndiff --prompts 16 --workers 2
+    Example: bench speed attack --attack unlearndiff --prompts 50 --official 10 --workers 2
     """
     from bench.engine.settings import Settings
     from bench.engine.speed import compare
 
     spec = Request([method], [attack], [task], model, limit=prompts).spec("cpu")
     settings = Settings(device, batch_size)
-    table = compare(spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling)
+    table = compare(
+        spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling, official=official
+    )
     print_table(table, Format.of(json_))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,7 +65,10 @@ def _progress(console: Console) -> Progress:
 
 @contextmanager
 def bars(console: Console, cells: int = 1) -> Iterator[tuple[Callable[[str], None], StageCallback]]:
-    """Yield two functions that show progress, of cells and of stages."""
+    """Yield two functions that show progress, of cells and of stages.
+
+    A stage that has not ended stays while another reports: an attack's prompts beside its steps.
+    """
     if not console.is_terminal:
         yield _lines(console)
         return
@@ -73,15 +76,19 @@ def bars(console: Console, cells: int = 1) -> Iterator[tuple[Callable[[str], Non
         bars: dict[str, TaskID] = {}
         whole = progress.add_task("cells", total=cells, completed=-1) if cells > 1 else None
 
+        def clear(names: Iterable[str]) -> None:
+            for name in list(names):
+                progress.remove_task(bars.pop(name))
+
         def begin(names: str) -> None:
+            clear(bars)
             if whole is not None:
                 progress.update(whole, description=plain(names), advance=1)
 
         def stage(name: str, done: int, total: int) -> None:
             if name not in bars:
-                for old in bars.values():
-                    progress.remove_task(old)
-                bars.clear()
+                ended = {task.id for task in progress.tasks if task.finished}
+                clear(old for old, task in bars.items() if task in ended)
                 bars[name] = progress.add_task(f"  {plain(name)}", total=total)
             progress.update(bars[name], completed=done, total=total)
 

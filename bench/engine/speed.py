@@ -169,30 +169,29 @@ def measure_apart(
     judge: bool = True,
     workers: int = 1,
     dtype: str = "fp32",
+    part: Sequence[int] = (),
 ) -> Run:
-    """Run :func:`measure` in new processes: ``workers`` at once, or in the official way one per prompt."""
-    every = range(job.cell.prompts)
-    if way == "official":
-        runs = [_process(job, way, settings, judge, dtype, [i]) for i in every]
-        seconds, wall = sum(r.attack for r in runs), sum(r.wall for r in runs)
-        peak, parts = max(r.peak_mb for r in runs), [[i] for i in every]
-    else:
-        parts = [list(every[i::workers]) for i in range(min(workers, job.cell.prompts))]
-        threads = max(1, torch.get_num_threads() // workers)
-        settings = replace(settings, batch_size=max(1, settings.batch_size // workers))
-        start = time.perf_counter()
-        with ThreadPoolExecutor(workers) as pool:
-            one = partial(_process, job, way, settings, judge, dtype, threads=threads)
-            runs = list(pool.map(one, parts))
-        seconds, wall = max(r.attack for r in runs), time.perf_counter() - start
-        peak = sum(r.peak_mb for r in runs)
-    texts = {
-        i: t
-        for part, r in zip(parts, runs, strict=True)
-        for i, t in zip(part, r.texts, strict=True)
-    }
+    """Run :func:`measure` in new processes, ``workers`` at once: in the official way one per prompt."""
+    every = list(part or range(job.cell.prompts))
+    workers = min(workers, len(every))
+    parts = (
+        [[i] for i in every] if way == "official" else [every[i::workers] for i in range(workers)]
+    )
+    threads = max(1, torch.get_num_threads() // workers)
+    settings = replace(settings, batch_size=max(1, settings.batch_size // workers))
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        one = partial(_process, job, way, settings, judge, dtype, threads=threads)
+        runs = list(pool.map(one, parts, [i % workers > 0 for i in range(len(parts))]))
+    wall = time.perf_counter() - start
+    alone = [r.attack for r in runs]
+    seconds = sum(alone) / workers if way == "official" else max(alone)
+    peak = sum(sorted(r.peak_mb for r in runs)[-workers:])
+    texts = dict[int, str]()
+    for places, r in zip(parts, runs, strict=True):
+        texts |= zip(places, r.texts, strict=True)
     found = tuple(texts[i] for i in every)
-    return Run(way, job.cell.prompts, runs[0].timesteps, seconds, wall, peak, found)
+    return Run(way, len(every), runs[0].timesteps, seconds, wall, peak, found)
 
 
 def _process(
@@ -202,7 +201,8 @@ def _process(
     judge: bool,
     dtype: str,
     part: Sequence[int],
-    threads: int = 0,
+    quiet: bool,
+    threads: int,
 ) -> Run:
     order = {
         "job": asdict(job),
@@ -210,7 +210,8 @@ def _process(
         "judge": judge,
         "dtype": dtype,
         "part": part,
-        "threads": threads or torch.get_num_threads(),
+        "quiet": quiet,
+        "threads": threads,
         "settings": settings.to_json(),
     }
     start = time.perf_counter()
@@ -234,6 +235,7 @@ def compare(
     workers: int = 1,
     dtype: str = "fp32",
     scaling: bool = False,
+    official: int | None = None,
 ) -> Table:
     """Time one cell's attack in both ways, each in processes of its own, and lay out what they took.
 
@@ -241,21 +243,35 @@ def compare(
         spec: One method, attack and task.
         settings: Device, batch and cache.
         console: Where progress is shown.
-        workers: Time also so many processes that attack together.
+        workers: Time also so many processes that attack together, in both ways.
         dtype: Type of the batched way; the official one is fp32.
         scaling: Batched only: 8, 16 and 32 prompts, and 50 timesteps.
+        official: How many of the prompts are attacked in the official way, evenly spaced; by default all.
     """
     (job,) = plan(spec)
     check_dtype(dtype)
     settings = replace(settings, device=use(settings.device))
     erase_cell(job.cell, settings, console)  # before the clock runs
-    crews: list[tuple[Job, Way, int]] = [(job, "batched", n) for n in dict.fromkeys((1, workers))]
-    order = [*crews, (job, "official", 1), *crews[::-1]]  # machines drift: once before, once after
+    n = job.cell.prompts
+    some = min(official or n, n)
+    part = [i * n // some for i in range(some)]
+    sizes = list(dict.fromkeys((1, workers)))
+    crews: list[tuple[Job, Way, int]] = [(job, "batched", size) for size in sizes]
+    theirs: list[tuple[Job, Way, int]] = [(job, "official", size) for size in sizes]
+    order = [*crews, *theirs, *crews[::-1]]  # machines drift: once before, once after
     if scaling:
         order = [(each, "batched", workers) for each in scaled(job)]
     runs = [
-        measure_apart(each, way, settings, judge=not scaling, workers=n, dtype=dtype)
-        for each, way, n in order
+        measure_apart(
+            each,
+            way,
+            settings,
+            judge=not scaling,
+            workers=size,
+            dtype=dtype,
+            part=part if way == "official" else (),
+        )
+        for each, way, size in order
     ]
     ways = [f"{way} x {n}" if n > 1 else way for _, way, n in order]
     lines = tuple(_line(way, r) for way, r in zip(ways, runs, strict=True))
@@ -268,8 +284,10 @@ def compare(
     if scaling:
         notes.append("no prompt may succeed, so that each costs the same")
     else:
-        notes += _ratios(ways[: len(crews)], runs)
-        notes.append("batched before and after official, ratios of the mean")
+        notes += _ratios(ways, runs, part)
+        notes.append("batched before and after official, ratios of the mean, per prompt")
+        if some < n:
+            notes.append(f"official on {some} of the {n} prompts, evenly spaced")
     if workers > 1:
         notes.append(f"x {workers}: in {workers} processes")
     if dtype != "fp32":
@@ -291,17 +309,23 @@ def _line(way: str, r: Run) -> Line:
     return Line((way,), figures)
 
 
-def _ratios(ways: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """Say how much faster each batched way is; it ran before the official one, and after it."""
-    official = runs[len(ways)]
-    for way, *ours in zip(ways, runs[: len(ways)], runs[::-1], strict=False):
-        wall, alone = (sum(getattr(r, key) for r in ours) / 2 for key in ("wall", "attack"))
-        same = sum(a == b for a, b in zip(ours[0].texts, official.texts, strict=True))
-        yield (
-            f"{way}: {official.wall / wall:.1f} times as fast as official, without start and "
-            f"loading {official.attack / alone:.1f} times, {same} of {official.prompts} adversarial "
-            "texts equal"
-        )
+def _ratios(ways: Sequence[str], runs: Sequence[Run], part: Sequence[int]) -> Iterator[str]:
+    """Say how much faster each batched way is per prompt than each official one, which ran in between."""
+    n = len(ways) // 3
+    theirs = dict(zip(ways[n : 2 * n], runs[n : 2 * n], strict=True))
+    for i, way in enumerate(ways[:n]):
+        ours = (runs[i], runs[-1 - i])
+        for name, official in theirs.items():
+            wall, alone = (
+                getattr(official, key) / official.prompts * 2
+                / sum(getattr(r, key) / r.prompts for r in ours)
+                for key in ("wall", "attack")
+            )  # fmt: skip
+            same = sum(ours[0].texts[k] == t for k, t in zip(part, official.texts, strict=True))
+            yield (
+                f"{way}: {wall:.1f} times as fast as {name}, without start and loading "
+                f"{alone:.1f} times, {same} of {official.prompts} adversarial texts equal"
+            )
 
 
 def scaled(job: Job) -> list[Job]:
@@ -324,9 +348,7 @@ def _main() -> None:
 
     order = json.load(sys.stdin)
     torch.set_num_threads(order["threads"])
-    one_of_several = order["way"] == "batched" and order["part"][0] > 0
-    console = Console(stderr=True, quiet=one_of_several)
-    with console.status("") as status:
+    with Console(stderr=True, quiet=order["quiet"]).status("") as status:
         settings = Settings.from_json(order["settings"])
         use(settings.device)
         settings = replace(

@@ -70,10 +70,10 @@ def latex(table: Table) -> str:
     table = unfolded(table)
     tabulars = "\n\n\\medskip\n".join(map(_tabular, side_by_side(table)))
     below = r" \par ".join(text.latex(line) for line in (table.legend, *table.notes) if line)
-    number = "" if table.number is None else f"\\setcounter{{table}}{{{table.number - 1}}}\n"
+    number = "" if table.number is None else f"% Table {table.number} of the paper\n"
     return (
-        "% \\usepackage{booktabs,multirow}\n\\begin{table}\n\\centering\n\\small\n"
-        f"{number}\\caption{{{text.latex(table.title)}}}\n\\smallskip\n{tabulars}\n\n"
+        f"{number}% \\usepackage{{booktabs,multirow}}\n\\begin{{table}}\n\\centering\n\\small\n"
+        f"\\caption{{{text.latex(table.title)}}}\n\\smallskip\n{tabulars}\n\n"
         f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n\\end{{table}}\n"
     )
 
