@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from zipfile import ZipFile
 
 import networks
 import numpy as np
@@ -244,13 +245,17 @@ def test_weights_that_do_not_fit(tmp_path, tiny) -> None:
     changed = whole | {"conv_in.weight": torch.zeros(1, 2), "new.bias": torch.zeros(3)}
     save_file(changed, tmp_path / "some.safetensors")
     save_file(tiny.pipe.text_encoder.state_dict(), tmp_path / "text.safetensors")
+    save_file(whole, tmp_path / "unet.safetensors")
     n = len(whole)
     with pytest.raises(
         SpecError, match=rf"unet: {n - 1} of {n + 1} tensors fit; .* not: conv_in.weight \(1, 2\)"
     ):
         load_part(tiny.pipe, "unet", tmp_path / "some.safetensors")
-    with pytest.raises(SpecError, match=r"unet: 0 of 36 tensors fit; the first that do not: emb"):
+    with pytest.raises(SpecError, match=r"unet: 0 of 36 tensors fit; the first that do not: emb.* of "
+                       "other parts of a model: a text encoder goes with --text-encoder"):  # fmt: skip
         load_part(tiny.pipe, "unet", tmp_path / "text.safetensors")
+    with pytest.raises(SpecError, match="text_encoder: 0 of .*: a denoiser goes with --unet"):
+        load_part(tiny.pipe, "text_encoder", tmp_path / "unet.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(
         whole.values(), load_model("tiny-random").pipe.unet.state_dict().values(), strict=True
     ))  # fmt: skip
@@ -283,6 +288,7 @@ def test_tensors_that_are_not_read_in_part(tmp_path, tiny) -> None:
             f"{copy}.{n}": t.clone() for copy in ("ema", "model") for n, t in whole.items()},
         "expected .*It looks like an inpainting denoiser: only text-to-image":
             whole | {"conv_in.weight": torch.zeros(len(whole["conv_in.bias"]), 9, 3, 3)},
+        r"step \(\) int64$": whole | {"step": torch.tensor(3)},  # a counter is no quantised weight
         "conv_in.weight .* int8.*Give weights that are not quantised":
             whole | {"conv_in.weight": whole["conv_in.weight"].to(torch.int8)},
     }  # fmt: skip
@@ -290,6 +296,16 @@ def test_tensors_that_are_not_read_in_part(tmp_path, tiny) -> None:
         save_file(files, tmp_path / "x.safetensors")
         with pytest.raises(SpecError, match=message):
             load_part(tiny.pipe, "unet", tmp_path / "x.safetensors")
+
+
+def test_sparse_weights_are_read(tmp_path, tiny) -> None:
+    """As pruning leaves them."""
+    name = "conv_in.bias"
+    pruned = torch.relu(tiny.pipe.unet.state_dict()[name])
+    torch.save({name: pruned.to_sparse()}, tmp_path / "x.pt")
+    fresh = tiny.copy()
+    assert load_part(fresh.pipe, "unet", tmp_path / "x.pt").changed == 1
+    assert torch.equal(fresh.pipe.unet.state_dict()[name], pruned)
 
 
 def damaged(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -311,6 +327,10 @@ def damaged(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
              "0x80.bin": b"\x80\x02", "index.json": b"{", "list.json": b"[]", "o.json": b"{}"}  # fmt: skip
     for name, content in texts.items():
         (folder / name).write_bytes(content)
+    np.savez(folder / "arrays.npz", a=np.zeros(2))
+    with ZipFile(folder / "packed.pt", "w") as archive:
+        archive.writestr("unet/config.json", "{}")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(folder / "program.pt")
     (folder / "loop.pt").symlink_to("loop.pt")
     for name in ("nothing", "odd", "two", "shard"):
         (folder / name).mkdir()
@@ -324,8 +344,11 @@ def damaged(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     (folder / "folder.pt").mkdir()
     return said | {
         "more.pt": "holds more than tensors: reading it means running what is in it",
-        "none.pt": "holds no tensors",
-        "bare.pt": "holds no tensors",
+        "none.pt": "holds no tensors with names: expected a state dict",
+        "bare.pt": "holds no tensors with names",
+        "arrays.npz": "it is numpy's: save the state dict",
+        "packed.pt": "it is an archive: unpack it",
+        "program.pt": "it is a TorchScript program: save the state dict",
         "empty.pt": "it is empty",
         "text.pt": "it is neither safetensors nor a torch file",
         "page.safetensors": "it is a web page",

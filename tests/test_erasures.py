@@ -347,6 +347,12 @@ def test_bad_deltas(cli, tmp_path) -> None:
             "error: bad.safetensors: it is not a readable safetensors"
         )
         assert said.err.strip().count("\n") == 0
+    (tmp_path / "bad.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    said = cli("apply", "bad.safetensors", "--model", "tiny-random", "--export", "m")
+    assert (said.code, "it is a pointer of git-lfs, not the" in " ".join(said.err.split())) == (
+        5,
+        True,
+    )
     (tmp_path / "loop").symlink_to("loop")
     said = cli("apply", "loop", "--model", "tiny-random", "--export", "m")
     assert (said.code, said.err.startswith("error: there is no delta at loop")) == (5, True)

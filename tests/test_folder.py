@@ -180,6 +180,20 @@ def test_depths_that_pillow_would_clip_are_unscored(tmp_path) -> None:
         assert UNSCORED not in open_image(path).info and open_image(path).mode == "RGB"
 
 
+def test_an_image_that_is_all_black_is_unscored(drawn) -> None:
+    """The library's own safety checker paints such, and so do weights that are not finite."""
+    for name, mode in (("church-002", "RGB"), ("church-004", "L"), ("church-006", "1")):
+        Image.new(mode, (64, 64)).save(drawn / f"{name}.png")
+    dark = Image.new("RGB", (64, 64))
+    dark.putpixel((9, 9), (0, 0, 1))
+    dark.save(drawn / "church-008.png")
+    result = judged(drawn)
+    odd = {row.id: row.detail["error"] for row in result.rows if row.success is None}
+    assert list(odd) == ["church-002", "church-004", "church-006"]
+    assert all("it is all black" in reason for reason in odd.values())
+    assert (result.measurements["asr"].n, result.measurements["asr"].unscored) == (47, 3)
+
+
 def test_a_photograph_is_judged_upright(tmp_path) -> None:
     upright = Image.new("RGB", (40, 20), "red")
     upright.paste("blue", (0, 0, 20, 20))
@@ -276,6 +290,17 @@ def test_order_can_be_asked_for() -> None:
         match(counted, of)
     found = match(counted, of, in_order=True)
     assert (found.rule, found.files["4"].name) == ("order", "3.png")
+
+
+def test_hidden_files_are_no_images(drawn, tmp_path) -> None:
+    """A Mac leaves "._a.png" beside a.png on other disks and in archives."""
+    (drawn / "._church-001.png").write_bytes(b"\0\5\x16\7")
+    assert plan_folder(drawn, "church", limit=FIRST)[1].rule == "id"
+    only = tmp_path / "only"
+    (only / "__MACOSX").mkdir(parents=True)
+    (only / "__MACOSX" / "._a.png").touch()
+    with pytest.raises(SpecError, match="there are none$"):
+        find_images(only)
 
 
 def test_order_is_as_people_count(tmp_path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench import AssetError, Concept, Prompt, SpecError
-from bench.models import delta, load_model, loading
+from bench.models import delta, load_model, loading, save_folder
 from bench.plan.plan import erasure_cell
 from bench.plugins.registry import Ref
 from bench.sources.catalog import HUB_FILES, model_info, revision, settle
@@ -52,6 +52,39 @@ def test_what_is_no_model(tmp_path, tiny) -> None:
         SpecError, match="mine is no diffusers model: expected a folder with model_i"
     ):
         model_info("mine")
+
+
+def test_a_folder_that_is_no_model_says_what_to_give(tmp_path, tiny) -> None:
+    """The hub's cache, a folder above, a training's checkpoint, a part, an erasure."""
+    save_folder(tiny.pipe, tmp_path / "above" / "mine")
+    shutil.copytree(tmp_path / "above" / "mine", tmp_path / "models--me--x" / "snapshots" / "0a")
+    unet = tmp_path / "above" / "mine" / "unet"
+    shutil.copytree(unet, tmp_path / "checkpoint-500" / "unet")
+    (tmp_path / "erasure").mkdir()
+    (tmp_path / "erasure" / "delta.safetensors").touch()
+    said = {
+        tmp_path / "above": r"above.mine has one: give that$",
+        tmp_path / "models--me--x": r"snapshots.0a has one: give that$",
+        tmp_path / "checkpoint-500": "a denoiser or text encoder alone goes with --unet or",
+        unet: "a denoiser or text encoder alone goes with --unet or --text-encoder$",
+        tmp_path / "erasure": "`bench apply FOLDER --export MODEL`$",
+    }
+    for folder, message in said.items():
+        expected = f"no diffusers model: it has no model_index.json; .*{message}"
+        with pytest.raises(SpecError, match=expected):
+            model_info(str(folder))
+
+
+@pytest.mark.filterwarnings("error")
+def test_settings_of_old_schedulers_are_mended_in_silence(tmp_path, tiny) -> None:
+    save_folder(tiny.pipe, tmp_path / "old")
+    place = tmp_path / "old" / "scheduler" / "scheduler_config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(
+        json.dumps({k: v for k, v in settings.items() if k not in ("clip_sample", "steps_offset")})
+    )
+    mended = load_model(str(tmp_path / "old")).pipe.scheduler.config
+    assert (mended.clip_sample, mended.steps_offset) == (False, 1)
 
 
 def change(path: Path, **values: object) -> None:

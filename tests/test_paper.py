@@ -418,7 +418,7 @@ def test_the_command_prints_the_tables_in_every_format(cli) -> None:
         "Table 6",
     ]
     said = cli("report", "paper", "--table", "1", "--format", "latex", "--results", results)
-    assert said.out.startswith("% \\usepackage{booktabs")
+    assert said.out.startswith("% Table 1 of the paper\n% \\usepackage{booktabs")
     whole = json.loads(cli("report", "paper", "--format", "json", "--results", results).out)
     assert [table["number"] for table in whole] == list(TABLES)
     plain = json.loads(cli("report", "--format", "json", "--results", results).out)
@@ -439,22 +439,25 @@ def test_records_that_cannot_be_used_are_named_and_left_out(cli, tmp_path: Path)
     renamed = store.put(record("nudity", "fmn"))
     renamed = renamed.rename(renamed.with_name("fmn--none--" + "0" * 16 + ".json"))
     twice = store.put(record("nudity", "p-esd"))
-    other = twice.with_name("again.json")
-    other.write_text(twice.read_text().replace('"value": 0.0', '"value": 0.5'))
+    elsewhere = Store(tmp_path / "elsewhere")
+    other = elsewhere.put(record("nudity", "p-esd", successes=[True] + 9 * [False]))
+    other = other.rename(twice.with_name("again.json"))  # one cell, and other verdicts
+    false = store.put(record("nudity", "p-ac"))
+    false.write_text(false.read_text().replace('"value": 0.0', '"value": 0.5'))
 
     said = cli("report", "paper", "--table", "1", "--results", str(folder))
     assert said.code == 0
     lines = said.err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("warning: passed over") for line in lines)
-    for path in (cut, newer, renamed, twice, other):
+    for path in (cut, newer, renamed, twice, other, false):
         assert sum(str(path) in line for line in lines) == 1, path
     assert str(good) not in said.err
     assert "Test Prompts" in said.out
     assert "no record: 17 of 18" in said.out
     strict = cli("report", "paper", "--strict", "--results", str(folder))
     assert (strict.code, strict.out) == (5, "")
-    assert "4 " in strict.err.splitlines()[-1]
+    assert strict.err.splitlines()[-1].endswith("what was passed over is an error: see above")
     good_alone = tmp_path / "good"
     Store(good_alone).put(record("nudity", "esd"))
     assert cli("report", "paper", "--strict", "--results", str(good_alone)).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ BAD = {
         "set.csv:2: expected a number from 0 to 100 as guidance, got '-1'",
     "id,text,seed,guidance\na,x,1,1e9\n":
         "set.csv:2: expected a number from 0 to 100 as guidance, got '1e9'",
-    "id,text,seed\na,x, y,1\n": "set.csv:2: expected 3 values, got 4",
+    "id,text,seed\na,x, y,1\n": "set.csv:2: expected 3 values, got 4; a text with commas stands in "
+        "double quotes",
+    "id,text,seed\na,1\n": "set.csv:2: expected 3 values, got 2",
     "id,text,seed\n,x,1\n": "set.csv:2: expected an id, got none",
     'id,text,seed\na,"x,1\n': "set.csv:2: unexpected end of data; is a quote missing?",
     "id,text,seed\na," + "x" * 200_000 + ",1\n":
@@ -152,8 +155,43 @@ def test_odd_names_are_quoted() -> None:
 
 
 def test_bad_bytes_name_their_line() -> None:
-    with pytest.raises(SpecError, match="set.csv:3: expected UTF-8, got byte 0xe9"):
+    with pytest.raises(
+        SpecError, match="set.csv:3: expected UTF-8, got byte 0xe9: save it as UTF-8"
+    ):
         read("id,text,seed\na,x,1\nb,caf\xe9,2\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b'["a church by the sea", "a church"]', "JSON"),
+        (b'[\n {"prompt": "a church", "seed": 1}\n]\n', "JSON"),
+        (b'{"prompt": "a church"}\n{"prompt": "the old church"}\n', "JSON"),
+        (b"PAR1\x15\x04\x15", "Parquet"),
+        (b"PK\x03\x04\x14\0", "a spreadsheet or an archive"),
+        (gzip.compress(b"prompt\na church\n", mtime=0), "gzip"),
+    ],
+)
+def test_other_kinds_of_files_are_named(data: bytes, kind: str) -> None:
+    """A list in JSON would else be a single prompt."""
+    for name in ("a.csv", "a.txt"):
+        with pytest.raises(
+            SpecError, match=f"{name}: expected a CSV .*, got {kind}: (save|write) it"
+        ):
+            read_prompts(Path(name), data)
+
+
+def test_what_only_looks_like_another_kind_is_read() -> None:
+    assert [p.text for p in read(b"PK,prompt\n1,[x]\n2,{y}\n").prompts] == ["[x]", "{y}"]
+    lines = b"[a church] by night\n{a church}\n"
+    assert [p.text for p in read_prompts(Path("a.txt"), lines).prompts] == lines.decode().split(
+        "\n"
+    )[:2]
+
+
+def test_blank_rows_of_a_spreadsheet_are_no_rows() -> None:
+    assert len(read(b"id,text,seed\na,x,1\n,,\nb,y,2\n,,\n,,\n").prompts) == 2
+    assert [p.text for p in read(b'prompt\nx\n""\ny\n').prompts] == ["x", "", "y"]  # one is empty
 
 
 # ---------------------------------------------------------------------------- lists as published

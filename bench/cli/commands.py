@@ -255,9 +255,9 @@ def judge_(
 
     A file is named by its prompt's id: church-001.png, 12.png, 12_0.png, or
     COCO_val2014_000000000042.jpg. Otherwise there must be as many files as
-    prompts, and they are paired in order. A prompt whose image is missing or
-    cannot be read is unscored. The record is like that of a run, its method is
-    called "images". Images are neither copied nor shown.
+    prompts, and they are paired in order. A prompt whose image is missing,
+    cannot be read or is all black is unscored. The record is like that of a
+    run, its method is called "images". Images are neither copied nor shown.
 
     Example: bench judge my-images --task church --world photo --label rival
     """

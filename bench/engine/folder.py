@@ -132,13 +132,18 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise SpecError(f"{folder}: expected a folder of images, there is none")
-    inside = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    inside = [p for p in folder.iterdir() if _is_image(p) and p.is_file()]
     if not inside:
         kinds = ", ".join(sorted(SUFFIXES))
-        deeper = sum(p.suffix.lower() in SUFFIXES for p in folder.rglob("*"))
+        deeper = sum(map(_is_image, folder.rglob("*")))
         hint = f"; {deeper} lie in folders inside it, judge each of these" if deeper else ""
         raise SpecError(f"{folder}: expected images ({kinds}), there are none{hint}")
     return sorted(inside, key=_counted)
+
+
+def _is_image(path: Path) -> bool:
+    """Say whether a name is an image's; beside each image macOS may leave a hidden "._NAME"."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def world_of(files: Sequence[Path]) -> World:
@@ -184,7 +189,7 @@ def match(files: Sequence[Path], task: Task, *, in_order: bool = False) -> Match
 def judge_images(job: Job, matched: Matched, settings: Settings) -> Record:
     """Return the record of images that are there already, judged as a run judges its own.
 
-    An image that is missing or cannot be read is unscored, with the reason in its row.
+    An image that is missing, cannot be read or is all black is unscored, with the reason in its row.
     """
     try:
         return _judged(job.cell, job.task, matched, settings)
@@ -232,7 +237,10 @@ def open_image(path: Path | None) -> Image.Image:
         with Image.open(path) as image:
             if image.mode not in _DEPTHS:
                 raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            if upright.getbbox() is None:  # nothing was drawn, so nothing says what was erased
+                raise ValueError("it is all black: blacked out by a filter, or not finite")
+            return upright
     except Exception as exc:  # every kind of damage has an exception of its own
         nothing = Image.new("RGB", (SMALL, SMALL))
         nothing.info[UNSCORED] = f"{path.name}: {exc}" if path else str(exc)

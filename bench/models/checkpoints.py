@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,10 @@ _ELSEWHERE = {
         "vae", "first_stage_model", "unet", "diffusion_model", "model_ema", "vision_model",
     },
 }  # fmt: skip
+_OTHER_FLAG = {
+    "unet": "a text encoder goes with --text-encoder",
+    "text_encoder": "a denoiser goes with --unet",
+}
 # The noise schedule and counters of CompVis's code, a buffer of transformers 4, CLIP's other tensors.
 _NO_WEIGHTS = re.compile(
     r"(^|\.)(betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor"
@@ -141,7 +146,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for file in weight_files(path):
         tensors |= _flat(_read(file))
     if not tensors:
-        raise SpecError(f"{path} holds no tensors")
+        raise SpecError(f"{path} holds no tensors with names: expected a state dict")
     return tensors
 
 
@@ -166,9 +171,11 @@ def _read(path: Path) -> Any:
             head = stream.read(64)
             if head[8:9] == b"{":
                 return load_file(path)
-            if head[:2] == b"PK" and path.suffix != ".safetensors":  # torch.load goes by the ending
+            kind = _archive(path) if head[:2] == b"PK" else ""
+            packed = head[:2] == b"PK" and not kind
+            if packed and path.suffix != ".safetensors":  # torch.load goes by the ending
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if head[:2] == b"PK" or head[:1] == b"\x80":
+            if packed or head[:1] == b"\x80":
                 stream.seek(0)
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
@@ -182,9 +189,27 @@ def _read(path: Path) -> Any:
         raise SpecError(f"{path} is not a readable file of tensors: {first_line(exc)}") from exc
     except Exception as exc:  # for a damaged file torch raises any type
         raise SpecError(f"{path} is a damaged torch file: {first_line(exc)}") from exc
-    kinds = [words for beginning, words in _BEGINNINGS if head.lstrip().startswith(beginning)]
-    what = kinds[0] if kinds else "neither safetensors nor a torch file" if head else "empty"
-    raise SpecError(f"{path} is not a readable file of tensors: it is {what}")
+    raise SpecError(f"{path} is not a readable file of tensors: it is {kind or what_is(head)}")
+
+
+def what_is(head: bytes) -> str:
+    """Say what a file is that holds no tensors, by its first bytes."""
+    kinds = (words for beginning, words in _BEGINNINGS if head.lstrip().startswith(beginning))
+    return next(kinds, "neither safetensors nor a torch file" if head else "empty")
+
+
+def _archive(path: Path) -> str:
+    """Say what a zip file is that is not one of torch's; what is damaged is left to torch."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            names = {name.rpartition("/")[2] for name in opened.namelist()}
+    except zipfile.BadZipFile:
+        return ""
+    if "constants.pkl" in names:
+        return "a TorchScript program: save the state dict of its model as safetensors"
+    if any(name.endswith(".npy") for name in names):
+        return "numpy's: save the state dict as safetensors"
+    return "" if "data.pkl" in names else "an archive: unpack it"
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -192,7 +217,8 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, value in data.items() if isinstance(data, Mapping) else ():
         if isinstance(value, Tensor):
-            found[_WRAPPERS.sub("", f"{prefix}{key}")] = value
+            dense = value if value.layout == torch.strided else value.to_dense()
+            found[_WRAPPERS.sub("", f"{prefix}{key}")] = dense
         elif isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
     return found
@@ -248,8 +274,10 @@ def _misfit(
     for pattern, kind, advice in _LAYOUTS:
         if any(re.search(pattern, key) for key in unfit):
             return f"{text}. It looks like {kind}: {advice}"
-    if any(not given[key].is_floating_point() for key in unfit):
+    if any(form and not given[key].is_floating_point() for key, form in unfit.items()):
         return f"{text}. Give weights that are not quantised"
+    if elsewhere == len(given):
+        return f"{text}. They are of other parts of a model: {_OTHER_FLAG[part]}"
     if any(given[key].shape[1:2] == (9,) and "conv_in" in key for key in unfit):
         return f"{text}. It looks like an inpainting denoiser: only text-to-image can be judged"
     return text

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bench.core.digest import UNCHANGED
 from bench.errors import ContractError, StoreError
-from bench.models.checkpoints import bare
+from bench.models.checkpoints import bare, what_is
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS
 
@@ -388,7 +388,10 @@ def from_file(path: Path) -> Delta:
         StoreError: The file is damaged.
     """
     try:
-        return from_bytes(path.read_bytes())
+        data = path.read_bytes()
+        if data[8:9] != b"{":
+            raise StoreError(f"it is not a readable safetensors file: it is {what_is(data[:64])}")
+        return from_bytes(data)
     except (OSError, StoreError) as exc:
         raise StoreError(f"{path}: {exc}") from exc
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,13 @@ def load_folder(
 
 def pipeline(**parts: Any) -> StableDiffusionPipeline:
     """Return a pipeline of parts, without the safety checker."""
-    return StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    with (
+        warnings.catch_warnings()
+    ):  # old settings of a scheduler it mends itself, and prints them all
+        warnings.simplefilter("ignore", FutureWarning)
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
 
 
 def _module(part: str, folder: Path) -> nn.Module:

@@ -29,6 +29,8 @@ def check(folder: Path) -> int:
     Raises:
         SpecError: It is another kind of model, or a file that drawing needs is missing.
     """
+    if not (folder / "model_index.json").exists() and (hint := _hint(folder)):
+        raise SpecError(f"{folder} is no diffusers model: it has no model_index.json; {hint}")
     index = _json(folder / "model_index.json", folder)
     kind = str(index.get("_class_name"))
     if not kind.startswith("StableDiffusionPipeline"):
@@ -60,6 +62,22 @@ def check(folder: Path) -> int:
             f"{folder}/unet/config.json: expected 8 or more as sample_size, got {side!r}"
         )
     return side
+
+
+def _hint(folder: Path) -> str:
+    """Say what a folder without ``model_index.json`` may be meant for."""
+    for depth in ("*", "snapshots/*"):  # the hub's cache has the latter
+        if inside := sorted(folder.glob(f"{depth}/model_index.json")):
+            return f"{inside[0].parent} has one: give that"
+    if (folder / "delta.safetensors").exists():
+        return "an erasure is first put on its model: `bench apply FOLDER --export MODEL`"
+    if all((folder / part).is_dir() for part in PARTS):
+        return ""
+    try:
+        weight_files(folder / "unet" if (folder / "unet").is_dir() else folder)
+    except SpecError:
+        return ""
+    return "a denoiser or text encoder alone goes with --unet or --text-encoder"
 
 
 def class_of(index: dict[str, Any], part: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -213,6 +214,11 @@ def read_table(
         names = _first(content, separator)
         if wanted & set(map(_plain, names)):
             return _with_header(path, content, separator, column, texts)
+    if _is_json(content):
+        raise SpecError(
+            f"{path}: expected a CSV file or one prompt per line, got JSON: write it as a CSV file with "
+            "a column prompt"
+        )
     names = [name for name in _first(content, ",") if name]
     if column or not _is_list(path, names):
         known = [shown(column)] if column else texts or ["text", "prompt"]
@@ -245,7 +251,8 @@ def _with_header(
         names += [""] if _all_whole(row[-1] for row in rows) else []
     for row, end in zip(rows, ends, strict=True):
         if len(row) != len(names):
-            raise SpecError(f"{path}:{end}: expected {len(names)} values, got {len(row)}")
+            hint = "; a text with commas stands in double quotes" if len(row) > len(names) else ""
+            raise SpecError(f"{path}:{end}: expected {len(names)} values, got {len(row)}{hint}")
     if not rows:
         raise SpecError(f"{path}: the prompt set is empty")
     places: dict[str, int] = {}
@@ -311,6 +318,17 @@ def _is_list(path: Path, first: Sequence[str]) -> bool:
     return path.suffix == ".txt" or sentence or any(cell.strip().isdecimal() for cell in first)
 
 
+def _is_json(content: str) -> bool:
+    """Return whether a file is a list or an object of JSON, or has such an object on each line."""
+    for text in (content, content.strip().partition("\n")[0]):
+        try:
+            if isinstance(json.loads(text), list | dict):
+                return True
+        except (ValueError, RecursionError):
+            continue
+    return False
+
+
 def _first(content: str, separator: str) -> list[str]:
     """Return the cells of the first line that is not empty."""
     return _cells(next(filter(None, _split(content)), ""), separator)
@@ -367,14 +385,23 @@ def _hub_numbers(path: Path, rows: tuple[Prompt, ...]) -> list[int]:
     return list(range(len(rows)))
 
 
+_PACKED = (
+    (b"PAR1", "Parquet"),
+    (b"PK\x03\x04", "a spreadsheet or an archive"),
+    (b"\x1f\x8b", "gzip"),
+)
+
+
 def _decoded(path: Path, data: bytes) -> str:
+    if kind := next((kind for beginning, kind in _PACKED if data.startswith(beginning)), ""):
+        raise SpecError(f"{path}: expected a CSV or a text file, got {kind}: save it as CSV")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         got = f"byte {data[exc.start]:#04x}" if exc.start < len(data) else "its end"
-        raise SpecError(f"{path}:{line}: expected UTF-8, got {got}") from exc
+        raise SpecError(f"{path}:{line}: expected UTF-8, got {got}: save it as UTF-8") from exc
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise SpecError(f"{path}:{line}: expected UTF-8, got a NUL byte: this is no text file")
@@ -382,9 +409,12 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def _lines(path: Path, reader: Any) -> Iterator[list[str]]:
-    """Yield rows that are not blank; a quote that is never closed names its line."""
+    """Yield rows that are not blank; a quote that is never closed names its line.
+
+    Spreadsheets write a blank row as commas; a single empty cell is a row with an empty text.
+    """
     try:
-        yield from (row for row in reader if row)
+        yield from (row for row in reader if len(row) == 1 or any(row))
     except csv.Error as exc:
         raise SpecError(f"{path}:{reader.line_num}: {exc}; is a quote missing?") from exc
 
