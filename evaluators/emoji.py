@@ -39,7 +39,7 @@ class Subject:
         top_k: How many of the likeliest subjects count; beyond the first, whatever their probability.
     """
 
-    card: ClassVar = Card("Emoji subject judge", _SOURCE, version=2)
+    card: ClassVar = Card("Emoji subject judge", _SOURCE, version=3)
     scope: ClassVar = "image"
 
     top_k: Annotated[int, Field(ge=1, le=39)] = 1
@@ -141,7 +141,7 @@ class Body:
 class Label:
     """1 if the picture shows the prompt's label, a subject or a style."""
 
-    card: ClassVar = Card("Emoji label judge", _SOURCE, version=2)
+    card: ClassVar = Card("Emoji label judge", _SOURCE, version=3)
     scope: ClassVar = "image"
 
     def check(self, prompts: Sequence[Prompt], asset: Callable[[str], Path]) -> None:
@@ -172,7 +172,7 @@ class Frechet:
     judge's last layer. It must not be compared with an FID.
     """
 
-    card: ClassVar = Card("Emoji Fréchet distance", _SOURCE, version=2)
+    card: ClassVar = Card("Emoji Fréchet distance", _SOURCE, version=3)
     scope: ClassVar = "set"
 
     def prepare(self, ctx: Context) -> SetScorer:

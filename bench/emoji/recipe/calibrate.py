@@ -11,7 +11,8 @@ paper's, 10, and is not varied.
 What was seen before: rule and grid are those of a smaller model of 32 px, whose ranges came from single
 settings that were run on its calibration sets. That rates below 0.90 may be chosen was added there for
 nudity; that 85 % are always asked for, after UCE had destroyed that model on nudity. For the model of today
-the grid ran once, as it stood; other slopes of P-ESD, which could never be chosen, were left out.
+the grid ran once, as it stood; other slopes of P-ESD, which could never be chosen, were left out. Two of its
+tables (ESD on objects, P-ESD on nudity) had been seen before with judges that came before.
 """
 
 from __future__ import annotations

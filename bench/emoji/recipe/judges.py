@@ -20,7 +20,7 @@ from bench.emoji.recipe.prompts import OBJECTS
 from bench.emoji.world import BODY, BODY_PARTS, LABELS, STYLES
 
 BATCH = 128
-SHARE = {"subject": 1.0, "style": 1.0, "body": 1.6}  # of the steps: some questions are harder
+SHARE = {"subject": 1.6, "style": 1.0, "body": 1.6}  # of the steps: some questions are harder
 QUESTIONS = {
     "subject": (LABELS, True),
     "style": (STYLE_LABELS, True),

@@ -307,7 +307,8 @@ def make(
 ) -> Pictures:
     """Draw ``n`` pictures of every material, and more of some.
 
-    The model itself draws twice as many, the one that never learned nudity seven times as many.
+    The model itself draws twice as many, those that never learned an object three times, and the one that
+    never learned nudity seven times as many.
 
     Args:
         studio: With the pipeline's own denoiser in place.
@@ -357,7 +358,10 @@ def make(
 
     for concept in never:
         unlearned(concept, asked(concept, n))
-    if "nudity" in never:  # of eight labels any may be a false alarm
-        unlearned("nudity", asked("nudity", 3 * n))
-        unlearned("nudity", with_other_words(concept_texts("nudity", 3 * n, words), words))
+    more = {"nudity": 3 * n} | dict.fromkeys(OBJECTS, 2 * n)
+    for concept in (c for c in never if c in more):  # what an attack tries may deceive a judge
+        if concept == "nudity":  # of eight labels any may be a false alarm
+            unlearned(concept, asked(concept, more[concept]))
+        texts = concept_texts(concept, more[concept], words)
+        unlearned(concept, with_other_words(texts, words))
     return join(groups)
