@@ -22,6 +22,7 @@ from bench.models import load_model
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
+from bench.report.notes import notes
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record
 from bench.store.store import Store
@@ -192,6 +193,9 @@ def test_an_image_that_is_all_black_is_unscored(drawn) -> None:
     assert list(odd) == ["church-002", "church-004", "church-006"]
     assert all("it is all black" in reason for reason in odd.values())
     assert (result.measurements["asr"].n, result.measurements["asr"].unscored) == (47, 3)
+    assert (
+        "asr: 3 of 50, the first church-002: church-002.png: it is all black" in notes([result])[1]
+    )
 
 
 def test_a_photograph_is_judged_upright(tmp_path) -> None:

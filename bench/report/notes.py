@@ -65,13 +65,22 @@ def _unscored(records: Sequence[Record], who: Who) -> Iterator[str]:
         some, pronoun = counted(total, "image"), "it counts" if total == 1 else "they count"
         yield f"{some} could not be scored; {pronoun} neither as erased nor as not erased"
     many = [
-        f"{who(r)}, {metric}: {m.unscored} of {m.n + m.unscored}"
+        f"{who(r)}, {metric}: {m.unscored} of {m.n + m.unscored}{_why(r, metric)}"
         for r in records
         for metric, m in r.measurements.items()
         if "unscored" in measured(m).flags
     ]
     if many:
         yield "? more than 5 % could not be scored: " + "; ".join(many)
+
+
+def _why(r: Record, metric: str) -> str:
+    """Return the first reason why the judge could not score an image, if a row has one."""
+    if metric == next(iter(r.measurements)):
+        for row in r.rows:
+            if reason := row.own_detail.get("error") or row.detail.get("error"):
+                return f", the first {row.id}: {reason!s:.100}"
+    return ""
 
 
 def _not_attacked(records: Sequence[Record], who: Who) -> Iterator[str]:
