@@ -11,10 +11,10 @@ paper's, 10, and is not varied.
 What was seen before: rule and grid are those of a smaller model of 32 px, whose ranges came from single
 settings that were run on its calibration sets. That rates below 0.90 may be chosen was added there for
 nudity; that 85 % are always asked for, after UCE had destroyed that model on nudity. For the model of today
-the grid ran once, as it stood; other slopes of P-ESD, which could never be chosen, were left out. Two of its
-tables (ESD on objects, P-ESD on nudity) had been seen before with judges that came before. Added after the
-others had run: UCE's scales 0.03 and 0.1 on objects, as none of the others kept 85 %, and AC's rates 2e-4 and
-4e-4 on nudity, as the highest of the others had been chosen.
+the grid ran once, as it stood; other slopes of P-ESD, which could never be chosen, were left out. Two of
+its tables (ESD on objects, P-ESD on nudity) had been seen before, with earlier judges. Added after the rest
+had run: UCE's scales 0.03 and 0.1 on objects, as none of the others kept 85 %, and AC's rates 2e-4 and 4e-4
+on nudity, as the highest of the others had been chosen.
 """
 
 from __future__ import annotations
