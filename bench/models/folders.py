@@ -63,9 +63,7 @@ def load_folder(
 
 def pipeline(**parts: Any) -> StableDiffusionPipeline:
     """Return a pipeline of parts, without the safety checker."""
-    with (
-        warnings.catch_warnings()
-    ):  # old settings of a scheduler it mends itself, and prints them all
+    with warnings.catch_warnings():  # it mends old settings of a scheduler, and prints them all
         warnings.simplefilter("ignore", FutureWarning)
         return StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
