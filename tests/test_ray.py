@@ -122,7 +122,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch, ray, caplog) -> No
     assert [len(record.rows) for record, _ in found] == [3, 3]
     assert kept
     assert re.search(
-        r"0 of 2 cells; 1: church · none · seed-search · attack \d of 3", said.getvalue()
+        r"0 of 2 cells; 1: church · none · seed-search · rounds \d+ of 40", said.getvalue()
     )
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())  # not again
     (line,) = [record.getMessage() for record in caplog.records]

@@ -71,8 +71,8 @@ def drop_row(raw) -> None:
 
 
 CHANGES = {
-    "value": (put("measurements", "asr", "value", to=0.5), "asr 0.5 .* its rows give 0.1"),
-    "interval": (put("measurements", "asr", "high", to=0.3), "asr 0.1 .* its rows give 0.1"),
+    "value": (put("measurements", "asr", "value", to=0.5), r"asr 0\.5 .* its rows give 0\.[0-4]"),
+    "interval": (put("measurements", "asr", "high", to=0.3), r"-0\.300\] .* its rows give 0\.[0-4]"),
     "n": (put("measurements", "asr", "n", to=49), "its rows give"),
     "verdict": (flip_verdict, "1 verdicts do not follow from their scores"),
     "row": (drop_row, "expected 50 rows, got 49"),

@@ -333,7 +333,7 @@ def show(
 
     Example: bench show methods p-esd
 
-    Example: bench show 3444a475 --results results/reference --out church.png
+    Example: bench show d8e62f3f --results results/reference --out church.png
     """
     if what in list(What):
         if name is None:
