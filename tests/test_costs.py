@@ -154,7 +154,12 @@ def test_committed_cells_are_predicted_from_the_others() -> None:
             for stage, _, each in measured(r, fresh=n == 0):
                 amount = 1 if stage == "erase" else r.cell.prompts
                 guess, _ = known.rate(stage, r.cell)
-                assert guess is not None
+                if guess is None:  # nobody knows what erasing costs by a method that ran once
+                    others = [
+                        k for k in models if models[k][0].cell.method.name == r.cell.method.name
+                    ]
+                    assert (stage, others) == ("erase", [key])
+                    continue
                 real, said = real + amount * each, said + amount * guess
                 ratios.append(guess / each)
     assert 0.7 < said / real < 1.3
