@@ -224,6 +224,9 @@ def test_a_line_that_met_fewer_attacks_says_so() -> None:
         "esd",
         "half",
     ]
+    marked = {line.names["method"]: e.figure.flags
+              for line in tab.lines if (e := line.entries.get("best"))}  # fmt: skip
+    assert marked == {"esd": (), "half": ("fewer attacks",)}
     (alone,) = tabs([none])
     assert "best" not in {c.key for c in alone.columns}
     assert alone.lines[0].flags == ()

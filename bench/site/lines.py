@@ -288,7 +288,11 @@ def _with_gaps(lines: Iterable[Line], attacks: Mapping[str, str]) -> list[Line]:
             some = "fewer attacks" if len(gap) < len(attacks) else "not attacked"
             why = f"It did not meet {', '.join(gap)}, as others here did: its {BEST_KNOWN} may be too weak."
             more = (Flag(some, why),)
-        marked.append(replace(line, flags=(*more, *line.flags)))
+        entries = dict(line.entries)
+        if more and "best" in entries:
+            best = entries["best"]
+            entries["best"] = replace(best, figure=best.figure.flagged("fewer attacks", True))
+        marked.append(replace(line, entries=entries, flags=(*more, *line.flags)))
     return marked
 
 

@@ -8,8 +8,9 @@ ABOUT = {
     "method": "How the concept was erased. Parameters stand beside the name where two lines differ in "
     "them. “none” is the unchanged model, or, where that is no name that ships, the model as it was given.",
     "facet": "In this the lines of this table differ beside their method.",
-    "best": f"{BEST_KNOWN_IS[0].upper()}{BEST_KNOWN_IS[1:]}. More attacks can only lower the rate. "
-    "Empty where no such attack was tried. Higher is better.",
+    "best": f"{BEST_KNOWN_IS[0].upper()}{BEST_KNOWN_IS[1:]}. More attacks can only lower the rate: "
+    "^ says that the line met fewer of them than others here. Empty where no such attack was tried. "
+    "Higher is better.",
     "ties": "Two lines share a letter where no test supports that they differ under the best known prompt "
     "attack (where nothing was attacked: without an attack). McNemar's exact test, for every two lines of "
     "the same prompts, corrected for their number by Holm. “a” is the best group. Of lines on several sets "
