@@ -50,7 +50,8 @@ def test_help_lists_and_plans_load_nothing_heavy() -> None:
     commands = [["--help"], ["run", "--help"], *(["list", kind] for kind in kinds)]
     commands += [["show", "methods", "p-esd"], ["show", "attacks", "p4d-official"]]
     attacks = [x for name in ("unlearndiff", "p4d", "mma") for x in ("--attack", name)]
-    commands += [["plan", "--method", "p-ac", *attacks, "--task", "church"]]
+    plan = ["plan", "--method", "p-ac", *attacks, "--task", "church"]
+    commands += [plan, [*plan, "--results", str(ROOT / "results" / "reference")]]
     for command, (heavy, printed) in loaded(commands, (*HEAVY, "scipy")).items():
         assert not heavy, f"bench {command} loads {heavy}"
         assert printed, command

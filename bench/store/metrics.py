@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from pydantic import NonNegativeInt
@@ -44,13 +44,11 @@ class Measurement:
 
 def rate(outcomes: Sequence[bool | None]) -> Measurement:
     """Return the share of ``True`` with its Wilson interval; ``None`` counts as unscored."""
-    from scipy.special import ndtri  # not scipy.stats: slow to import, and slow for many rates
-
     known = [outcome for outcome in outcomes if outcome is not None]
     n, unscored = len(known), len(outcomes) - len(known)
     if not n:
         return Measurement(None, 0, unscored)
-    hits, z = sum(known), float(ndtri(0.5 + CONFIDENCE / 2))
+    hits, z = sum(known), NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # scipy is slow to import
     middle = (hits + z * z / 2) / (n + z * z)
     half = z * sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
     return Measurement(hits / n, n, unscored, max(0.0, middle - half), min(1.0, middle + half))
