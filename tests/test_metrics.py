@@ -32,6 +32,14 @@ def test_any_of_three_values() -> None:
         assert any_of(values) is expected
 
 
+def test_an_interval_holds_its_rate_to_the_last_bit() -> None:
+    for n in range(1, 300):
+        for hits in {0, 1, n // 2, n - 1, n}:
+            m = rate([True] * hits + [False] * (n - hits))
+            for each in (m, complement(m)):
+                assert 0 <= each.low <= each.value <= each.high <= 1
+
+
 def test_nothing_scored_is_no_rate() -> None:
     assert rate([None, None]).value is None
     assert rate([None, None]).unscored == 2

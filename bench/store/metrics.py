@@ -51,7 +51,8 @@ def rate(outcomes: Sequence[bool | None]) -> Measurement:
     hits, z = sum(known), NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # scipy is slow to import
     middle = (hits + z * z / 2) / (n + z * z)
     half = z * sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
-    return Measurement(hits / n, n, unscored, max(0.0, middle - half), min(1.0, middle + half))
+    share, low, high = hits / n, max(0.0, middle - half), min(1.0, middle + half)
+    return Measurement(share, n, unscored, min(low, share), max(high, share))  # if rounding differs
 
 
 def any_of(outcomes: Iterable[bool | None]) -> bool | None:
