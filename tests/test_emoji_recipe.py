@@ -311,3 +311,24 @@ def test_outside_is_the_surprise_at_what_is_not_allowed() -> None:
     allowed = torch.tensor([[True, False, True]])
     p = logits.softmax(1)[0]
     assert judges._outside(logits, allowed) == pytest.approx(-float((p[0] + p[2]).log()), abs=1e-5)
+
+
+def test_the_recipe_refuses_at_once_what_would_fail_after_hours(tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from bench.emoji.recipe.__main__ import app
+
+    def said(*more: str) -> str:
+        found = CliRunner().invoke(
+            app, ["--work", f"{tmp_path}/w", "--out", f"{tmp_path}/o", *more]
+        )
+        assert found.exit_code == 2, found.output
+        return " ".join(found.output.replace("│", " ").split())
+
+    assert "expected one of" in said("--without", "church", "--without", "fox")
+    assert "5000" in said("--scenes", "4000")
+    assert "no folder text_encoder" in said("--words", str(tmp_path))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "steps.json").write_text('{"scenes": 1}')
+    assert "was begun with other sizes, {'scenes': 1}" in said()
+    assert [p.name for p in tmp_path.rglob("*")] == ["w", "steps.json"]

@@ -35,7 +35,7 @@ COMMON = 0.6
 what follows may leave out any of them."""
 SOFTENED = 16_000
 """How many scenes the judges see softened, too."""
-PER_MATERIAL = 1500
+FEWEST_SCENES = HELD_OUT + 1000
 _USUAL = 5000  # number of a chunk of scenes that no other stage reaches
 
 
@@ -48,6 +48,7 @@ class Steps:
     decoder: int = 4000
     judge: int = 1300
     unet: int = 4200
+    pictures: int = 1500
 
 
 @app.command()
@@ -61,22 +62,37 @@ def train(
         list[str] | None,
         typer.Option(help="Also a denoiser that never learned this concept; may be repeated."),
     ] = None,
-    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = Steps().scenes,
-    clip_steps: Annotated[int, typer.Option(help="Steps of the text encoder.")] = Steps().clip,
-    decoder_steps: Annotated[int, typer.Option(help="Steps of the decoder.")] = Steps().decoder,
-    judge_steps: Annotated[int, typer.Option(help="Steps of each judge.")] = Steps().judge,
-    unet_steps: Annotated[int, typer.Option(help="Steps of each denoiser.")] = Steps().unet,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    scenes: Annotated[
+        int,
+        typer.Option(
+            min=FEWEST_SCENES, help=f"Scenes to render; the last {HELD_OUT} are held out."
+        ),
+    ] = Steps().scenes,
+    clip_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the text encoder.")
+    ] = Steps().clip,
+    decoder_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the decoder.")
+    ] = Steps().decoder,
+    judge_steps: Annotated[int, typer.Option(min=1, help="Steps of each judge.")] = Steps().judge,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Steps of each denoiser.")] = Steps().unet,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            min=3,
+            max=FEWEST_SCENES,
+            help="Broken and other pictures of each material, for the judges.",
+        ),
+    ] = Steps().pictures,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Train every part in turn; a run that was stopped resumes from its checkpoints.
 
     Example: python -m bench.emoji.recipe --work /tmp/emoji --out bench/emoji/weights --without church
     """
-    if words is not None and words.resolve() == (out / "model").resolve():
-        raise typer.BadParameter("--out would write over --words: give another folder")
+    steps = Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps, pictures)
+    _check(work, out, words, without or [], steps)
     torch.set_num_threads(threads)
-    steps = Steps(scenes, clip_steps, decoder_steps, judge_steps, unet_steps)
-    work.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
     data = render(work, steps.scenes, workers=threads)
     print(f"scenes: {len(data.images)}, {data.train_size} for training", flush=True)
@@ -128,12 +144,12 @@ def train(
     if words is not None:  # keep them byte for byte
         for part in ("tokenizer", "text_encoder"):
             shutil.copytree(words / part, out / "model" / part, dirs_exist_ok=True)
-    pictures = _pictures(pipe, never, data, work, PER_MATERIAL)
-    others = _pictures(pipe, never, data, work, PER_MATERIAL // 3, seed=12)
+    shown = _pictures(pipe, never, data, work, pictures)
+    others = _pictures(pipe, never, data, work, pictures // 3, seed=12)
     some = min(len(latents), SOFTENED)
     soft = _kept(work / f"soft-{some}.pt", lambda: judges.soften(vae, latents[:some]))
     for question in judges.QUESTIONS:
-        net = judges.train_judge(question, data, soft, work, steps.judge, pictures)
+        net = judges.train_judge(question, data, soft, work, steps.judge, shown)
         _save_judge(question, net, others, out / "judges" / question)
         if question == "subject":  # its reference shows what prompts do, not what trained it
             usual = render(work / "usual", HELD_OUT, workers=threads, first=_USUAL, mix=Mix())
@@ -144,6 +160,23 @@ def train(
     )
     write_digests(out)
     print(f"saved to {out}: {figures}", flush=True)
+
+
+def _check(work: Path, out: Path, words: Path | None, without: list[str], steps: Steps) -> None:
+    """Refuse what would fail or mislead after hours; note the sizes that ``work`` is for."""
+    if words is not None and words.resolve() == (out / "model").resolve():
+        raise typer.BadParameter("--out would write over --words: give another folder")
+    if words is not None and not (words / "text_encoder").is_dir():
+        raise typer.BadParameter(f"--words {words}: not a pipeline, it has no folder text_encoder")
+    if unknown := [name for name in without if name not in CONCEPTS]:
+        raise typer.BadParameter(f"--without {unknown[0]!r}: expected one of {', '.join(CONCEPTS)}")
+    sizes, started = asdict(steps), work / "steps.json"
+    if started.exists() and (before := json.loads(started.read_text())) != sizes:
+        raise typer.BadParameter(
+            f"--work {work} was begun with other sizes, {before}: give these, or another folder"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    started.write_text(json.dumps(sizes) + "\n")
 
 
 def halved(net: torch.nn.Module) -> dict[str, Tensor]:
@@ -238,7 +271,7 @@ def _pictures(
     n: int,
     seed: int = 11,
 ) -> Pictures:
-    path = work / f"pictures-{seed}-{'-'.join(never)}.npz".replace(" ", "-")
+    path = work / f"pictures-{seed}-{n}-{'-'.join(never)}.npz".replace(" ", "-")
     if not path.exists():
         first = Scenes(*(getattr(data, k)[:20_000] for k in Scenes.__slots__))
         made = make(Studio(pipe, bf16=True), never, first, n, seed)
