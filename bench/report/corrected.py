@@ -126,7 +126,7 @@ class Judges:
 
     def margin(self, r: Record, margin: float) -> float:
         """Return how large a difference of verdicts is where the corrected one is of this size."""
-        judge = (self.known or {}).get(judge_of(r))
+        judge = self.known.get(judge_of(r)) if self.known else None
         return margin * judge.youden if judge else margin
 
 

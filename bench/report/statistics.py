@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, count
 from math import sqrt
 from statistics import fmean
@@ -100,6 +101,7 @@ def _known(first: Outcomes, second: Outcomes) -> list[tuple[bool, bool]]:
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
+@cache  # a large table asks for few different counts
 def paired_interval(
     only_first: int, only_second: int, n: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
