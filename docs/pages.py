@@ -238,12 +238,14 @@ def _exit_codes() -> str:
 
 
 def _results() -> str:
-    parts = ["# Results", "## Reference records", *_report("--results", "results/reference")]
+    reference = ("--results", "results/reference")
+    parts = ["# Results", "## Reference records", *_report(*reference)]
+    parts += ["## What an erasure does to other subjects", *_report("--ripple", *reference)]
     parts.append(
         "## The paper's tables\n\n"
         "The lines called `paper` are its numbers. Ours are of emoji-sd here, and no reproduction."
     )
-    return "\n\n".join([*parts, *_report("paper", "--results", "results/reference")])
+    return "\n\n".join([*parts, *_report("paper", *reference)])
 
 
 def _report(*words: str) -> Iterator[str]:

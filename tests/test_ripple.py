@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections import Counter
 from dataclasses import replace
 from math import comb, sqrt
@@ -20,6 +21,8 @@ from bench.plugins.registry import Ref
 from bench.report.frame import Figure, Table
 from bench.report.render import csv_table, terminal
 from bench.report.ripple import ripple_tables
+from bench.report.summary import summary
+from bench.report.tables import cer_tables, roles
 from bench.store.metrics import rate
 from bench.store.record import Record, Row
 from bench.store.store import Store
@@ -190,8 +193,29 @@ def test_bench_report_ripple(cli, tmp_path) -> None:
     assert len(rows) == 2 * 38
     said = cli("report", "--ripple", "--format", "csv", "--results", str(tmp_path / "r"))
     assert said.out.count("church,esd,") == 38 + 4  # no other is the worst
-    empty = cli("report", "--ripple", "--results", str(REFERENCE))
+    (tmp_path / "other").mkdir()
+    for path in REFERENCE.glob("emoji/church/church/none--*.json"):
+        shutil.copy(path, tmp_path / "other")
+    empty = cli("report", "--ripple", "--results", str(tmp_path / "other"))
     assert (empty.code, "no record of the task subjects" in empty.err) == (2, True)
+
+
+def test_subjects_are_no_figure_beside_the_rate_of_what_was_erased(tmp_path) -> None:
+    """They ask for what was erased, too, so that a good erasure would look harmful."""
+    subjects = [record("none"), record("esd", church=20)]
+    cells = [replace(r.cell, task="church", task_digest="t", prompts=2) for r in subjects]
+    targets = [Record(c, "ok", {"asr": rate([True, False])}, r.rows[:2])
+               for c, r in zip(cells, subjects, strict=True)]  # fmt: skip
+    assert roles([*targets, *subjects]) == (targets, [])
+    assert [t.title for t in summary([*targets, *subjects])] == [
+        *(t.title for t in cer_tables(targets)),
+        *(t.title for t in ripple_tables(subjects, each=False)),
+    ]
+    gone = [
+        replace(r, cell=replace(r.cell, task_digest="of prompts that are not here"))
+        for r in subjects
+    ]
+    assert roles(gone) == ([], gone) and not ripple_tables(gone)
 
 
 def test_without_an_attack_there_is_none(cli) -> None:

@@ -124,14 +124,15 @@ def run(
     Example: bench run --suite paper-style --ray-address auto --device cuda
     """
     from bench.engine import api
-    from bench.report.tables import cer_tables, in_a_line
+    from bench.report.summary import summary
+    from bench.report.tables import in_a_line
 
     found = api.run(
         *specs, results=results, device=device, batch_size=batch_size, workers=workers,
         ray_address=ray_address, keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh,
         max_hours=max_hours, recompute=recompute, compiled=compile_, console=progress,
     )  # fmt: skip
-    print_tables(cer_tables(found), Format.of(json_))
+    print_tables(summary(found), Format.of(json_))
     remark(
         f"{found.known} of {found.cells} cells were there already. Records: {results}", aside=json_
     )
@@ -263,7 +264,7 @@ def judge_(
     """
     from bench.engine import api
     from bench.engine.folder import find_images, world_of
-    from bench.report.tables import cer_tables
+    from bench.report.summary import summary
 
     home = cast("Any", world or world_of(find_images(folder)))
     look = first_look(concept, home, prompts, judge, kind=kind, anchor=anchor)
@@ -276,7 +277,7 @@ def judge_(
         judge=judge, prompts=prompts, assets=given(asset), protocol=cast("Any", protocol),
         limit=limit, batch_size=batch_size, device=device, results=results, fresh=fresh, console=progress,
     )  # fmt: skip
-    print_tables(cer_tables([record]), Format.of(json_))
+    print_tables(summary([record]), Format.of(json_))
     remark(f"{'It was there already. ' if known else ''}Record: {path}", aside=json_)
     if record.status == "failed":
         raise typer.Exit(3)

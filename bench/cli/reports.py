@@ -213,10 +213,10 @@ def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: 
 def _judges(records: list[Any], corrected: str, *, ripple: bool = False) -> Any:
     """Return what ``--corrected`` says of the judges of target tasks, or of the task of subjects."""
     from bench.report.corrected import judges_of
-    from bench.report.ripple import has_subjects
+    from bench.report.subjects import asked
     from bench.report.tables import judged
 
-    return judges_of((r for r in records if (has_subjects(r) if ripple else judged(r))), corrected)
+    return judges_of((r for r in records if (asked(r) if ripple else judged(r))), corrected)
 
 
 def _validity(records: list[Any], corrected: str, *, ripple: bool) -> list[Any]:
@@ -241,11 +241,12 @@ def _claims(records: list[Any], corrected: str) -> list[Any]:
 def _rates(records: list[Any], judges: Any) -> list[Any]:
     """Return what is printed unasked: rates, and floors if models that never learned are on record."""
     from bench.report.floors import NEVER, floors_table
+    from bench.report.ripple import ripple_tables
     from bench.report.tables import cer_tables
 
     never = any(r.cell.method.name == NEVER for r in records)
     beside = [floors_table(records, judges)] if never else []
-    rates = cer_tables(records, judges=judges)
+    rates = cer_tables(records, judges=judges) or ripple_tables(records, each=False, judges=judges)
     return [*rates, *(table for table in beside if table.lines)]
 
 
@@ -277,10 +278,11 @@ def _asked_for(
 
 
 def _ripple(records: list[Any], results: Path, format_: Format, corrected: str) -> list[Any]:
-    from bench.report.ripple import has_subjects, ripple_tables
+    from bench.report.ripple import ripple_tables
+    from bench.report.subjects import asked
 
     tables = []
-    if any(map(has_subjects, records)):
+    if any(map(asked, records)):
         judges = _judges(records, corrected, ripple=True)
         tables = ripple_tables(records, each=format_ is not Format.terminal, judges=judges)
     if not tables:

@@ -21,7 +21,8 @@ from bench.plan.plan import Plan, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.report.render import terminal
-from bench.report.tables import cer_tables, in_a_line
+from bench.report.summary import summary
+from bench.report.tables import in_a_line
 from bench.report.text import say
 from bench.sources.catalog import model_info, settle
 from bench.store.artifacts import Artifacts
@@ -69,7 +70,7 @@ class Results:
         return self.records[place]
 
     def __str__(self) -> str:
-        return "\n".join(line for table in cer_tables(self.records) for line in terminal(table, 80))
+        return "\n".join(line for table in summary(self.records) for line in terminal(table, 80))
 
     @property
     def failed(self) -> tuple[Record, ...]:

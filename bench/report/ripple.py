@@ -1,7 +1,6 @@
 """What an erasure does to each of many subjects, near the concept and far from it.
 
-A task with ``families`` in ``prompts/<world>/tasks.toml`` asks for subjects, which are the labels of its
-prompts. A subject is the concept's own if the concept names it, near if it is of the family of one that the
+A subject is the concept's own if the concept names it, near if it is of the family of one that the
 concept names, and one of the others otherwise. Families were written down by what subjects are, before any
 result.
 """
@@ -10,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
-from bench.core.types import Concept, World
-from bench.errors import BenchError
+from bench.core.types import Concept
 from bench.plan.cell import NO_CONCEPT
 from bench.plugins.registry import Ref
 from bench.report.axes import grouped, labels, only
 from bench.report.corrected import AS_SEEN, Judges
 from bench.report.frame import Figure, Table, measured
 from bench.report.statistics import ALPHA, Outcomes, detectable, holm, paired
+from bench.report.subjects import asked
 from bench.report.tables import laid_out
 from bench.store.metrics import rate
 from bench.store.record import Record
 from bench.tasks.exclusion import means
-from bench.tasks.lookup import find
-from bench.tasks.tasks import load_task
 
 _GROUPS = ("own", "near", "others")
 _COLUMNS = ("own", "near", "near, worst", "others", "others, worst")
@@ -37,7 +33,7 @@ def ripple_tables(
     """Lay out how often subjects are found in pictures that ask for them: a line for each erased model.
 
     Args:
-        records: In any order; those of tasks without families are left out.
+        records: In any order; those that do not ask for subjects are left out.
         each: Add a table with a column for each subject to that of the groups.
         judges: What rates are corrected for.
     """
@@ -47,15 +43,6 @@ def ripple_tables(
         mine = [r for r in ripples if r.record.cell.task == task]
         tables += [_groups_table(mine, judges), *([_each_table(mine, judges)] if each else [])]
     return tables
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a task's prompts ask for."""
-
-    digest: str
-    subjects: Mapping[str, str]  # by the prompt's id
-    families: tuple[frozenset[str], ...]
 
 
 @dataclass(frozen=True)
@@ -77,36 +64,15 @@ class _Ripple:
         return min(known, key=known.__getitem__) if len(set(known.values())) > 1 else ""
 
 
-def has_subjects(record: Record) -> bool:
-    """Say whether a record is of a task that asks for subjects, near the concept and far from it."""
-    return _ripple(record) is not None
-
-
 def _ripple(record: Record) -> _Ripple | None:
     """Return what a record says of subjects; of a prompt set that is not here nothing is known."""
-    cell = record.cell
-    asked = _asked(cell.task, cell.world, cell.prompts)
-    if asked is None or asked.digest != cell.task_digest or record.status != "ok":
-        return None
-    if [row.id for row in record.rows] != list(asked.subjects)[: cell.prompts]:
+    found = asked(record)
+    if found is None:
         return None
     subjects: dict[str, list[bool | None]] = {}
     for row in record.rows:
-        subjects.setdefault(asked.subjects[row.id], []).append(row.success)
-    return _Ripple(record, subjects, _grouped(tuple(subjects), asked.families, cell.concept))
-
-
-@cache
-def _asked(task: str, world: World, prompts: int) -> _Asked | None:
-    try:
-        says = find(task, world).says
-        loaded = load_task(task, world, limit=prompts) if "families" in says else None
-    except BenchError:  # a task of somebody's own, or one that cannot be read here
-        return None
-    if loaded is None:
-        return None
-    families = tuple(map(frozenset, says["families"]))
-    return _Asked(loaded.digest, {p.id: p.label for p in loaded.prompts}, families)
+        subjects.setdefault(found.subjects[row.id], []).append(row.success)
+    return _Ripple(record, subjects, _grouped(tuple(subjects), found.families, record.cell.concept))
 
 
 def _grouped(

@@ -33,6 +33,7 @@ from bench.report.statistics import (
     finds_prompts,
     paired_p,
 )
+from bench.report.subjects import asked
 from bench.store.metrics import Measurement, complement, rate
 from bench.store.record import Record
 from bench.tasks.lookup import role
@@ -373,8 +374,11 @@ class Beside:
 
 
 def roles(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """Split records into those of target tasks and those of retain and benign tasks."""
-    known = [(r, _is_target(r)) for r in records]
+    """Split records into those of target tasks and those of retain and benign tasks.
+
+    Those that ask for what was erased, too, are in neither: ``bench report --ripple`` shows them.
+    """
+    known = [(r, _is_target(r)) for r in records if not asked(r)]
     return [r for r, target in known if target], [r for r, target in known if not target]
 
 

@@ -21,7 +21,7 @@ from bench.report.figures.style import (
     panels,
 )
 from bench.report.statistics import BEST_KNOWN, finds_prompts, union
-from bench.report.tables import judged
+from bench.report.tables import roles
 from bench.report.text import plain
 from bench.store.metrics import complement, rate
 from bench.store.record import Record
@@ -85,8 +85,8 @@ def points(
         chosen = [r for r in chosen if finds_prompts(r) or not r.cell.attacked]
     utility = {
         (model_key(r), f"{r.cell.task} {m.called(metric)}"): m
-        for r in known
-        if r.status == "ok" and not judged(r)
+        for r in roles(known)[1]
+        if r.status == "ok"
         for metric, m in r.measurements.items()
         if m.value is not None
     }
