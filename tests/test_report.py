@@ -261,6 +261,40 @@ def test_what_differs_is_a_column_of_every_table(name: str) -> None:
         assert len({line.names for line in table.lines}) == len(table.lines)
 
 
+def judged_by(r: Record, judge: str, **changes) -> Record:
+    return twin(r, {"judge": judge}, task_digest=judge, **changes)
+
+
+def test_a_judge_is_named_alone_where_that_tells_lines_apart() -> None:
+    """Beside the shipped judge, one of one's own: its version and its source add nothing."""
+    esd = result("none", [False] * 4)
+    shipped = judged_by(esd, "emoji-subject:top_k=1", judges={"emoji-subject": 3})
+    own = judged_by(esd, "mild:spread=8.0", sources={"mild": "d5fc817364b4632a"})
+    table = cer_table([shipped, own])
+    assert table.names == ("task", "method", "judge")
+    assert {line.names[2] for line in table.lines} == {"emoji-subject", "mild"}
+
+    strict = judged_by(esd, "mild:spread=4.0", sources={"mild": "d5fc817364b4632a"})
+    table = cer_table([shipped, own, strict])
+    judges = {"emoji-subject", "mild:spread=8.0", "mild:spread=4.0"}
+    assert {line.names[2] for line in table.lines} == judges
+
+    edited = judged_by(esd, "mild:spread=8.0", sources={"mild": "ffff"}, method=Ref("p-esd"))
+    table = cer_table([shipped, own, edited])
+    assert table.names == ("task", "method", "judge", "judge sources")  # also between two methods
+    assert {line.names[2:] for line in table.lines} == {
+        ("emoji-subject", ""),
+        ("mild", "mild=d5fc8173"),
+        ("mild", "mild=ffff"),
+    }
+
+
+def test_names_over_figures_leave_out_what_a_line_does_not_have() -> None:
+    lines = tuple(Line(("church", "esd", prompts), (Figure(1),)) for prompts in ("a" * 90, ""))
+    printed = terminal(Table("T", ("task", "method", "prompts"), ("n",), lines), 80)
+    assert "task church, method esd" in printed
+
+
 def test_versions_and_sources_of_a_plugin_are_told_apart() -> None:
     first = result("none", [False] * 4)
     later = twin(first, method=Ref("esd", version=2))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
@@ -50,6 +50,8 @@ _ALWAYS = (
     "N",
     "train",
 )  # shown if any two records differ in it
+_OF_JUDGE = ("judge versions", "judge sources")  # compared only under one judge
+_OF_JUDGE = ("judge versions", "judge sources")  # shown where lines under one judge differ in it
 _LAST = (
     "draw",
     "prediction",
@@ -91,10 +93,23 @@ def grouped(records: Iterable[Record], across: Iterable[str]) -> list[Group]:
     same: dict[str, list[Record]] = defaultdict(list)
     for r in records:
         same[_identity(r, columns)].append(r)
-    return [
+    return _with_short_judges(
         Group(tuple(some), _facets(some, columns, key))
         for key, alike in same.items()
         for some in _apart(alike, columns)
+    )
+
+
+def _with_short_judges(groups: Iterable[Group]) -> list[Group]:
+    """Leave out the parameters of a judge where no other judge here has its name."""
+    known = list(groups)
+    said = {judge for g in known if (judge := g.facets.get("judge"))}
+    names = Counter(judge.partition(":")[0] for judge in said)
+    short = {judge: name for judge in said if names[name := judge.partition(":")[0]] == 1}
+    return [
+        replace(g, facets={**g.facets, "judge": short[judge]}) if judge in short else g
+        for g in known
+        for judge in [g.facets.get("judge", "")]
     ]
 
 
@@ -107,7 +122,8 @@ def differing(groups: Sequence[Group], named: Callable[[Record], tuple[str, ...]
     """
     known = dict.fromkeys(name for g in groups for name in g.facets)
     shown: list[str] = []
-    for name in sorted(known, key=lambda n: _LAST.index(n) if n in _LAST else -1):
+    late = (*_OF_JUDGE, *_LAST)
+    for name in sorted(known, key=lambda n: late.index(n) if n in late else -1):
         scopes: dict[Any, set[str]] = defaultdict(set)
         for g in groups:
             if name in g.facets:  # an older record does not say everything
@@ -258,6 +274,8 @@ def _scope(name: str, g: Group, names: tuple[str, ...], shown: Sequence[str]) ->
         return g.facets["model"]
     if name in _LAST:
         return names, tuple(g.facets.get(other, "") for other in shown)
+    if name in _OF_JUDGE:
+        return g.first.cell.task, g.facets.get("judge") if "judge" in shown else ""
     return g.first.cell.task, g.facets["concept"] if name in {"kind", "anchor", "terms"} else ""
 
 

@@ -344,7 +344,11 @@ class _Block:
     def _tall(self, width: int) -> list[str]:
         """Return each line's names as a heading of their own, its figures below."""
         headings = [
-            ", ".join(f"{name} {cell}" for name, cell in zip(self.names, row, strict=True))
+            ", ".join(
+                f"{name} {cell}"
+                for name, cell in zip(self.names, row, strict=True)
+                if cell != NOTHING
+            )
             for row in self.rows
         ]
         places = {str(n): _wrapped(heading, width) for n, heading in enumerate(headings)}
