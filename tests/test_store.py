@@ -84,6 +84,27 @@ def test_a_file_that_is_no_record_is_passed_over(tmp_path: Path, kind: str, cli)
     assert "church" in said.out
 
 
+def test_a_damaged_record_is_kept_beside_the_new_one(tmp_path: Path, caplog) -> None:
+    """What the one line says is what happens: the cell counts as missing, and nothing is lost."""
+    record = result("none", [True, False])
+    path = Store(tmp_path).put(record)
+    for times, name in enumerate((f"{path.name}.damaged", f"{path.name}.damaged2"), start=1):
+        path.write_text(f"cut {times}")
+        caplog.clear()
+        store = Store(tmp_path)
+        assert record.cell not in store
+        assert store.get(record.cell) is None
+        assert path.read_text() == f"cut {times}"  # asking changes nothing
+        (said,) = (each.getMessage() for each in caplog.records)
+        assert said.startswith(f"{path} cannot be read as a record (")
+        assert said.endswith(f"; it is computed again, and this file is kept as {name}")
+        store.put(record)
+        assert path.with_name(name).read_text() == f"cut {times}"
+        assert store.load() == ([record], [])
+    Store(tmp_path).put(record)
+    assert len(list(path.parent.iterdir())) == 3  # a good one is replaced
+
+
 def test_an_older_record_without_a_version_is_read(tmp_path: Path) -> None:
     path = Store(tmp_path).put(result("none", [False]))
     raw = json.loads(path.read_text())

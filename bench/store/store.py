@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -59,7 +60,7 @@ class Store:
         return (record := self.get(cell)) is not None and record.status != "failed"
 
     def get(self, cell: Cell) -> Record | None:
-        """Return a cell's record, or ``None`` if there is none that can be read; a line says why.
+        """Return a cell's record, or ``None`` if there is none that can be used; a line says why.
 
         Raises:
             StoreError: It is of a newer schema.
@@ -68,21 +69,25 @@ class Store:
         if not path.exists():
             return None
         try:
-            record = _held(path)
-            if record.cell.id != cell.id:
-                raise StoreError(f"{path} holds the record of another cell")
+            record = _of(cell, path)
         except NewerError:
             raise
         except StoreError as exc:
             if path not in self._said:
                 self._said.add(path)
-                log.warning("computed again: %s", exc)
+                kept = _aside(path).name
+                log.warning("%s; it is computed again, and this file is kept as %s", exc, kept)
             return None
         return record if path.stat().st_mtime_ns >= self.since else None
 
     def put(self, record: Record) -> Path:
-        """Write a record."""
+        """Write a record. What is there and cannot be used is kept beside it, where no reader takes it."""
         path = self.path(record.cell)
+        try:
+            if path.exists():
+                _of(record.cell, path)
+        except StoreError:
+            path.rename(_aside(path))
         write(path, _codec().dump_json(record, indent=1))
         return path
 
@@ -181,6 +186,24 @@ def _foreign(path: Path) -> bool:
     return False
 
 
+def _aside(path: Path) -> Path:
+    """Return where a file that cannot be used is kept."""
+    names = (path.with_name(f"{path.name}.damaged{n if n > 1 else ''}") for n in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _of(cell: Cell, path: Path) -> Record:
+    """Return the record in a cell's file.
+
+    Raises:
+        StoreError: It cannot be used, or is another cell's.
+    """
+    record = _held(path)
+    if record.cell.id != cell.id:
+        raise StoreError(f"{path} holds the record of another cell")
+    return record
+
+
 def _held(path: Path) -> Record:
     """Return the record in a file, whose rows give its numbers.
 
@@ -212,9 +235,7 @@ def read(path: Path) -> Record:
         if record.status == "ok" and not record.measurements:
             raise ValueError("status ok, but no measurements")
     except (OSError, ValueError) as exc:
-        raise StoreError(
-            f"{path} cannot be read as a record ({_reason(exc)}); move it elsewhere to compute it again"
-        ) from exc
+        raise StoreError(f"{path} cannot be read as a record ({_reason(exc)})") from exc
     return record
 
 
