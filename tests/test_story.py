@@ -1,8 +1,10 @@
 """One cell: its story, the command that computes it again, its pictures."""
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ from bench.errors import SpecError
 from bench.models import load_model
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
-from bench.plugins.registry import Ref
-from bench.report.command import command
+from bench.plugins.registry import Ref, written_out
+from bench.report.command import command, remarks
 from bench.report.figures.examples import Card, Section, Tile, draw
 from bench.report.figures.select import Wanted
 from bench.report.hidden import hidden
@@ -28,6 +30,7 @@ from bench.report.text import plain
 from bench.report.words import marked
 from bench.store.record import Record
 from bench.store.store import Store
+from bench.tasks.tasks import load_task
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 TINY = ("run", "--model", "tiny-random", "--limit", "2", "--method", "none", "--task", "church")
@@ -278,3 +281,46 @@ def test_bad_input_is_one_line(cli, args, said: str, tmp_path: Path) -> None:
     Store(tmp_path / "records").put(target([row(0, True)]))
     got = cli("show", *args, "--results", "records")
     assert (got.code, got.out) == (2, "") and said in got.err and got.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--guidance", "3"),
+        ("--judge", "emoji-subject:top_k=2"),
+        ("--judge", "emoji-body"),
+        ("--guidance", "4.5", "--judge", "emoji-subject:top_k=2"),
+    ],
+)
+def test_the_command_says_what_was_asked_for_besides_the_task(more, cli) -> None:
+    """Its cell is the one that ``bench plan`` has for the same words."""
+    words = ("--method", "uce", "--attack", "none", "--task", "church", "--limit", "2")
+
+    def cells(*of: str) -> list[dict[str, Any]]:
+        return json.loads(cli("plan", *of, "--json").out)["cells"]
+
+    (cell,) = cells(*words, *more)
+    (usual,) = cells(*words)
+    assert cell["id"] != usual["id"]
+    ref = [value for flag, value in zip(more[::2], more[1::2], strict=True) if flag == "--judge"]
+    judge = written_out("evaluators", Ref.parse(ref[0] if ref else "emoji-subject"))
+    guidance = {"guidance": more[1]} if more[0] == "--guidance" else {}
+    task = load_task("church", "emoji", limit=2)
+    (job,) = plan(Spec("emoji-sd", (Ref("uce"),), (Ref("none"),), ("church",), 0, 2))
+    asked = replace(job.cell, task_digest=cell["task_digest"])
+    record = Record(asked, "ok", protocol={"prompts": task.source, "judge": judge, **guidance})
+    again = shlex.split(command(record))
+    assert [c["id"] for c in cells(*again[2:])] == [cell["id"]]
+    assert not remarks(record)
+    assert remarks(replace(record, cell=replace(asked, task_digest="0" * 12)))
+
+
+def test_a_prompt_list_of_ones_own_is_a_remark() -> None:
+    (job,) = plan(Spec("emoji-sd", (Ref("uce"),), (Ref("none"),), ("church",), 0, 2))
+    record = Record(
+        job.cell, "ok", protocol={"prompts": "mine.csv:text 0123abcd (seeds: 0 + the row's number)"}
+    )
+    assert command(record).endswith("--prompts FILE.csv")
+    assert remarks(record) == (
+        f"FILE.csv stands for the user's own prompts, mine.csv:text (set {job.cell.task_digest})",
+    )

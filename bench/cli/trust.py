@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.options import RESULTS, Assets, BatchSize, Device, Json, Protocol, Results, given
+from bench.cli.options import RESULTS, Assets, BatchSize, Device, Json, Results, given
 from bench.cli.terminal import (
     Format,
     err,
@@ -45,7 +45,6 @@ def verify(
         bool, typer.Option("--fresh", help="Erase again what is in the cache; it stays there.")
     ] = False,
     asset: Assets = None,
-    protocol: Protocol = "default",
     device: Device = AUTO,
     batch_size: BatchSize = 64,
     json_: Json = False,
@@ -66,10 +65,7 @@ def verify(
     """
     from bench.report.audit import audit
 
-    audits: Iterator[Audit] = (
-        audit(path, given(asset), task=task, protocol=cast("Any", protocol))
-        for path in _records(record)
-    )
+    audits: Iterator[Audit] = (audit(path, given(asset), task=task) for path in _records(record))
     if sample:
         from bench.core.devices import use
         from bench.engine.settings import Settings
@@ -110,7 +106,6 @@ def submit(
     ],
     label: Annotated[str, typer.Option(help="What to call the attack in tables.")],
     asset: Assets = None,
-    protocol: Protocol = "default",
     task: Annotated[
         str, typer.Option(metavar="FILE.toml", help="The task of your own that it is of.")
     ] = "",
@@ -130,15 +125,16 @@ def submit(
     --label mine
     """
     from bench.engine import api
-    from bench.plan.asked import request_of
+    from bench.plan.asked import request_of, setting_of
     from bench.plugins.registry import Ref
     from bench.report.tables import cer_tables, in_a_line
     from bench.store.store import read
 
-    cell = read(record).cell
+    base = read(record)
+    setting = setting_of(base.cell, base.protocol)
     attack = Ref("submitted", {"source": str(texts), "label": label})
     found = api.run(
-        request_of(cell, given(asset), attack=attack, task=task, protocol=cast("Any", protocol)),
+        request_of(base.cell, given(asset), attack=attack, task=task, setting=setting),
         results=results, device=device, batch_size=batch_size, console=progress,
     )  # fmt: skip
     print_tables(cer_tables(found), Format.of(json_))

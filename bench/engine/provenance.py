@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from bench.core.paths import ROOT
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell
 from bench.plan.plan import method_deviations
-from bench.plugins.registry import Ref, create
+from bench.plugins.registry import written_out
 from bench.store.record import FROM
 from bench.tasks.tasks import Task
 
@@ -48,13 +47,10 @@ def protocol(cell: Cell, task: Task, model: DiffusersModel) -> dict[str, str]:
 
 def judged_by(task: Task, *deviations: str) -> dict[str, str]:
     """Return the task's share of the protocol; to its deviations from the paper more are added."""
-    evaluator = task.judge.evaluator
-    params = asdict(create("evaluators", evaluator))
-    params = {k: v.name if isinstance(v, Path) else v for k, v in params.items()}
     found = {
         "prompts": task.source,
         "excluded": task.left_out,
-        "judge": str(Ref(evaluator.name, params)),
+        "judge": written_out("evaluators", task.judge.evaluator),
         "guidance": "" if task.guidance == "own" else task.guidance,
         "deviations": "; ".join((*task.deviations, *deviations)),
     }

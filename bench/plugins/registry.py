@@ -130,6 +130,12 @@ def load(kind: Kind, name: str) -> type[Any]:
     return cls
 
 
+def written_out(kind: Kind, ref: Ref) -> str:
+    """Return a plug-in with all its parameters, as records name it; of a file its name alone."""
+    params = asdict(create(kind, ref))
+    return str(Ref(ref.name, {k: v.name if isinstance(v, Path) else v for k, v in params.items()}))
+
+
 def create(kind: Kind, ref: Ref) -> Any:
     """Return a plug-in with its parameters checked against the types and bounds of its fields.
 

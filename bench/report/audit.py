@@ -11,7 +11,7 @@ from typing import Literal
 from bench.core.announced import owners
 from bench.core.types import Score
 from bench.errors import BenchError, StoreError, first_line
-from bench.plan.asked import request_of
+from bench.plan.asked import request_of, setting_of
 from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job, plan
 from bench.plugins.registry import create
@@ -19,7 +19,6 @@ from bench.store.agreement import first_rate, said, same
 from bench.store.metrics import Measurement, any_of, mean, rate
 from bench.store.record import FROM, Record, Row
 from bench.store.store import read
-from bench.tasks.protocol import ProtocolName
 from bench.tasks.tasks import Measure, Task
 
 State = Literal["ok", "note", "wrong", "differs", "unknown"]
@@ -61,7 +60,6 @@ def audit(
     assets: Mapping[str, Path] = {},
     *,
     task: str = "",
-    protocol: ProtocolName = "default",
 ) -> Audit:
     """Check a record: its schema, its digests, and whether its rows give its rates.
 
@@ -69,13 +67,12 @@ def audit(
         path: Its file.
         assets: Local paths of weights and data that its request needs.
         task: The file of its task, where that is one's own.
-        protocol: "paper" if it is of the paper's protocol.
     """
     try:
         record = read(path)
     except StoreError as exc:
         return Audit(path, (Finding("wrong", first_line(exc)),))
-    job, today = _today(record, assets, task, protocol)
+    job, today = _today(record, assets, task)
     findings = [_name(path, record), today]
     if record.status == "ok":
         findings += [*_rows(record, job.task if job else None), *_space(record, job)]
@@ -95,13 +92,12 @@ def _name(path: Path, record: Record) -> Finding:
     )
 
 
-def _today(
-    record: Record, assets: Mapping[str, Path], task: str, protocol: ProtocolName
-) -> tuple[Job | None, Finding]:
+def _today(record: Record, assets: Mapping[str, Path], task: str) -> tuple[Job | None, Finding]:
     """Return the job that a request of today has for a cell, and whether it is that cell."""
     cell = record.cell
     try:
-        jobs = plan(request_of(cell, assets, task=task, protocol=protocol)).jobs
+        setting = setting_of(cell, record.protocol)
+        jobs = plan(request_of(cell, assets, task=task, setting=setting)).jobs
     except BenchError as exc:
         why = _not_installed(record) or first_line(exc)
         return None, Finding("unknown", f"no request of today asks for it: {why}")

@@ -10,6 +10,7 @@ from typing import Any
 from bench.core.digest import digest
 from bench.core.types import Concept, World
 from bench.errors import BenchError
+from bench.plan.asked import Setting, setting_of
 from bench.plan.cell import IMAGES, TRAIN, Cell
 from bench.plugins.registry import Kind, Ref, resolved
 from bench.sources.catalog import MODELS, model_info, split
@@ -19,21 +20,28 @@ from bench.tasks.lookup import concept_of, role, task_names
 
 def command(record: Record) -> str:
     """Return the command that computes a record again; parameters are said where they are no defaults."""
-    return shlex.join(_words(record.cell))
+    return shlex.join(_words(record.cell, setting_of(record.cell, record.protocol)))
 
 
 def remarks(record: Record) -> tuple[str, ...]:
     """Say what the command needs that only its user has: without it, it makes no record of this cell."""
-    return tuple(_needed(record.cell))
+    return tuple(_needed(record.cell, setting_of(record.cell, record.protocol)))
 
 
-def _needed(cell: Cell) -> Iterator[str]:
+def _needed(cell: Cell, setting: Setting) -> Iterator[str]:
     if cell.method.name == IMAGES:
         yield "FOLDER is the user's folder of images, which the record does not hold"
     if not _known(cell.task, cell.world):
         yield (
             f"FILE.toml stands for the file of the user's own task {cell.task!r}, which must be the same "
             f"(set {cell.task_digest})"
+        )
+    if setting.prompts:
+        yield f"FILE.csv stands for the user's own prompts, {setting.prompts} (set {cell.task_digest})"
+    if not setting.today:
+        yield (
+            f"the task {cell.task!r} has changed, or its judge was asked for with other words: the command "
+            f"makes another cell (this one's set is {cell.task_digest})"
         )
     if _is_own(cell.model):
         yield (
@@ -50,12 +58,13 @@ def _known(task: str, world: World) -> bool:
     return task in task_names(world)
 
 
-def _words(cell: Cell) -> Iterator[str]:
+def _words(cell: Cell, setting: Setting) -> Iterator[str]:
     if cell.method.name == IMAGES:
         label = str(cell.method.params.get("label", ""))
         yield from ("bench", "judge", "FOLDER", "--task", cell.task, "--world", cell.world)
         yield from ("--label", label) if label else ()
         yield from ("--limit", str(cell.prompts))
+        yield from _of_setting(setting)
         return
     yield from ("bench", "run", "--method", _spelled("methods", cell))
     yield from ("--attack", _spelled("attacks", cell))
@@ -67,7 +76,15 @@ def _words(cell: Cell) -> Iterator[str]:
     yield from ("--world", cell.world) if _home(cell.model) != cell.world else ()
     yield from ("--seed", str(cell.seed)) if cell.seed else ()
     yield from ("--erase-seed", str(cell.erase_seed)) if cell.erase_seed is not None else ()
-    yield from ("--dtype", cell.dtype) if cell.dtype != TRAIN else ()
+    yield from ("--dtype", cell.dtype) if cell.dtype != TRAIN or cell.world == "photo" else ()
+    yield from _of_setting(setting)
+
+
+def _of_setting(setting: Setting) -> Iterator[str]:
+    yield from ("--protocol", setting.protocol) if setting.protocol != "default" else ()
+    yield from ("--judge", setting.judge) if setting.judge else ()
+    yield from ("--prompts", "FILE.csv") if setting.prompts else ()
+    yield from ("--guidance", f"{setting.guidance:g}") if setting.guidance is not None else ()
 
 
 @lru_cache
