@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,7 @@ import pytest
 
 import bench
 from bench import Concept
+from bench.core.announced import imported
 from bench.errors import ParamError, PluginLoadError, ShadowedPackageError, UnknownNameError
 from bench.plugins.registry import KINDS, Ref, create, load, names, resolved
 
@@ -105,6 +107,24 @@ def test_broken_plugin_says_why(monkeypatch) -> None:
     monkeypatch.setitem(methods.PLUGINS, "function", "bench.store.metrics:rate")
     with pytest.raises(PluginLoadError, match="expected a frozen dataclass"):
         create("methods", Ref("function"))
+
+
+@pytest.mark.parametrize("place", ["hidden_lab:Mine", "hidden_lab.mine:Mine"])
+def test_a_folder_that_hides_a_package_is_named(monkeypatch, tmp_path: Path, place: str) -> None:
+    (tmp_path / "hidden_lab").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    with pytest.raises(
+        PluginLoadError, match=f"the folder {tmp_path / 'hidden_lab'} for hidden_lab"
+    ):
+        imported("method 'lab/mine'", place)
+    del sys.modules["hidden_lab"]
+    (tmp_path / "hidden_lab" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    with pytest.raises(PluginLoadError) as caught:
+        imported("method 'lab/mine'", place)
+    assert "Python took" not in str(caught.value)
+    del sys.modules["hidden_lab"]
 
 
 def test_shadowed_package(monkeypatch, tmp_path: Path) -> None:

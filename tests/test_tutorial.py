@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.M | re.S)
 INCLUDE = re.compile(r'--8<-- "([^":]+)(?::(\d+):(\d+))?"\n')
+PYTHON = "venv/bin/python"
 COMMANDS = {
-    "bench": [sys.executable, "-m", "bench"],
-    "python": [sys.executable],
+    "bench": [PYTHON, "-m", "bench"],
+    "python": [PYTHON],
     "sed": ["sed"],
-    "pip install -e": [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-                       "--no-build-isolation", "--upgrade", "--target", "site"],
+    "pip install": [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                    "--no-build-isolation"],
 }  # fmt: skip
 
 
@@ -49,6 +51,13 @@ def quick(line: str) -> list[str]:
     return words + ["1"] * ("learn.py" in line)
 
 
+def virtual_environment(folder: Path) -> None:
+    """Make one that finds what this one has, and where packages can be installed as the page says."""
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/*/site-packages")
+    (packages / "outer.pth").write_text("\n".join(path for path in sys.path if path))
+
+
 def test_what_is_shown_alone_is_whole() -> None:
     (heart,) = [text for language, title, text in blocks() if language == "python" and not title]
     assert heart.startswith("    def prepare(")
@@ -57,7 +66,8 @@ def test_what_is_shown_alone_is_whole() -> None:
 
 @pytest.mark.slow
 def test_the_page_works_from_an_empty_folder(tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    virtual_environment(tmp_path / "venv")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     for language, title, text in blocks():
         path, _, end = title.partition(",")
         if language == "sh":
@@ -66,6 +76,7 @@ def test_the_page_works_from_an_empty_folder(tmp_path: Path) -> None:
                     quick(line), cwd=tmp_path, env=env, capture_output=True, text=True, check=False
                 )
                 assert done.returncode == 0, (line, done.stdout, done.stderr)
+                assert "pip install" not in line or not done.stderr, done.stderr
         elif end:
             with (tmp_path / path).open("a") as file:
                 file.write("\n" + text)
@@ -84,7 +95,7 @@ def test_the_page_works_from_an_empty_folder(tmp_path: Path) -> None:
     assert {*records[0].cell.assets} == {"lab/pizza-weights"}
     assert all(record.measurements["asr"].value is not None for record in records)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "lab/tests"],
+        [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "lab/tests"],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "4 passed" in done.stdout, done.stdout

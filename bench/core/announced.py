@@ -60,10 +60,24 @@ def imported(what: str, place: str, *, foreign: bool = True) -> Any:
         return getattr(importlib.import_module(module), name)
     except BaseException as exc:  # a broken module may raise anything
         let_user_stop(exc)
-        raise PluginLoadError(f"cannot load {what} from {place}: {raised(exc)}") from exc
+        raise PluginLoadError(
+            f"cannot load {what} from {place}: {raised(exc)}{_hidden(module)}"
+        ) from exc
     finally:
         if put_back:
             put_back()
+
+
+def _hidden(module: str) -> str:
+    """Return what may hide a package: a folder of its name without ``__init__.py``, or nothing."""
+    name = module.partition(".")[0]
+    found = sys.modules.get(name)
+    if found is None or getattr(found, "__file__", None) or not hasattr(found, "__path__"):
+        return ""
+    return (
+        f". Python took the folder {next(iter(found.__path__))} for {name}: it has no __init__.py, and "
+        f"hides an installed {name}. Go to another folder, or install it without -e"
+    )
 
 
 def _global_state() -> Callable[[], object]:
