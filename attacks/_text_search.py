@@ -79,7 +79,9 @@ Search = Callable[[Prompt, Kept], Found]
 
 @dataclass(frozen=True)
 class TextAttack(metaclass=ABCMeta):
-    """An attack that tries each prompt as it is, and then once with a text that a search found for it.
+    """An attack that searches for texts.
+
+    It tries each prompt as it is, and then once with the text that the search found for it.
 
     Args:
         length: Tokens of the text.

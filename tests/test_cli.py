@@ -105,6 +105,20 @@ def test_show_merges_a_parameter_and_its_words(cli) -> None:
     assert said[place + 1].startswith("    Weight decay: a term of Adam's gradient")
 
 
+def test_show_has_no_summary_of_a_part(cli) -> None:
+    """A class of parameters has a summary that says nothing of the plug-in; another plug-in's does."""
+    said = cli("show", "methods", "p-esd").out
+    assert "How masks are learned" not in said
+    assert "ESD's objective needs" not in said
+    assert "Slope of the sigmoid." in said
+    assert "Erased Stable Diffusion (Gandikota" in cli("show", "methods", "np-esd").out
+    said = " ".join(cli("show", "attacks", "mma").out.split())
+    assert (
+        "It tries each prompt as it is, and then once with the text that the search found" in said
+    )
+    assert "An attack that searches" not in said
+
+
 def test_show(cli) -> None:
     said = cli("show", "methods", "p-esd")
     assert "gamma: number > 0 = 10.0 (paper)" in said.out

@@ -175,8 +175,7 @@ def facts(what: What, name: str, model: str, world: World | None) -> dict[str, A
 def plugin(kind: Kind, name: str, model: str, world: World | None = None) -> Plugin:
     """Return what is known of a plug-in; its parameters have the values that a model gives them."""
     cls, info = registry.load(kind, name), catalog.model_info(model, world)
-    docs = [vars(base).get("__doc__") for base in cls.__mro__[:-1]]
-    read = [_read(doc) for doc in docs if isinstance(doc, str)]
+    read = [_of_class(base) for base in cls.__mro__[:-1]]
     about = {key: text for _, args in reversed(read) for key, text in args.items()}
     told = {of: _told(kind, name, model, info, of) for of in KINDS}
     types = hints(cls)
@@ -201,6 +200,13 @@ def plugin(kind: Kind, name: str, model: str, world: World | None = None) -> Plu
             for field in fields(cls)
         ),
     )
+
+
+def _of_class(cls: type) -> tuple[str, dict[str, str]]:
+    """Read a class's docstring, without its summary if the class is only a part of a plug-in."""
+    doc = vars(cls).get("__doc__")
+    text, args = _read(doc) if isinstance(doc, str) else ("", {})
+    return text if "card" in vars(cls) else text.partition("\n\n")[2], args
 
 
 def _read(doc: str) -> tuple[str, dict[str, str]]:
