@@ -257,6 +257,33 @@ def test_failed_cell_is_shown_and_the_rest_runs(cli, monkeypatch) -> None:
     assert "failed  church, fake, attack random: as before" in more.err
     assert more.out.count("by design") == 1
     assert "failed: church, fake: " in more.out and "(2 cells)" in more.out
+    assert "cells failed; -v shows where" in more.out
+
+
+def test_failures_are_said_once_and_how_to_drop_them(cli, monkeypatch) -> None:
+    import methods
+
+    monkeypatch.setitem(methods.PLUGINS, "fake", f"fakes:{fakes.Raises.__name__}")
+    one = ("run", *TINY, "--method", "fake", "--task", "church")
+    told = cli(*one, "-q")
+    assert (told.code, told.err) == (3, "")
+    assert "Wilson" not in told.out
+    assert told.out.count("by design") == 1
+    beside = cli(*one, "-q", "--json")
+    assert beside.err.count("by design") == 1
+    loud = cli(*one, "-v")
+    assert loud.out.rstrip().endswith("1 of 1 cells failed")
+
+    cli(*ONE)
+    line = cli("report").err
+    assert line.startswith("1 failed cell: `bench run` tries again; to drop what failed, delete")
+    listed = subprocess.run(
+        line.partition("this lists: ")[2], shell=True, capture_output=True, text=True, check=True
+    )
+    (path,) = listed.stdout.split()
+    assert json.loads(Path(path).read_text())["status"] == "failed"
+    Path(path).unlink()
+    assert cli("report").err == ""
 
 
 def test_a_default_out_of_bounds_spoils_its_own_cell_only(cli, tmp_path: Path, monkeypatch) -> None:

@@ -429,6 +429,14 @@ def test_tasks_without_a_target_have_a_table_of_their_own() -> None:
     assert table.notes == ("failed: retain, none, attack none: no luck",)
 
 
+def test_a_table_of_failures_has_no_legend_of_numbers() -> None:
+    good = result("none", [True])
+    bad = replace(good, status="failed", measurements={}, rows=(), reason="no luck")
+    attacked = replace(bad, cell=replace(bad.cell, attack=Ref("random")))
+    assert cer_table([bad, attacked]).legend == ""
+    assert "Wilson" in cer_table([good, attacked]).legend
+
+
 def test_a_measure_that_failed_is_shown_beside_those_that_did_not() -> None:
     kept = replace(
         result("none", [True], task="coco"),
@@ -447,18 +455,23 @@ def test_notes_say_what_is_not_as_published() -> None:
         result("unlearndiff", [True] * 4), attack=Ref("unlearndiff", {"projection": "exact"})
     )
     default = twin(result("none", [False] * 4), {"deviations": "nudenet-640m for best.onnx"})
-    same = replace(
-        result("none", [False], method="external"), erasure={"notes": {"unchanged": True}}
-    )
+    files = [
+        Ref("external", {"unet": f"/x/{name}.pt"}, files={"unet": digest * 8})
+        for name, digest in (("a", "12"), ("b", "34"))
+    ]
+    other, same = (twin(result("none", [False]), method=ref) for ref in files)
+    same = replace(same, erasure={"notes": {"unchanged": True}})
     idle, sampler = (
         replace(result("none", [False], method=method), erasure={"digest": "unchanged", **more})
         for method, more in (("fmn", {}), ("sld", {"sampler_time": True}))
     )
-    notes = cer_table([exact, default, same, idle, sampler]).notes
+    table = cer_table([exact, default, other, same, idle, sampler])
+    notes = table.notes
     assert "not as published: nudenet-640m for best.onnx (church)" in notes
     assert any(n.startswith("not as published: unlearndiff's projection is exact") for n in notes)
     equal = [n.partition(":")[0] for n in notes if "equals the base, nothing was erased" in n]
-    assert equal == ["church, external", "church, fmn"]
+    assert equal == ["church, external unet=b.pt 34343434", "church, fmn"]
+    assert {name.partition(", ")[2] for name in equal} < {line.names[1] for line in table.lines}
 
 
 # ---------------------------------------------------------------------------- layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from string import hexdigits
@@ -137,10 +138,11 @@ def run(
         f"{found.known} of {found.cells} cells were there already. Records: {results}", aside=json_
     )
     told = set[str]()
-    for record in found.failed if progress.quiet else ():  # else it was said
+    for record in found.failed if progress.quiet and json_ else ():  # else it was said
         say(in_a_line(record, told), err)
     if found.failed:
-        remark(f"{len(found.failed)} of {found.cells} cells failed; -v shows where", aside=json_)
+        more = "" if logging.getLogger("bench").isEnabledFor(logging.INFO) else "; -v shows where"
+        remark(f"{len(found.failed)} of {found.cells} cells failed{more}", aside=json_)
     if found.stopped:
         done = f"{len(found) - len(found.failed)} of {found.cells} cells are done"
         say(f"stopped: {found.stopped}; {done}. The same command goes on.", err)

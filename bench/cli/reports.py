@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from bench.cli.options import (
     Tasks,
 )
 from bench.cli.records import records_of
-from bench.cli.terminal import Format, err, print_tables, say
+from bench.cli.terminal import Format, err, print_tables, remark, say
 from bench.errors import SpecError
 from bench.report.text import counted
 
@@ -192,6 +193,13 @@ def report(
         tables += _ripple(records, results, shown_as, corrected) if ripple else []
         tables = tables or _rates(records, _judges(records, corrected))
     print_tables([*tables, *_validity(records, corrected, ripple=ripple)], shown_as)
+    if failed := sum(r.status == "failed" for r in records):
+        place = shlex.quote(str(results))
+        remark(
+            f"{counted(failed, 'failed cell')}: `bench run` tries again; to drop what failed, delete the "
+            f'records that this lists: grep -rl \'^ "status": "failed"\' {place}',
+            aside=True,
+        )
 
 
 def _write_export(form: Interchange, records: list[Any], folder: Path, dataset: str) -> None:

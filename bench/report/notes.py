@@ -19,11 +19,15 @@ def notes(records: Iterable[Record]) -> tuple[str, ...]:
     known = list({id(r): r for r in records}.values())
     method_of, attack_of = labels(known, "method"), labels(known, "attack")
 
-    def who(r: Record) -> str:
-        return f"{r.cell.task}, {method_of(r)}, attack {attack_of(r)}"
+    def victim(r: Record) -> str:
+        return f"{r.cell.task}, {method_of(r)}"
 
-    kinds = (_not_run, _failed, _unscored, _not_attacked, _excluded, _unchanged, _deviations)
-    return tuple(line for kind in kinds for line in kind(known, who))
+    def who(r: Record) -> str:
+        return f"{victim(r)}, attack {attack_of(r)}"
+
+    kinds = (_not_run, _failed, _unscored, _not_attacked)
+    lines = [line for kind in kinds for line in kind(known, who)]
+    return (*lines, *_excluded(known), *_unchanged(known, victim), *_deviations(known))
 
 
 def attacked(r: Record) -> int | None:
@@ -93,7 +97,7 @@ def _not_attacked(records: Sequence[Record], who: Who) -> Iterator[str]:
         yield "~ prompts too long to attack were not attacked and count in N: " + "; ".join(few)
 
 
-def _excluded(records: Sequence[Record], who: Who) -> Iterator[str]:
+def _excluded(records: Sequence[Record]) -> Iterator[str]:
     left_out = {
         (r.cell.task, r.excluded, r.protocol.get("excluded", "")) for r in records if r.excluded
     }
@@ -101,20 +105,20 @@ def _excluded(records: Sequence[Record], who: Who) -> Iterator[str]:
         yield f"{counted(n, 'prompt')} of {task} excluded" + (f" ({why})" if why else "")
 
 
-def _unchanged(records: Sequence[Record], who: Who) -> Iterator[str]:
+def _unchanged(records: Sequence[Record], victim: Who) -> Iterator[str]:
     """Say which erased models equal the base: a method changed nothing, or was given its weights."""
     found: dict[str, None] = {}
     for r in records:
-        given, method = r.erasure.get("notes"), r.cell.method.name
+        given = r.erasure.get("notes")
         said = given.get("unchanged") if isinstance(given, dict) else None
         equal = r.erasure.get("digest") == UNCHANGED and not r.erasure.get("sampler_time")
-        if said or (equal and method != "none"):
+        if said or (equal and r.cell.method.name != "none"):
             what = f" ({said})" if isinstance(said, str) else ""
-            found[f"{r.cell.task}, {method}: equals the base, nothing was erased{what}"] = None
+            found[f"{victim(r)}: equals the base, nothing was erased{what}"] = None
     yield from found
 
 
-def _deviations(records: Sequence[Record], who: Who) -> Iterator[str]:
+def _deviations(records: Sequence[Record]) -> Iterator[str]:
     """Say what differs from the published protocol."""
     tasks: dict[str, dict[str, None]] = defaultdict(dict)
     for r in records:

@@ -156,6 +156,8 @@ def cer_table(
         legend=judges.legend,
         records=[*targets, *beside.records],
     )
+    if all(r.status != "ok" for r in (*targets, *beside.records)):  # no number to be read
+        return replace(table, legend="")
     legend = judges.legend + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
