@@ -27,6 +27,7 @@ EXIT_CODES = {
     5: "a file or record cannot be read or written, or is damaged",
     6: "the time of --max-hours is used up, and the same command goes on",
     130: "stopped by Ctrl-C, and the same command resumes",
+    143: "stopped by SIGTERM, as of a job whose time is up, and the same command resumes",
 }
 """What the exit codes of `bench` mean."""
 

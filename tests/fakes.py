@@ -95,13 +95,14 @@ class DiesOnce:
 
     card: ClassVar = Card("Dies once", "")
     threat: ClassVar = Threat("black", "prompt")
+    by: ClassVar = signal.SIGINT
 
     def prepare(self, target: Target, ctx: Context) -> Attacker:
         def attack(prompts: Sequence[Prompt]) -> Iterator[Adversarial]:
             first = not CALLS.exists()
             for n, prompt in enumerate(prompts):
                 if first and n == 2:
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(self.by)
                 with CALLS.open("a") as stream:
                     stream.write(prompt.id + "\n")
                 yield Adversarial(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -355,13 +356,16 @@ def test_two_plugins_of_one_name(cli, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("keyboard")
-def test_ctrl_c_keeps_what_is_finished(cli, monkeypatch) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_what_is_finished(cli, monkeypatch, by: signal.Signals) -> None:
     import attacks
 
+    monkeypatch.setattr(fakes.DiesOnce, "by", by)
     monkeypatch.setitem(attacks.PLUGINS, "dies", f"fakes:{fakes.DiesOnce.__name__}")
     command = (*RUN, "--attack", "dies", "--limit", "4")
     said = cli(*command)
-    assert said.code == 130
+    assert said.code == 128 + by
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert "stopped; what is finished is kept. The same command resumes." in said.err
     assert "ok      church, none, attack none" in said.err
     again = cli(*command)
@@ -501,7 +505,10 @@ def test_help_says_the_exit_codes(cli) -> None:
 
     said = " ".join(cli("--help").out.split())
     assert "Exit codes:" in said
-    for code in {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")} | {130}:
+    for code in {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")} | {
+        130,
+        143,
+    }:
         assert f" {code} " in said
 
 

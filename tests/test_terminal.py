@@ -139,7 +139,8 @@ def test_quiet_says_the_result_alone_and_errors_still(cli, monkeypatch) -> None:
     monkeypatch.setitem(methods.PLUGINS, "broken", "methods.nowhere:X")
     broken = cli(*ONE, "--method", "broken", "-q")
     assert broken.code == 3
-    assert "failed  church, broken, attack none: PluginLoadError" in broken.err
+    assert broken.err == ""
+    assert "failed: church, broken, attack none: PluginLoadError" in broken.out
     assert "ok      church" in cli(*ONE, "--fresh").err  # the next command speaks again
 
 

@@ -13,7 +13,7 @@ import typer
 from bench.cli import authoring, figures, reports, upkeep  # noqa: F401  # their commands
 from bench.cli.commands import app
 from bench.cli.terminal import err, out, progress, say
-from bench.core.foreign import watched_keyboard
+from bench.core.foreign import stop_code, watched_keyboard
 from bench.errors import BenchError, MissingError, SpecError, StoreError, did_you_mean
 
 __all__ = ["app", "err", "main", "out", "progress"]
@@ -60,6 +60,7 @@ def _run_app() -> int:
         where = f"{exc.filename}: " if exc.filename is not None else ""
         return _failed(f"{where}{exc.strerror}; choose another path", StoreError.exit_code)
     if code == 130:
+        code = stop_code()
         say("stopped; what is finished is kept. The same command resumes.", err)
     return code
 

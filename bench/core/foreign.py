@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sysconfig
 import traceback
@@ -22,34 +23,52 @@ _STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 class _Keyboard:
-    watched = pressed = False
+    watched = False
+    stopped = process = 0  # the signal that came; whose
 
 
 @contextmanager
 def watched_keyboard() -> Iterator[None]:
-    """Note when the user interrupts, who cannot where interrupts are ignored, as after nohup."""
-    before = signal.getsignal(signal.SIGINT)
+    """Note when the user interrupts, who cannot where interrupts are ignored, as after nohup.
+
+    SIGTERM, as of a job whose time is up, then interrupts likewise, unless somebody else takes it, as Ray.
+    """
+    before, on_term = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     if before not in {signal.default_int_handler, signal.SIG_IGN}:  # somebody else watches
         yield
         return
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
-    _Keyboard.watched, _Keyboard.pressed = True, False
+    if on_term is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupted)
+    _Keyboard.watched, _Keyboard.stopped, _Keyboard.process = True, 0, os.getpid()
     try:
         yield
     finally:
         _Keyboard.watched = False
         signal.signal(signal.SIGINT, before)
+        if on_term is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, on_term)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    _Keyboard.pressed = True
+    if (
+        number == signal.SIGTERM and os.getpid() != _Keyboard.process
+    ):  # a copy of us, which is put away
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    _Keyboard.stopped = number
     raise KeyboardInterrupt
+
+
+def stop_code() -> int:
+    """Return the exit code of what was interrupted: 128 and the signal, which is Ctrl-C's if none came."""
+    return 128 + (_Keyboard.stopped or signal.SIGINT)
 
 
 def let_user_stop(exc: BaseException) -> None:
     """Raise a KeyboardInterrupt again if it is the user's, or if nobody watches the keyboard."""
-    if isinstance(exc, KeyboardInterrupt) and (_Keyboard.pressed or not _Keyboard.watched):
+    if isinstance(exc, KeyboardInterrupt) and (_Keyboard.stopped or not _Keyboard.watched):
         raise exc
 
 

@@ -159,6 +159,8 @@ def connected(address: str, workers: int, device: str) -> Iterator[ModuleType]:
                     if address or not left or "timed out" not in str(exc):
                         raise
                     log.info("%s; again", exc)
+        if callable(on_term) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # Ray's would exit without a word
         # It would print to standard output of workers that ended, which is said in our words.
         ray._private.worker._worker_logs_enabled = False
         yield ray
