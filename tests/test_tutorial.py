@@ -38,7 +38,7 @@ def included(text: str) -> str:
 
 def blocks() -> Iterator[tuple[str, str, str]]:
     for language, title, text in FENCE.findall(PAGE):
-        yield language, title, text if language == "sh" else included(text)
+        yield language, title, (text.replace("\\\n", "") if language == "sh" else included(text))
 
 
 def quick(line: str) -> list[str]:
