@@ -38,6 +38,28 @@ def test_run_then_run_again(cli) -> None:
     assert again.err == ""
 
 
+def test_a_picture_that_cannot_be_written_is_drawn_by_the_next_run(cli) -> None:
+    cli(*ONE)
+    (picture,) = Path("results/local").rglob("*.png")
+    drawn = picture.read_bytes()
+    picture.unlink()
+    (record,) = Path("results/local").rglob("*.json")
+    record.unlink()
+    picture.mkdir()  # nothing can be written there
+    said = cli(*ONE)
+    assert said.code == 5
+    assert f"cannot write {picture}: " in " ".join(said.err.split())
+    assert record.exists()
+    assert cli(*ONE).code == 5  # as before
+    picture.rmdir()
+    again = cli(*ONE)
+    assert (again.code, picture.read_bytes()) == (0, drawn)
+    assert "1 of 1 cells were there already" in again.out
+    picture.unlink()
+    assert cli(*ONE).err == ""  # a picture that somebody took away is not drawn again
+    assert not picture.exists()
+
+
 def test_no_images_keeps_none(cli, tmp_path: Path) -> None:
     assert cli(*ONE, "--no-images").code == 0
     assert not list(tmp_path.rglob("*.png"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from test_report import result
 
 from bench.errors import StoreError
 from bench.store.agreement import disagreement
+from bench.store.files import write_parts
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record
 from bench.store.store import Store
@@ -103,6 +107,16 @@ def test_a_damaged_record_is_kept_beside_the_new_one(tmp_path: Path, caplog) -> 
         assert store.load() == ([record], [])
     Store(tmp_path).put(record)
     assert len(list(path.parent.iterdir())) == 3  # a good one is replaced
+
+
+def test_a_full_disk_asks_for_space(tmp_path: Path) -> None:
+    def full() -> Iterator[bytes]:
+        yield b"begun"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StoreError, match="No space left on device; free space there and give"):
+        write_parts(tmp_path / "a.png", full())
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_older_record_without_a_version_is_read(tmp_path: Path) -> None:

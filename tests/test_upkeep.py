@@ -64,6 +64,16 @@ def test_prune_deletes_what_is_old(cli, cache: Artifacts) -> None:
     assert cache.image("aa1").exists()
 
 
+def test_prune_forgets_pictures_that_it_may_take_the_images_of(cli, cache: Artifacts) -> None:
+    mark = cache.undrawn(Path("results/a.png"))
+    mark.parent.mkdir()
+    mark.touch()
+    cli("cache", "prune", "--days", "5", "--dry-run")
+    assert mark.exists()
+    cli("cache", "prune", "--days", "5")
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("days", ["inf", "1e300", "nan", "-1"])
 def test_prune_takes_days_that_are_a_time(cli, cache: Artifacts, days: str) -> None:
     said = cli("cache", "prune", "--days", days)

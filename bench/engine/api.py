@@ -17,7 +17,7 @@ from bench.core.devices import AUTO, described, use
 from bench.core.types import World
 from bench.engine.budget import Time
 from bench.errors import IncompatibleError, PluginError, SpecError, UnknownNameError
-from bench.plan.plan import Plan, plan
+from bench.plan.plan import Job, Plan, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.report.render import terminal
@@ -138,7 +138,8 @@ def run(
     for line in planned.notes:
         say(line, console)
     todo = unfinished(planned, store)
-    if todo.jobs:
+    undrawn = _undrawn(planned, todo, store, cache)
+    if todo.jobs or undrawn:
         from bench.engine.settings import Settings
 
         assets = {name: path for spec in specs for name, path in spec.assets.items()}
@@ -147,7 +148,9 @@ def run(
             recompute=recompute, compiled=compiled,
         )  # fmt: skip
         told = set[str]()
-        for record in _compute(todo, store, settings, console, time, workers, ray_address):
+        for record in _compute(
+            Plan((*todo.jobs, *undrawn)), store, settings, console, time, workers, ray_address
+        ):
             say(in_a_line(record, told), console)
             time.count(record)
     if not time.up:
@@ -223,6 +226,13 @@ def _device(name: str, console: Console) -> str:
 def unfinished(planned: Plan, store: Store) -> Plan:
     """Return what of a plan is still to be computed: what has no record, or one of a failure."""
     return Plan(tuple(job for job in planned if job.cell not in store))
+
+
+def _undrawn(planned: Plan, todo: Plan, store: Store, cache: Artifacts) -> tuple[Job, ...]:
+    """Return the jobs that are finished, but for a picture that could not be written."""
+    left = {job.cell.id for job in todo}
+    waiting = (job for job in planned if cache.undrawn(store.picture(job.cell)).exists())
+    return tuple(job for job in waiting if job.cell.id not in left)
 
 
 def judge(

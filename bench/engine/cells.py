@@ -9,6 +9,7 @@ from bench.engine.display import named
 from bench.engine.runner import Runner
 from bench.errors import PluginError
 from bench.plan.plan import Job
+from bench.store.files import write
 from bench.store.record import Record
 from bench.store.store import Store
 
@@ -18,18 +19,22 @@ log = logging.getLogger("bench")
 def finish(runner: Runner, store: Store, job: Job) -> tuple[Record, bool]:
     """Return a cell's record, and whether it was there already.
 
-    Processes may share a store: a cell is computed by the first and read by the second.
+    Processes may share a store: a cell is computed by the first and read by the second. A picture that
+    could not be written is drawn when the cell is asked for again.
     """
-    names = named(job.cell)
-    with runner.settings.artifacts.lock(job.cell.id, names):
-        found = store.get(job.cell)
-        if found is not None and found.status != "failed":
-            return found, True
-        log.info("computing %s", names)
-        found = _computed(runner, job, store)
-        log.info("written: %s", store.put(found))
-        _picture(runner, store, job, found)
-    return found, False
+    names, cache = named(job.cell), runner.settings.artifacts
+    undrawn = cache.undrawn(store.picture(job.cell))
+    with cache.lock(job.cell.id, names):
+        found, known = store.get(job.cell), True
+        if found is None or found.status == "failed":
+            log.info("computing %s", names)
+            found, known = _computed(runner, job, store), False
+            log.info("written: %s", store.put(found))
+            write(undrawn, b"")
+        if undrawn.exists():
+            _picture(runner, store, job, found)
+            undrawn.unlink(missing_ok=True)
+    return found, known
 
 
 def _computed(runner: Runner, job: Job, store: Store) -> Record:
@@ -51,7 +56,7 @@ def _picture(runner: Runner, store: Store, job: Job, record: Record) -> None:
 
     if runner.settings.keep_images is False or record.status != "ok" or not record.rows:
         return
-    path = store.path(record.cell).with_suffix(".png")
+    path = store.picture(record.cell)
     try:
         save_grid(path, record, runner.samples(job, 12), job.task.measures)
     except PluginError as exc:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bench")
 _SEAL = hashlib.sha256().digest_size * 2
 _PIECE = 2**23
+UNDRAWN = "undrawn"
+"""The folder of marks of pictures that are still to be drawn."""
 
 
 class Artifacts:
@@ -157,6 +159,11 @@ class Artifacts:
             with contextlib.suppress(OSError):
                 if path.is_file() and path.stat().st_mtime_ns < self.since:
                     path.unlink()
+
+    def undrawn(self, picture: Path) -> Path:
+        """Return the file that is there while a finished cell's picture is still to be drawn."""
+        key = hashlib.sha256(str(picture.absolute()).encode()).hexdigest()[:16]
+        return self.root / UNDRAWN / key
 
     @contextlib.contextmanager
     def lock(self, name: str, what: str, *, wait: bool = True) -> Iterator[bool]:

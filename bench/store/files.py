@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,8 +40,10 @@ def write_parts(
             stream.writelines(parts)
         draft.replace(path)
     except OSError as exc:
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "free space there and give the same command again, or " if full else ""
         raise StoreError(
-            f"cannot write {named or path}: {exc.strerror or exc}; choose another folder"
+            f"cannot write {named or path}: {exc.strerror or exc}; {advice}choose another folder"
         ) from exc
     finally:
         with contextlib.suppress(OSError):

@@ -56,6 +56,10 @@ class Store:
         parts = (cell.task, (cell.concept.name or "none").replace(" ", "-"), name)
         return self.root.joinpath(cell.world, *(part.replace("/", "+") for part in parts))
 
+    def picture(self, cell: Cell) -> Path:
+        """Return where the picture of the cell's images lives, beside its record."""
+        return self.path(cell).with_suffix(".png")
+
     def __contains__(self, cell: Cell) -> bool:
         return (record := self.get(cell)) is not None and record.status != "failed"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import SpecError, UnknownNameError
-from bench.store.artifacts import Artifacts
+from bench.store.artifacts import UNDRAWN, Artifacts
 
 PARTS = {
     "erasures": "erased models, as what changed",
@@ -75,6 +75,8 @@ def prune(cache: Artifacts, before: int, parts: list[str], *, really: bool = Tru
             raise UnknownNameError("part of the cache", part, PARTS)
     if "records" in parts:
         raise SpecError("records are results, and are not pruned: delete their folder yourself")
+    for mark in (cache.root / UNDRAWN).glob("*") if really else ():  # what it needs may go now
+        mark.unlink(missing_ok=True)
     number, total = 0, 0
     for part in parts or [part for part in PARTS if part != "records"]:
         for path, size, written in _files(cache, part):
