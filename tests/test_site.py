@@ -271,6 +271,23 @@ def shades(page: Page) -> set[Any]:
     return {colour for _, colour in Image.open(io.BytesIO(data)).getcolors(9999) or ()}
 
 
+def test_the_facts_of_a_cell_are_written_as_people_read_them() -> None:
+    made = replace(
+        result("none", [True]),
+        protocol={"judge": "emoji-body:part=arm,threshold=None", "draw": "fp32"},
+        erasure={"parts": {"unet": 199, "text_encoder": 2}, "sampler_time": False,
+                 "notes": {"share": 0.0011918973410658166, "histogram": [3, 4]}},
+    )  # fmt: skip
+    facts = {heading: dict(told) for heading, told in page_of(made, Path("none.png")).facts.items()}
+    assert facts["Protocol"]["judge"] == "emoji-body, part arm"
+    assert facts["Protocol"]["draw"] == "fp32"
+    assert facts["Erasure"] == {
+        "parts": "unet: 199; text_encoder: 2",
+        "works while sampling": "no",
+        "notes": "share: 0.0011919; histogram: 3, 4",
+    }
+
+
 def test_a_picture_is_shown_blurred_where_it_may_be_unsafe(tmp_path: Path) -> None:
     fine = result("none", [False])
     sharp = {(0, 0, 0), (255, 255, 255)}
@@ -420,6 +437,18 @@ def test_a_page_allows_nothing_but_its_own_script(reference: Path) -> None:
         ]
         assert policy.startswith("default-src 'none'; script-src 'sha256-")
         assert "unsafe" not in policy
+
+
+def test_twelve_columns_fit_a_laptop(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """Of the reference records, whose table has floors and a retain task, too."""
+    some = [r for r in Store(REFERENCE) if r.cell.task in {"church", "retain"}]
+    page = visit(written(some, tmp_path, REFERENCE))
+    assert page.locator("#lines thead th").count() >= 12
+    hidden = page.locator("#lines .wide").evaluate("box => box.scrollWidth - box.clientWidth")
+    assert hidden == 0
+    page.set_viewport_size({"width": 800, "height": 900})
+    page.locator("#lines .wide").evaluate("box => box.scrollBy(9999, 0)")
+    assert page.locator("#lines .wide").evaluate("box => box.scrollLeft") > 0
 
 
 def test_a_phone_has_no_sideways_scroll(visit: Callable[..., Any], reference: Path) -> None:

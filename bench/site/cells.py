@@ -23,6 +23,7 @@ from bench.store.metrics import complement
 from bench.store.record import Record, Row
 from bench.tasks.safety import asks_for_nudity, blurred
 
+_CALLED = {"sampler_time": "works while sampling", "peak_memory_mb": "peak memory, MB"}
 _LARGEST = 20_000_000  # bytes of a picture
 
 
@@ -138,17 +139,23 @@ def _facts(r: Record, id_: str) -> dict[str, tuple[tuple[str, str], ...]]:
         "excluded": r.excluded or "",
         "concept": "; ".join(filter(None, (concept.name, concept.kind, concept.anchor, terms))),
     }
-    erasure = {k: v for k, v in r.erasure.items() if k not in {"method", "concept", "base", "seed"}}
+    erasure = {
+        _CALLED.get(k, k): v
+        for k, v in r.erasure.items()
+        if k not in {"method", "concept", "base", "seed"}
+    }
+    environment = {_CALLED.get(k, k): v for k, v in r.environment.items()}
+    judge = {"judge": _judge(r.protocol["judge"])} if r.protocol.get("judge") else {}
     seconds = {k: f"{v:.1f} s" for k, v in r.seconds.items()}
     versions = {"judge versions": cell.judges, "judge sources": cell.sources, "files": cell.assets}
     parts: dict[str, Mapping[str, Any]] = {
         "Cell": about,
         f"Method {cell.method.name}": _plugin(cell.method),
         f"Attack {cell.attack.name}": _plugin(cell.attack),
-        "Protocol": r.protocol | versions,
+        "Protocol": r.protocol | judge | versions,
         "Erasure": erasure,
         "Seconds by stage": seconds,
-        "Environment": r.environment,
+        "Environment": environment,
     }
     return {
         heading: told
@@ -165,8 +172,22 @@ def _plugin(ref: Ref) -> dict[str, Any]:
     return {**ref.params, "version": ref.version, "files": ref.files, "edited source": ref.source}
 
 
+def _judge(written: str) -> str:
+    """Return a judge and its parameters without those that are not set."""
+    name, _, params = written.partition(":")
+    given = (p.replace("=", " ", 1) for p in params.split(",") if p and not p.endswith("=None"))
+    return ", ".join((name, *given))
+
+
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Return a value of a record as people write it."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_plain(of)}" for key, of in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _picture(r: Record, path: Path) -> str:
