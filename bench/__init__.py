@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.devices import double
 from bench.core.digest import digest
+from bench.core.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.core.memory import Room
 from bench.core.phrases import check_length, framed, sentences
 from bench.core.protocols import (
@@ -41,7 +42,6 @@ from bench.core.types import (
     by_kind,
     later,
 )
-from bench.errors import AssetError, BenchError, IncompatibleError, PluginError, SpecError
 from bench.sources.assets import Asset, content_digest
 from bench.tasks.exclusion import may_mention_minors
 from bench.tasks.promptsets import ADVERSARIAL, read_table

@@ -13,8 +13,8 @@ import typer
 from bench.cli import authoring, figures, reports, upkeep  # noqa: F401  # their commands
 from bench.cli.commands import app
 from bench.cli.terminal import err, out, progress, say
+from bench.core.errors import BenchError, MissingError, SpecError, StoreError, did_you_mean
 from bench.core.foreign import stop_code, watched_keyboard
-from bench.errors import BenchError, MissingError, SpecError, StoreError, did_you_mean
 
 __all__ = ["app", "err", "main", "out", "progress"]
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])  # click's, wherever that is

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from pathlib import Path
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.plan.asked import options
 from bench.plan.plan import pieces
 from bench.plan.spec import Spec

@@ -62,7 +62,7 @@ from bench.cli.terminal import (
     say,
     say_wrapped,
 )
-from bench.errors import EXIT_CODES, SpecError, UnknownNameError
+from bench.core.errors import EXIT_CODES, SpecError, UnknownNameError
 
 app = App(
     no_args_is_help=True,

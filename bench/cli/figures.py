@@ -13,7 +13,7 @@ from bench.cli.commands import app
 from bench.cli.options import RESULTS, Device, Json, OnlyAttacks, OnlyMethods, OnlySeed, Results
 from bench.cli.records import check_known, records_in
 from bench.cli.terminal import print_json, print_listing, progress, say
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 
 
 @app.command()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from bench.cli import complete
+from bench.core.errors import SpecError
 from bench.core.types import World as World_
-from bench.errors import SpecError
 
 if TYPE_CHECKING:
     from bench.plan.matrix import Part

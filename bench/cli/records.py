@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.cli.terminal import err, say
-from bench.errors import SpecError, StoreError
+from bench.core.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
     from bench.store.record import Record
@@ -77,7 +77,7 @@ def check_known(
     Raises:
         UnknownNameError: There is such a name.
     """
-    from bench.errors import UnknownNameError
+    from bench.core.errors import UnknownNameError
     from bench.plugins.registry import names as plugins
     from bench.tasks.lookup import task_names
 

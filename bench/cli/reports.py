@@ -23,7 +23,7 @@ from bench.cli.options import (
 )
 from bench.cli.records import records_of
 from bench.cli.terminal import Format, err, print_tables, remark, say
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.report.text import counted
 
 _PAPER = "With paper"

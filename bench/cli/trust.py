@@ -21,7 +21,7 @@ from bench.cli.terminal import (
     say_wrapped,
 )
 from bench.core.devices import AUTO
-from bench.errors import PluginError, SpecError, StoreError
+from bench.core.errors import PluginError, SpecError, StoreError
 from bench.report.text import counted
 
 if TYPE_CHECKING:

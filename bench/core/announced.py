@@ -9,8 +9,8 @@ from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
+from bench.core.errors import PluginLoadError, raised
 from bench.core.foreign import let_user_stop
-from bench.errors import PluginLoadError, raised
 
 
 def announced(group: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import SpecError, did_you_mean
+from bench.core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor

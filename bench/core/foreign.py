@@ -13,8 +13,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 
+from bench.core.errors import BenchError, PluginError, raised
 from bench.core.paths import ROOT
-from bench.errors import BenchError, PluginError, raised
 
 log = logging.getLogger("bench")
 _INSTALLED = {"site-packages", "dist-packages"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.core.errors import IncompatibleError
 from bench.core.protocols import Model
 from bench.core.types import Concept
-from bench.errors import IncompatibleError
 
 _FORMS = {
     "object": ("{c}", "a photo of a {c}", "a picture of a {c}", "an image of a {c}"),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.core.devices import free_bytes
+from bench.core.errors import IncompatibleError, PluginError
 from bench.core.memory import Room
 from bench.core.types import Context
-from bench.errors import IncompatibleError, PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.core.devices import described, use
+from bench.core.errors import BenchError
 from bench.core.foreign import watched_keyboard
 from bench.engine.display import Look, named
-from bench.errors import BenchError
 from bench.plan.plan import Job
 from bench.store.record import Record
 from bench.store.store import Store

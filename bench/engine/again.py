@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.core.errors import SpecError
 from bench.core.types import Prompt
 from bench.engine.erase import Erased, Eraser
 from bench.engine.images import Images
 from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings
-from bench.errors import SpecError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import IMAGES, Cell
 from bench.plugins.fingerprint import edited

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bench.core.devices import AUTO, described, use
+from bench.core.errors import IncompatibleError, PluginError, SpecError, UnknownNameError
 from bench.core.types import World
 from bench.engine.budget import Time
-from bench.errors import IncompatibleError, PluginError, SpecError, UnknownNameError
 from bench.plan.plan import Job, Plan, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref

@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from bench.core.errors import ContractError
 from bench.core.protocols import Adversarial, Attack, Criterion, Model, Target
 from bench.core.types import Cost, Prompt, SamplerNoise
 from bench.engine.guard import finite, guard, plain
 from bench.engine.replay import Replay
 from bench.engine.settings import Settings
-from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import REPLAYED, Cell
 from bench.plan.floors import most_images

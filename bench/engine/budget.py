@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.plan.cell import Cell
 from bench.report.costs import Forecast, finished, forecast, spoken
 from bench.store.artifacts import Artifacts

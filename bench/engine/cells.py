@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from bench.core.errors import PluginError
 from bench.engine.display import named
 from bench.engine.runner import Runner
-from bench.errors import PluginError
 from bench.plan.plan import Job
 from bench.store.files import write
 from bench.store.record import Record

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from bench.core.devices import AUTO
+from bench.core.errors import SpecError, StoreError
 from bench.core.paths import ROOT
-from bench.errors import SpecError, StoreError
 from bench.store.files import write
 
 PACKAGES = (

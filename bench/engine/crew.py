@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.core.errors import AssetError, BenchError, PluginError, SpecError, StoreError
 from bench.engine.actor import Failure, Order, Place, Said, Worker
 from bench.engine.cluster import Seats
 from bench.engine.display import Look, crew_bars, named
 from bench.engine.schedule import Chain, Schedule
 from bench.engine.settings import Settings
-from bench.errors import AssetError, BenchError, PluginError, SpecError, StoreError
 from bench.plan.cell import Cell
 from bench.plan.plan import Job
 from bench.report.text import say

@@ -13,8 +13,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from bench.core.errors import AssetError, BenchError, StoreError
 from bench.engine.provenance import PROJECT
-from bench.errors import AssetError, BenchError, StoreError
 from bench.plugins import registry
 from bench.sources import catalog
 from bench.store.artifacts import Artifacts

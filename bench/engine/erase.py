@@ -14,11 +14,11 @@ import torch
 
 from bench.core.devices import is_short
 from bench.core.digest import digest
+from bench.core.errors import ContractError, PluginError
 from bench.core.phrases import check_length
 from bench.core.protocols import Guidance, Method
 from bench.engine.guard import guard, plain
 from bench.engine.settings import Settings
-from bench.errors import ContractError, PluginError
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import TRAIN, Cell

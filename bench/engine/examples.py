@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.core.errors import SpecError
 from bench.engine.again import Again, Picture
 from bench.engine.settings import Settings
-from bench.errors import SpecError
 from bench.report import verdict
 from bench.report.axes import labels
 from bench.report.between import REFERENCES

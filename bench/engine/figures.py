@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from bench.core.devices import AUTO, use
+from bench.core.errors import SpecError
 from bench.engine.display import bars
 from bench.engine.examples import examples, pictures
 from bench.engine.neuron_figures import neuron_overlays, neuron_sensitivity
 from bench.engine.pruned import pruning_strategies
 from bench.engine.settings import Settings
-from bench.errors import SpecError
 from bench.report.figures.catalog import Made
 from bench.report.figures.select import Wanted
 from bench.store.record import Record

@@ -13,13 +13,13 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from bench.core.digest import digest
+from bench.core.errors import AssetError, PluginError, SpecError
 from bench.core.types import UNSCORED, Prompt, Sample, World
 from bench.engine.images import Source
 from bench.engine.judge import Judges, judge_samples
 from bench.engine.provenance import environment, judged_by, names_of
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
-from bench.errors import AssetError, PluginError, SpecError
 from bench.plan.cell import Cell
 from bench.plan.plan import Job, images_cell, missing
 from bench.plan.spec import check_whole

@@ -18,9 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.core.foreign import let_user_stop, raised_at
-from bench.core.state import global_state
-from bench.errors import (
+from bench.core.errors import (
     BenchError,
     ChangedModelError,
     ContractError,
@@ -30,6 +28,8 @@ from bench.errors import (
     SpecError,
     StoreError,
 )
+from bench.core.foreign import let_user_stop, raised_at
+from bench.core.state import global_state
 from bench.models import delta
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS

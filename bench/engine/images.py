@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from bench.core.digest import digest
+from bench.core.errors import ContractError
 from bench.core.protocols import Adversarial
 from bench.core.types import UNSCORED, Prompt, Sample
 from bench.engine.erase import Erased
 from bench.engine.guard import guard
 from bench.engine.settings import Settings
-from bench.errors import ContractError
 from bench.models.diffusers import DiffusersModel
 from bench.tasks.safety import blurred
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from bench.core.digest import digest
+from bench.core.errors import ContractError, PluginError
 from bench.core.protocols import Adversarial, Criterion, Evaluator, ImageScorer
 from bench.core.types import UNSCORED, Prompt, Sample, Score
 from bench.engine.guard import finite, guard, plain
 from bench.engine.settings import Settings
-from bench.errors import ContractError, PluginError
 from bench.plan.cell import Cell
 from bench.plugins.fingerprint import edited
 from bench.plugins.registry import Ref, create, load

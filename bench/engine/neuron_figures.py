@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bench.core.errors import SpecError
 from bench.engine.again import Again, prompt_of
 from bench.engine.examples import ATTACKED, at_most, picks, tiles_of
 from bench.engine.neurons import Pair, concept_neurons, heat, relative, sensitivity
 from bench.engine.settings import Settings
-from bench.errors import SpecError
 from bench.report import verdict
 from bench.report.figures import neurons, select
 from bench.report.figures import sensitivity as curves

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bench.core.devices import restart_peak
+from bench.core.errors import ContractError, IncompatibleError, PluginError
 from bench.core.protocols import Adversarial
 from bench.core.types import Prompt, Sample
 from bench.engine.attack import CellAttack
@@ -20,7 +21,6 @@ from bench.engine.provenance import environment, names_of, protocol
 from bench.engine.replay import Replay, of_row
 from bench.engine.settings import Settings, timed
 from bench.engine.stream import Stream
-from bench.errors import ContractError, IncompatibleError, PluginError
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import Cell
 from bench.plan.plan import Job

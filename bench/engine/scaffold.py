@@ -13,10 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
+from bench.core.errors import SpecError
 from bench.core.foreign import contract
 from bench.core.phrases import article
 from bench.core.types import Prompt
-from bench.errors import SpecError
 from bench.plugins.registry import Ref, create
 from bench.tasks.entries import shipped
 

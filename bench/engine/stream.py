@@ -13,13 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.core.digest import digest
+from bench.core.errors import ContractError, PluginError, StoreError
 from bench.core.protocols import Evaluator, SetScorer
 from bench.core.types import Prompt, Sample, Score
 from bench.engine.guard import guard
 from bench.engine.images import Source
 from bench.engine.judge import Judges, failing, reduce, shown, unfit, valid
 from bench.engine.settings import Settings, tensors, timed
-from bench.errors import ContractError, PluginError, StoreError
 from bench.plan.cell import Cell
 from bench.plugins.registry import create
 from bench.store.metrics import Measurement, rate

@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+from bench.core.errors import BenchError
 from bench.engine.provenance import environment
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
-from bench.errors import BenchError
 from bench.report.audit import Audit, Finding
 from bench.store.artifacts import Artifacts
 from bench.store.record import Record, Row

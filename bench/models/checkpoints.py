@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import SpecError, first_line
+from bench.core.errors import SpecError, first_line
 from bench.models import lora
 from bench.sources import folders
 

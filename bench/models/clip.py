@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.errors import AssetError, first_line
+from bench.core.errors import AssetError, first_line
 
 TOKENS = 77
 Pixels = Callable[[Sequence[Any]], Tensor]

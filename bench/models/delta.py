@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from bench.core.digest import UNCHANGED
-from bench.errors import ContractError, StoreError
+from bench.core.errors import ContractError, StoreError
 from bench.models.checkpoints import bare, what_is
 from bench.models.diffusers import DiffusersModel
 from bench.sources.folders import PARTS

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Parameter
 
+from bench.core.errors import IncompatibleError, SpecError
 from bench.core.memory import Room
 from bench.core.protocols import Guidance, ParameterGroup
 from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
-from bench.errors import IncompatibleError, SpecError
 from bench.models.clip import cleaned
 from bench.models.schedule import NoisySteps, Schedule
 from bench.sources.catalog import Sampling

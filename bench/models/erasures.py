@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import SpecError, StoreError
+from bench.core.errors import SpecError, StoreError
 from bench.models import DiffusersModel, delta, load_model, save_folder
 from bench.sources.catalog import revision
 from bench.sources.folders import PARTS

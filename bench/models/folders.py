@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
-from bench.errors import AssetError, SpecError, raised
+from bench.core.errors import AssetError, SpecError, raised
 from bench.models.checkpoints import bare, read_tensors
 from bench.sources.folders import PARTS, class_of
 

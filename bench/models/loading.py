@@ -20,8 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from bench.core.devices import laid_out
+from bench.core.errors import SpecError
 from bench.core.types import World
-from bench.errors import SpecError
 from bench.models.checkpoints import read_tensors
 from bench.models.diffusers import DTYPES, DiffusersModel
 from bench.models.folders import load_file_model, load_folder, pipeline, text_width

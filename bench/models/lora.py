@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 
 Find = Callable[[str], tuple[str, str]]
 """From a tensor's name in a file to the part of the model that has it, and its name there."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.devices import double
+from bench.core.errors import IncompatibleError
 from bench.core.memory import Room
 from bench.core.protocols import Model
 from bench.core.types import Prompt
-from bench.errors import IncompatibleError
 from bench.models.hooks import inputs_of
 
 Maps = dict[str, Tensor]

@@ -15,8 +15,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from bench.core.errors import IncompatibleError, SpecError
 from bench.core.types import SamplerNoise
-from bench.errors import IncompatibleError, SpecError
 
 STEPS = 1000
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")

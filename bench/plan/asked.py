@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from bench.core.errors import BenchError, SpecError
 from bench.core.types import Concept, World
-from bench.errors import BenchError, SpecError
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, written_out

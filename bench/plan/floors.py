@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from bench.core.errors import ContractError, PluginError
 from bench.core.foreign import contract
 from bench.core.types import Concept
-from bench.errors import ContractError, PluginError
 from bench.plugins.registry import Ref, create, resolved
 from bench.sources.catalog import ModelInfo
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
+from bench.core.errors import SpecError, UnknownNameError
 from bench.core.paths import PROMPTS
 from bench.core.types import World
-from bench.errors import SpecError, UnknownNameError
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.tasks.protocol import ProtocolName

@@ -9,9 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.core.foreign import contract
-from bench.core.types import Concept, Prompt, World
-from bench.errors import (
+from bench.core.errors import (
     AssetError,
     ContractError,
     IncompatibleError,
@@ -20,6 +18,8 @@ from bench.errors import (
     ShadowedPackageError,
     SpecError,
 )
+from bench.core.foreign import contract
+from bench.core.types import Concept, Prompt, World
 from bench.plan.cell import IMAGES, NO_CONCEPT, Cell
 from bench.plan.floors import Budgets, budgets, floors, in_words, unmatched
 from bench.plan.spec import Spec, check_whole

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.core.errors import SpecError
 from bench.core.types import World
-from bench.errors import SpecError
 from bench.plugins.registry import Ref
 from bench.sources.assets import check_names
 from bench.sources.catalog import check_dtype

@@ -23,9 +23,7 @@ from typing import Any, Literal
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from bench.core.announced import announced, imported
-from bench.core.paths import PROMPTS, ROOT
-from bench.core.types import LATER, ByKind, Card, Concept, Threat, World
-from bench.errors import (
+from bench.core.errors import (
     AssetError,
     ParamError,
     PluginLoadError,
@@ -34,6 +32,8 @@ from bench.errors import (
     did_you_mean,
     raised,
 )
+from bench.core.paths import PROMPTS, ROOT
+from bench.core.types import LATER, ByKind, Card, Concept, Threat, World
 from bench.plugins.fingerprint import edited
 from bench.sources.assets import content_digest
 

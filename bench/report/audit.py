@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from bench.core.announced import owners
+from bench.core.errors import BenchError, StoreError, first_line
 from bench.core.types import Score
-from bench.errors import BenchError, StoreError, first_line
 from bench.plan.asked import request_of, setting_of
 from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job, plan

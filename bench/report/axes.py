@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from bench.core.digest import digest
-from bench.errors import StoreError
+from bench.core.errors import StoreError
 from bench.plan.cell import IMAGES
 from bench.plugins.registry import Ref
 from bench.store.record import Record

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from bench.core.digest import digest
+from bench.core.errors import BenchError
 from bench.core.types import Concept, World
-from bench.errors import BenchError
 from bench.plan.asked import Setting, setting_of
 from bench.plan.cell import IMAGES, TRAIN, Cell
 from bench.plugins.registry import Kind, Ref, resolved
@@ -99,10 +99,15 @@ def _tasks(task: str, concept: Concept, world: World) -> tuple[str, ...]:
     return (task,)
 
 
+def catalogued(model: str) -> bool:
+    """Say whether a model is one of the catalogue, with whatever settings."""
+    return split(model)[0] in MODELS
+
+
 @lru_cache
 def _is_own(model: str) -> bool:
     """Say whether a model is a file or a folder, so that nobody else need have it."""
-    if split(model)[0] in MODELS:
+    if catalogued(model):
         return False
     try:
         return not model_info(model).source.startswith("hub:")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.errors import AssetError, BenchError, SpecError, StoreError
+from bench.core.errors import AssetError, BenchError, SpecError, StoreError
 from bench.plugins.registry import Ref
 from bench.report.frame import Figure, Line, Table, measured
 from bench.report.statistics import Difference, Share, corrected

@@ -25,7 +25,7 @@ from typing import Literal, cast
 
 from bench.core.devices import AUTO
 from bench.core.digest import digest
-from bench.errors import StoreError
+from bench.core.errors import StoreError
 from bench.plan.cell import REPLAYED, Cell
 from bench.plan.floors import FLOORS
 from bench.store.record import Record

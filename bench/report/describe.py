@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
+from bench.core.errors import BenchError
 from bench.core.types import ByKind, Concept, Threat, World
-from bench.errors import BenchError
 from bench.plan import matrix
 from bench.plan.floors import most_images
 from bench.plugins import registry

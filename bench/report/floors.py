@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.core.digest import digest
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.plan.floors import FLOORS, most_images
 from bench.plugins.registry import Ref
 from bench.report.axes import ATTACK, Group, grouped, labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.plugins.registry import Ref
 from bench.store.record import Record
 from bench.tasks.entries import Measure

@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from bench.core.errors import BenchError, SpecError
 from bench.core.paths import ROOT
 from bench.core.types import World
-from bench.errors import BenchError, SpecError
 from bench.plugins.registry import Kind, Ref, resolved
 from bench.report.axes import labels
 from bench.report.corrected import AS_SEEN, Judges

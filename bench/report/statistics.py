@@ -16,7 +16,7 @@ from statistics import fmean
 from string import ascii_letters
 from typing import Any, NamedTuple
 
-from bench.errors import StoreError
+from bench.core.errors import StoreError
 from bench.plan.floors import FLOORS
 from bench.store.metrics import CONFIDENCE, Measurement, any_of, mcnemar
 from bench.store.record import Record

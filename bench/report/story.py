@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from bench.core.errors import SpecError
 from bench.core.types import Cost
-from bench.errors import SpecError
 from bench.plugins.registry import Ref
 from bench.report import verdict
 from bench.report.command import command, remarks

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from bench.core.errors import BenchError
 from bench.core.types import World
-from bench.errors import BenchError
 from bench.store.record import Record
 from bench.tasks.lookup import find
 from bench.tasks.tasks import load_task

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 
+from bench.core.errors import BenchError
 from bench.core.types import Cost
-from bench.errors import BenchError
 from bench.report.axes import (
     ATTACK,
     MODEL,

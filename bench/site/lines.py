@@ -21,6 +21,7 @@ from bench.report.axes import (
     order,
     placed,
 )
+from bench.report.command import catalogued
 from bench.report.corrected import AS_SEEN, Judges
 from bench.report.floors import NEVER
 from bench.report.frame import MARKS, Figure
@@ -29,7 +30,6 @@ from bench.report.statistics import BEST_KNOWN, best_known, detectable, finds_pr
 from bench.report.tables import Beside, best_figure, cer_figure, judged, roles
 from bench.site.flags import Flag, flags, number
 from bench.site.words import ABOUT, about_attack, about_utility
-from bench.sources.catalog import MODELS
 from bench.store.record import Record
 
 Kept = Mapping[tuple[str, str, str], Sequence[Record]]
@@ -261,7 +261,7 @@ def _rank(attack: str) -> int:
 def _role(r: Record) -> Role:
     """Return what a line is if no method erased it here; a model of the user's own may be an erased one."""
     if r.cell.method.name == "none":
-        return "base" if r.cell.model in MODELS else "given"
+        return "base" if catalogued(r.cell.model) else "given"
     return "reference" if r.cell.method.name == NEVER else ""
 
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bench.errors import SpecError, StoreError
+from bench.core.errors import SpecError, StoreError
 from bench.report.corrected import AS_SEEN, Judges
 from bench.report.figures.catalog import ALONE, from_records
 from bench.report.figures.select import EVERYTHING

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.announced import announced, imported
-from bench.errors import AssetError, PluginLoadError, SpecError, UnknownNameError
+from bench.core.errors import AssetError, PluginLoadError, SpecError, UnknownNameError
 from bench.sources.hub import cached, hub_source, lacks
 
 NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors|pytorch_model*.bin")

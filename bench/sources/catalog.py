@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.core.errors import AssetError, SpecError, UnknownNameError
 from bench.core.paths import ROOT
 from bench.core.types import World
-from bench.errors import AssetError, SpecError, UnknownNameError
 from bench.sources import folders, hub
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import AssetError, SpecError
+from bench.core.errors import AssetError, SpecError
 
 _SOURCE = re.compile(r"hub(-dataset)?:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from bench.errors import StoreError
+from bench.core.errors import StoreError
 from bench.store.files import probe, write, write_parts
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.errors import StoreError
+from bench.core.errors import StoreError
 
 
 def write(path: Path, *parts: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bench.errors import StoreError, first_line
+from bench.core.errors import StoreError, first_line
 from bench.plan.cell import Cell
 from bench.store.agreement import disagreement
 from bench.store.files import probe, write

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import SpecError, UnknownNameError
+from bench.core.errors import SpecError, UnknownNameError
 from bench.store.artifacts import UNDRAWN, Artifacts
 
 PARTS = {

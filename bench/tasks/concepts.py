@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bench.core.errors import SpecError, UnknownNameError
 from bench.core.types import Concept, World
-from bench.errors import SpecError, UnknownNameError
 from bench.tasks.entries import shipped
 
 KINDS = ("nsfw", "style", "object")

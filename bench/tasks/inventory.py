@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.core.errors import AssetError, PluginLoadError, UnknownNameError
 from bench.core.types import World
-from bench.errors import AssetError, PluginLoadError, UnknownNameError
 from bench.sources.assets import OPTIONAL, Asset, asset_names, asset_of, find, locate
 from bench.sources.catalog import HUB_FILES, MODELS, ModelInfo, model_info, snapshot
 from bench.sources.hub import HubSource, cached, hub_source

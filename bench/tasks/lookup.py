@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from bench.core.announced import announced
+from bench.core.errors import PluginLoadError, SpecError, UnknownNameError
 from bench.core.paths import PROMPTS
 from bench.core.types import Concept, World
-from bench.errors import PluginLoadError, SpecError, UnknownNameError
 from bench.tasks.entries import Entry, Role, shipped
 from bench.tasks.own import GROUP, announced_task, read_task
 

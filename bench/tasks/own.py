@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.announced import announced, imported
+from bench.core.errors import PluginError, PluginLoadError, SpecError, did_you_mean
 from bench.core.types import World
-from bench.errors import PluginError, PluginLoadError, SpecError, did_you_mean
 from bench.plugins.registry import Ref, create
 from bench.sources.assets import asset_of
 from bench.tasks.concepts import find_concept

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.core.errors import SpecError
 from bench.core.types import Prompt
-from bench.errors import SpecError
 
 GUIDANCE = 7.5
 """Where a set has no such column (COCO's have none)."""

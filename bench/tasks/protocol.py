@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.plugins.registry import create
 from bench.tasks.entries import ASSET, Entry, Measure, shipped
 

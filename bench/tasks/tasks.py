@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench.core.errors import AssetError, PluginLoadError, SpecError
 from bench.core.paths import PROMPTS
 from bench.core.types import Concept, Prompt, World
-from bench.errors import AssetError, PluginLoadError, SpecError
 from bench.plugins.registry import Ref, create
 from bench.sources import assets
 from bench.tasks.entries import Entry, Measure, Role

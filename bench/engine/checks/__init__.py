@@ -10,14 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, get_args
 
-from bench.core.foreign import contract
-from bench.core.types import World
-from bench.engine.checks import attacks, classes, judges, methods
-from bench.engine.checks.classes import Subject
-from bench.engine.checks.finding import Finding, Rules, apply, remarks
-from bench.engine.checks.lab import Lab, quick, random_model
-from bench.engine.checks.tasks import check_task
-from bench.errors import (
+from bench.core.errors import (
     AssetError,
     ChangedModelError,
     IncompatibleError,
@@ -27,6 +20,13 @@ from bench.errors import (
     SpecError,
     UnknownNameError,
 )
+from bench.core.foreign import contract
+from bench.core.types import World
+from bench.engine.checks import attacks, classes, judges, methods
+from bench.engine.checks.classes import Subject
+from bench.engine.checks.finding import Finding, Rules, apply, remarks
+from bench.engine.checks.lab import Lab, quick, random_model
+from bench.engine.checks.tasks import check_task
 from bench.plan.plan import assets_of, missing
 from bench.plugins.fingerprint import FAMILIES
 from bench.plugins.registry import KINDS, Ref, create, names, resolved

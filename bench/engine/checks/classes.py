@@ -16,10 +16,10 @@ from typing import Any, cast, get_args
 
 import bench
 from bench.core.announced import imported
+from bench.core.errors import PluginLoadError, SpecError
 from bench.core.paths import ROOT
 from bench.core.types import ByKind, Concept, World
 from bench.engine.checks.finding import Rules
-from bench.errors import PluginLoadError, SpecError
 from bench.plugins.registry import KINDS, Kind, Ref, create, load, names, resolved
 from bench.report.describe import hints, in_words
 from bench.tasks.tasks import concept_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from bench.errors import AssetError, BenchError, StoreError
+from bench.core.errors import AssetError, BenchError, StoreError
 
 _T = TypeVar("_T")
 Rules = Mapping[str, Callable[[_T], str]]

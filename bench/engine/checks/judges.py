@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from bench.core.digest import digest
+from bench.core.errors import BenchError, PluginError
 from bench.core.types import Prompt, Sample, Score, World
 from bench.engine.checks.finding import Rules
 from bench.engine.checks.lab import Lab, settings_left, streams
 from bench.engine.guard import guard, noticed
 from bench.engine.judge import given_by, outside, valid
 from bench.engine.stream import extracted
-from bench.errors import BenchError, PluginError
 from bench.plugins.registry import Ref, create, load
 from bench.tasks.lookup import find, task_names
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.errors import ParamError
 from bench.core.state import global_state
 from bench.core.types import World
 from bench.engine.settings import Settings
-from bench.errors import ParamError
 from bench.models import delta, load_model
 from bench.models.diffusers import DiffusersModel
 from bench.plan.plan import Job, plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bench.core.errors import AssetError, BenchError, StoreError
 from bench.engine.checks.finding import Finding
-from bench.errors import AssetError, BenchError, StoreError
 from bench.plan.plan import check_prompts, missing
 from bench.tasks.lookup import homes
 from bench.tasks.tasks import load_task, needs

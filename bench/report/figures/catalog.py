@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UnknownNameError
+from bench.core.errors import UnknownNameError
 
 if TYPE_CHECKING:  # a list of names needs none of these
     from bench.report.figures.select import Wanted

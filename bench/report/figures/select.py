@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.report.axes import differing, grouped, labels
 from bench.report.tables import judged, picked
 from bench.store.metrics import Measurement

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.report.text import plain
 from bench.store.files import write
 

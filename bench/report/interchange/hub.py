@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.errors import SpecError
+from bench.core.errors import SpecError
 from bench.report.interchange.common import (
     ABOUT,
     PROJECT,
