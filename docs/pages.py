@@ -38,6 +38,7 @@ _USE = """\
 Every command takes `--quiet` and `--verbose`; listings and reports take `--json`.
 `bench --install-completion` completes names in the shell. Parameters of a plug-in are given as
 `--method esd:steps=100,lr=5e-5`; unknown or ill-typed ones are refused."""
+_INTERVAL = re.compile(r"(<td[^>]*>[^<]*\[[\d.]+)-([\d.]+\])")
 _LIST = re.compile(r"(?m)^((?!- | ).+)\n(?=- )")
 
 
@@ -53,6 +54,11 @@ def on_config(config: Any) -> Any:
     sections["Use"] += others
     sections["Reference"][:] = map(_with_folder, sections["Reference"])
     return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep an interval in a table on one line: a hyphen would break it."""
+    return _INTERVAL.sub("\\1\N{NON-BREAKING HYPHEN}\\2", html)
 
 
 def write() -> None:
