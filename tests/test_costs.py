@@ -164,7 +164,7 @@ def test_committed_cells_are_predicted_from_the_others() -> None:
                 ratios.append(guess / each)
     assert 0.7 < said / real < 1.3
     near = sum(0.5 < ratio < 2 for ratio in ratios)
-    assert near / len(ratios) > 0.8  # these ran on a machine that had other work
+    assert near / len(ratios) > 0.75  # these ran beside other work, now less, now more of it
 
 
 def test_whole_committed_cells_are_predicted_from_other_models() -> None:
