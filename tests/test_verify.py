@@ -321,3 +321,13 @@ def test_only_target_tasks_are_attacked(cli) -> None:
     assert (said.code, said.err) == (
         2, "error: retain is a retain task: only target tasks are attacked\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [("--guidance", "3"), ("--judge", "emoji-subject:top_k=2")])
+def test_what_was_asked_for_besides_the_task_is_asked_for_again(cli, tmp_path, more) -> None:
+    said = cli("run", "--model", "tiny-random", "--limit", "1", "--method", "none", "--attack", "none",
+               "--task", "church", "--results", str(tmp_path / "r"), *more)  # fmt: skip
+    assert said.code == 0, said.err
+    (path,) = (tmp_path / "r").rglob("*.json")
+    found = {finding.text: finding.state for finding in audit(path).findings}
+    assert found["a request of today asks for the same cell"] == "ok"

@@ -1,1 +1,1 @@
-"""Values, protocols and the training loop that everything else uses."""
+"""Values, protocols, exceptions and the training loop that everything else uses."""

@@ -52,9 +52,7 @@ def watched_keyboard() -> Iterator[None]:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    if (
-        number == signal.SIGTERM and os.getpid() != _Keyboard.process
-    ):  # a copy of us, which is put away
+    if number == signal.SIGTERM and os.getpid() != _Keyboard.process:  # a fork, which is put away
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
     _Keyboard.stopped = number
