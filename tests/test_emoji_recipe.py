@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from bench.emoji import PATH
 from bench.emoji.judges import Judge
@@ -332,3 +333,13 @@ def test_the_recipe_refuses_at_once_what_would_fail_after_hours(tmp_path) -> Non
     (tmp_path / "w" / "steps.json").write_text('{"scenes": 1}')
     assert "was begun with other sizes, {'scenes': 1}" in said()
     assert [p.name for p in tmp_path.rglob("*")] == ["w", "steps.json"]
+
+
+def test_the_committed_samples_are_what_the_command_draws(tmp_path) -> None:
+    measure.samples(out=tmp_path / "s.png", size=96)
+    mine, ours = (
+        np.asarray(Image.open(path), np.float32)
+        for path in (tmp_path / "s.png", PATH.parent / "samples.png")
+    )
+    assert mine.shape == ours.shape
+    assert np.abs(mine - ours).mean() < 3  # machines round differently
