@@ -20,7 +20,7 @@ from bench import Context, digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAUSE = 2.0
+PAUSE = 10.0
 """Seconds between two files, at least."""
 RATIO = 20
 """The pause is at least this many times as long as writing the latest file took."""

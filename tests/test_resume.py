@@ -155,7 +155,7 @@ def test_states_are_not_kept_all_the_time(ctx, monkeypatch) -> None:
     monkeypatch.setattr(_resume.time, "monotonic", lambda: now[0])
     resume = Resume(ctx, ["a"])
     assert not resume.due
-    now[0] += 2.1
+    now[0] += _resume.PAUSE + 0.1
     assert resume.due
     resume.keep({"a": State(1, {})})
     assert not resume.due

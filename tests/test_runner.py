@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -21,16 +22,17 @@ from PIL import Image
 import attacks
 import evaluators
 import methods
-from bench import Adversarial, Prompt, SamplerNoise
+from bench import Adversarial, Context, Prompt, SamplerNoise
 from bench.core.digest import digest
 from bench.engine import provenance
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
 from bench.models.delta import weights
 from bench.models.diffusers import DiffusersModel
+from bench.plan.cell import SEEDLESS
 from bench.plan.plan import plan
 from bench.plan.spec import Spec
-from bench.plugins.registry import Ref, load
+from bench.plugins.registry import Ref, create, load
 from bench.report.story import story
 from bench.store.artifacts import Artifacts
 from bench.store.metrics import Measurement, rate
@@ -89,6 +91,33 @@ def test_ids_depend_on_what_changes_a_value() -> None:
     for later in ("assets", "judges", "sources"):
         erased_in_bf16.pop(later)
     assert c.id != digest(erased_in_bf16)  # what the first versions called such a cell
+
+
+def test_seeds_share_the_erasure_of_a_method_that_draws_nothing(settings) -> None:
+    for method, shared in ((Ref("uce"), True), (FAST, False)):
+        a, b = (cells(method=method, attack=QUICK, seed=seed)[0].cell for seed in (0, 1))
+        assert (a.erase_key == b.erase_key) == shared
+        assert len({(c.id, c.attack_key) for c in (a, b)}) == 2
+        edited = (replace(c, method=replace(c.method, source="edited")).erase_key for c in (a, b))
+        assert len(set(edited)) == 2  # it may draw
+    runner = Runner(settings)
+    found = [runner.run(cells(method=Ref("uce"), seed=seed)[0]) for seed in (0, 1)]
+    assert [r.status for r in found] == ["ok"] * 2
+    assert found[0].erasure == found[1].erasure
+    assert found[0].erasure["seed"] is None
+    assert len(list((settings.artifacts.root / "erasures").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", sorted(SEEDLESS))
+def test_a_method_without_a_seed_draws_no_random_number(name, tiny, ctx, monkeypatch) -> None:
+    assert ".seed(" not in inspect.getsource(inspect.getmodule(load("methods", name)))
+    if name in {"never-learned", "external", "safety-checker"}:  # they load what they return
+        return
+    (job,) = cells(method=Ref(name))
+    monkeypatch.setattr(Context, "seed", lambda *args: pytest.fail("it asks for a random stream"))
+    before = torch.get_rng_state()
+    create("methods", job.cell.method).erase(tiny, job.cell.concept, ctx)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_ids_depend_on_the_judge(monkeypatch) -> None:

@@ -166,7 +166,7 @@ class Eraser:
                 "method": asdict(cell.method),
                 "concept": asdict(cell.concept),
                 "base": {"model": cell.model, "revision": cell.revision, "dtype": TRAIN},
-                "seed": cell.erased_with,
+                "seed": None if cell.seedless else cell.erased_with,
                 "digest": delta.digest(change),
                 "tensors": len(change),
                 "parts": dict(Counter(key.partition(".")[0] for key in change)),

@@ -15,6 +15,19 @@ TRAIN = "fp32"
 """The type of the weights that a method changes; a cell's own is that of drawing and attacking."""
 REPLAYED = frozenset({"transfer", "submitted"})
 """Attacks that try what was found elsewhere, with the seed and the scale of guidance that belong to it."""
+SEEDLESS = frozenset(
+    {
+        "none",
+        "never-learned",
+        "external",
+        "uce",
+        "concept-prune",
+        "sld",
+        "negative-prompt",
+        "safety-checker",
+    }
+)
+"""Methods that, as released, draw no random number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +97,14 @@ class Cell:
         return self.seed if self.erase_seed is None else self.erase_seed
 
     @property
+    def seedless(self) -> bool:
+        """Whether the erasure is the same for all seeds, which then share it."""
+        return self.method.name in SEEDLESS and not self.method.source
+
+    @property
     def erase_key(self) -> str:
         """Cells with one key share what a method changed, whatever type they draw in."""
-        return digest(
-            [
-                self.model,
-                self.revision,
-                TRAIN,
-                self.method.identity,
-                _fields(self.concept),
-                self.erased_with,
-            ]
-        )
+        return self._erased_by(0 if self.seedless else self.erased_with)
 
     @property
     def attack_key(self) -> str:
@@ -104,8 +113,12 @@ class Cell:
         The judge tells an attack when to stop, so its weights and version matter.
         """
         judge = [part for part in (self.assets, self.judges, self.sources) if part]
-        victim = [self.erase_key, self.dtype]
+        victim = [self._erased_by(self.erased_with), self.dtype]
         return digest([*victim, self.task_digest, self.attack.identity, self.seed, *judge])
+
+    def _erased_by(self, seed: int) -> str:
+        base = [self.model, self.revision, TRAIN]
+        return digest([*base, self.method.identity, _fields(self.concept), seed])
 
 
 def _fields(value: Cell | Concept) -> dict[str, Any]:
