@@ -3,7 +3,9 @@
 import pytest
 import torch
 from fakes import float64_text
+from rich.console import Console
 
+from bench.engine.operations import Operations, profile
 from bench.engine.settings import Settings
 from bench.engine.speed import OneByOne, Run, _one_by_one, measure, measure_apart, scaled
 from bench.models.diffusers import DTYPES, DiffusersModel
@@ -119,3 +121,38 @@ def test_scaling_sizes() -> None:
     sizes = scaled(cell)
     assert [job.cell.prompts for job in sizes] == [8, 16, 32, 8]
     assert sizes[3].cell.attack.params["timesteps"] == "official"
+
+
+def test_operations_are_counted_by_their_formulas() -> None:
+    q, k, v = (torch.randn(2, 4, n, 16, requires_grad=True) for n in (9, 7, 7))
+    x, w = torch.randn(3, 5, 8, 8, requires_grad=True), torch.randn(6, 5, 3, 3)
+    with Operations("cpu") as all_:
+        torch.randn(10, 20) @ torch.randn(20, 30)
+        torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    flops = {name: spent.flops for name, spent in all_.spent.items() if spent.flops}
+    product, conv = 2 * 2 * 4 * 9 * 7 * 16, 2 * 3 * 6 * 5 * 3 * 3 * 8 * 8
+    assert flops == {
+        "mm": 2 * 10 * 20 * 30,
+        "convolution": conv,
+        "convolution_backward": conv,  # of what it reads; its weights want none
+        "attention": 2 * product,
+        "attention_backward": 5 * product,  # the scores again, and four gradients
+    }
+    assert all(spent.calls == 1 for spent in map(all_.spent.get, flops))
+
+
+def test_the_profile_adds_up(cli, tmp_path) -> None:
+    attack = Ref("unlearndiff", {"iterations": 1, "tokens": 1})
+    spec = Spec("tiny-random", (Ref("none"),), (attack,), ("church",), limit=2)
+    table = profile(spec, Settings(artifacts=Artifacts(tmp_path)), Console(quiet=True))
+    names = [line.names[0] for line in table.lines]
+    assert {"convolution", "convolution_backward"} < set(names)
+    *parts, every = (line.figures for line in table.lines)
+    for column in range(3):  # calls, share, milliseconds
+        total = sum(figures[column].value for figures in parts)
+        assert total == pytest.approx(every[column].value)
+    assert every[1].value == 1
+    said = cli("speed", "attack", "--profile", "--model", "tiny-random", "--method", "none",
+               "--attack", str(attack), "--prompts", "1")  # fmt: skip
+    assert (said.code, "all others" in said.out) == (0, True), said.err

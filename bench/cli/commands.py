@@ -534,6 +534,12 @@ def speed_attack(
         bool,
         typer.Option("--scaling", help="Batched only: 8, 16, 32 prompts, 10 and 50 timesteps."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Batched only: time and count each kind of operation, and the bound."
+        ),
+    ] = False,
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
     device: Device = "auto",
@@ -551,11 +557,15 @@ def speed_attack(
 
     Example: bench speed attack --attack unlearndiff --prompts 50 --official 10 --workers 2
     """
+    from bench.engine.operations import profile as profiled
     from bench.engine.settings import Settings
     from bench.engine.speed import compare
 
     spec = Request([method], [attack], [task], model, limit=prompts).spec("cpu")
     settings = Settings(device, batch_size)
+    if profile:
+        print_table(profiled(spec, settings, progress, dtype=dtype), Format.of(json_))
+        return
     table = compare(
         spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling, official=official
     )

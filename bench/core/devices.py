@@ -121,6 +121,14 @@ def described(device: str) -> str:
     return f"{device} ({known['device']}, float32 products in {known['matmul']})"
 
 
+def wait(device: str) -> None:
+    """Wait until a device has done all that it was given; a CPU has."""
+    if _is_cuda(device):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def peak_bytes(device: str) -> int | None:
     """Return the most memory that tensors took since :func:`restart_peak`; ``None`` if nobody counts it."""
     if not _is_cuda(device):

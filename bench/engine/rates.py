@@ -17,7 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
-from bench.core.devices import described, peak_bytes, restart_peak, use
+from bench.core.devices import described, peak_bytes, restart_peak, use, wait
 from bench.core.protocols import Target
 from bench.core.types import Concept, Context, Prompt
 from bench.models import delta, load_model
@@ -139,10 +139,10 @@ def _timed(what: str, batch: int, device: str, work: Callable[[], object]) -> Ra
 
 
 def _seconds(device: str, work: Callable[[], object]) -> float:
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     work()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
 
 
@@ -162,11 +162,6 @@ def _by_difference(
     taken = _seconds(device, more) - few
     each = taken / (steps * rounds * batch)
     return Rate(what, batch, each if taken > 0 else None, peak_bytes(device))
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def _prompts(n: int) -> list[Prompt]:
