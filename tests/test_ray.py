@@ -84,6 +84,33 @@ def test_two_workers_write_what_one_process_writes(tmp_path, monkeypatch, ray, c
     assert not caplog.records
 
 
+@pytest.mark.slow
+def test_workers_share_the_prompts_of_an_attack(tmp_path, monkeypatch, ray, caplog) -> None:
+    """One cell is split: the second worker takes parts of it."""
+    helped = []
+    ask, give = crew.Crew._shared, crew.Crew.give
+
+    def patient(self: crew.Crew, *args: Any) -> bool:
+        """Wait until both workers are there."""
+        here = self.working or all(m.answer is None for m in self._members.values())
+        return give(self, *args) if here else True
+
+    def noted(self: crew.Crew, schedule: Any, helper: Any) -> Iterator[Any]:
+        for job in ask(self, schedule, helper):
+            helped.append(job.cell.attack.name)
+            yield job
+
+    monkeypatch.setattr(crew.Crew, "_shared", noted)
+    monkeypatch.setattr(crew.Crew, "give", patient)
+    asked = spec(Ref("none"), attack=Ref("seed-search", {"draws": 60}), limit=4)
+    how = {"split": 1, "device": "cpu"}
+    api.run(asked, results=Path("together"), workers=2, **how)
+    assert helped == ["seed-search"]
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "another"))
+    api.run(asked, results=Path("alone"), **how)
+    assert told(Path("together")) == told(Path("alone"))
+
+
 def run_killed(
     ray: Any, asked: Spec, monkeypatch: pytest.MonkeyPatch, kill: Any, console: Console = QUIET
 ) -> list[tuple[Record, bool]]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
@@ -25,6 +26,7 @@ import methods
 from bench import Adversarial, Context, Prompt, SamplerNoise
 from bench.core.digest import digest
 from bench.engine import provenance
+from bench.engine.attack import CellAttack
 from bench.engine.runner import Runner
 from bench.engine.settings import Settings
 from bench.models.delta import weights
@@ -155,6 +157,58 @@ def test_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         result = Runner(Settings(batch_size=batch, artifacts=artifacts)).run(cell)
         rows.append([(r.id, r.adversarial, r.success, r.trace["ids"]) for r in result.rows])
     assert rows[0] == rows[1]
+
+
+@pytest.fixture
+def split(tmp_path: Path, monkeypatch):
+    """A cell of five prompts, settings that split it, and what was attacked together."""
+    (job,) = cells(attack=Ref("random", {"tokens": 1, "draws": 2}), limit=5)
+    attacked: list[str] = []
+    find = CellAttack.find
+
+    def noted(self, prompts, finish) -> None:
+        attacked.append(" ".join(p.id for p in prompts))
+        find(self, prompts, finish)
+
+    monkeypatch.setattr(CellAttack, "find", noted)
+    made = lambda name: Settings(batch_size=8, artifacts=Artifacts(tmp_path / name), split=2)  # noqa: E731
+    a, b, c, d, e = (p.id for p in job.task.prompts[:5])
+    return job, made, attacked, [f"{a} {b}", f"{c} {d}", e]
+
+
+def test_who_attacks_a_part_of_a_cell_does_not_matter(split) -> None:
+    job, settings, attacked, parts = split
+    alone = Runner(settings("alone")).run(job)
+    assert attacked == parts
+    attacked.clear()
+    Runner(settings("shared")).help(job, 0.5)
+    assert attacked == [*parts[1:], parts[0]]  # from the middle on
+    together = Runner(settings("shared")).run(job)
+    assert len(attacked) == 3  # not again
+    assert [replace(row, cost=None) for row in together.rows] == [
+        replace(row, cost=None) for row in alone.rows
+    ]
+
+
+def test_a_part_that_another_process_has_comes_last(split) -> None:
+    job, settings, attacked, parts = split
+    here, there = settings("shared"), Artifacts(settings("shared").artifacts.root)
+    key = digest([job.cell.attack_key, *parts[0].split()])
+    held, free = threading.Event(), threading.Event()
+
+    def another() -> None:  # is killed before it finds something
+        with there.lock(key, "the first part"):
+            held.set()
+            free.wait(60)
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    held.wait(60)
+    progress = replace(here, progress=lambda stage, done, n: free.set() if done == 3 else None)
+    record = Runner(progress).run(job)
+    thread.join()
+    assert attacked == [*parts[1:], parts[0]]
+    assert (record.status, len(record.rows)) == ("ok", 5)
 
 
 def test_where_memory_ends_the_batch_is_halved_and_every_prompt_is_drawn(

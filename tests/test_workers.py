@@ -12,7 +12,8 @@ import pytest
 
 from bench.engine import cluster
 from bench.engine.cluster import Seats, seats
-from bench.engine.schedule import Schedule, chains
+from bench.engine.schedule import Schedule, chains, parts
+from bench.engine.settings import Settings
 from bench.errors import SpecError
 from bench.plan.plan import Job, plan
 from bench.plan.spec import Spec
@@ -120,9 +121,28 @@ def test_images_that_are_only_measured_keep_more_workers_busy() -> None:
     streamed = replace(job, task=replace(job.task, measures=(Measure("fid", Ref("fid"), "set"),)))
     cell = replace(job.cell, prompts=30_000)
     (chain,) = chains([replace(streamed, cell=cell), job])
-    assert chain.width(256) == 118
+    assert chain.width(Settings()) == 118
     (chain,) = chains([job])
-    assert chain.width(256) == 1
+    assert chain.width(Settings()) == 1
+
+
+def test_workers_share_an_attack_that_is_split() -> None:
+    attacks = [Ref("unlearndiff"), Ref("relearn"), Ref("cce"), Ref("seed-search", {"draws": 1})]
+    work = jobs("esd", tasks=("church", "retain"), attacks=attacks)
+    found = {(job.cell.task, job.cell.attack.name): parts(job, Settings(split=2)) for job in work}
+    assert found == {
+        ("church", "none"): 1,
+        ("church", "unlearndiff"): 2,  # three prompts
+        ("church", "relearn"): 1,  # it learns for all prompts at once
+        ("church", "cce"): 1,
+        ("church", "seed-search"): 2,
+        ("retain", "none"): 1,
+    }
+    assert {parts(job, Settings()) for job in work} == {1}
+    assert max(chain.width(Settings(split=1)) for chain in chains(work)) == 3
+    first, *_, last = work
+    taken = replace(last.cell, attack=Ref("transfer"), task="church")
+    assert parts(replace(first, cell=taken), Settings(split=1)) == 1
 
 
 def test_a_broken_cell_is_a_chain_of_its_own() -> None:

@@ -40,6 +40,7 @@ from bench.cli.options import (
     Results,
     Seed,
     Specs,
+    Split,
     Strict,
     Tasks,
     Workers,
@@ -112,6 +113,7 @@ def run(
     max_hours: MaxHours = None,
     recompute: Recompute = None,
     compile_: Compile = False,
+    split: Split = None,
     json_: Json = False,
 ) -> None:
     """Compute what is missing of a result matrix, and print its table.
@@ -131,7 +133,8 @@ def run(
     found = api.run(
         *specs, results=results, device=device, batch_size=batch_size, workers=workers,
         ray_address=ray_address, keep_images=images, keep_unsafe=keep_unsafe_images, fresh=fresh,
-        max_hours=max_hours, recompute=recompute, compiled=compile_, console=progress,
+        max_hours=max_hours, recompute=recompute, compiled=compile_, split=split,
+        console=progress,
     )  # fmt: skip
     print_tables(summary(found), Format.of(json_))
     remark(

@@ -341,6 +341,17 @@ Compile = Annotated[
         rich_help_panel="How it is computed",
     ),
 ]
+Split = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Attack a cell's prompts in parts of N; workers without a cell of their own take parts of "
+        "others'. How a cell is split decides the last bits of what is found, not who takes which part.",
+        show_default=False,
+        rich_help_panel="How it is computed",
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(

@@ -121,7 +121,7 @@ class Worker:
         return found, known, self._drained()
 
     def help(self, job: Job, place: float) -> Said:
-        """Make images of a cell that another worker computes; return what was said."""
+        """Take parts of a cell that another worker computes; return what was said."""
         assert self._runner  # `begin` comes first
         self._look = Look(named(job.cell))
         try:

@@ -91,6 +91,7 @@ def run(
     max_hours: float | None = None,
     recompute: bool | None = None,
     compiled: bool = False,
+    split: int | None = None,
     console: Console = QUIET,
 ) -> Results:
     """Compute what is missing of a result matrix, and return all of it.
@@ -112,6 +113,7 @@ def run(
             ``None`` is no end.
         recompute: Erase with gradient checkpointing; ``None``: where memory is short.
         compiled: Draw and attack with a compiled denoiser.
+        split: Attack a cell's prompts in parts of so many, which workers share.
         console: Where progress is shown, and a line for each finished cell.
 
     Raises:
@@ -123,6 +125,8 @@ def run(
         raise SpecError(f"--batch-size: expected at least 1, got {batch_size}")
     if workers is not None and workers < 1:
         raise SpecError(f"--workers: expected at least 1, got {workers}")
+    if split is not None and split < 1:
+        raise SpecError(f"--split: expected at least 1, got {split}")
     if ray_address or (workers or 1) > 1:
         from bench.engine.cluster import need_ray
 
@@ -145,7 +149,7 @@ def run(
         assets = {name: path for spec in specs for name, path in spec.assets.items()}
         settings = Settings(
             device, batch_size, keep_images, keep_unsafe, cache, assets=assets,
-            recompute=recompute, compiled=compiled,
+            recompute=recompute, compiled=compiled, split=split or 0,
         )  # fmt: skip
         told = set[str]()
         for record in _compute(
@@ -175,9 +179,11 @@ def _compute(
         from bench.engine.schedule import chains
 
         work = chains(todo)
-        most = sum(chain.width(settings.shard) for chain in work)
+        most = sum(chain.width(settings) for chain in work)
         if workers and workers > most:
-            what = "cells that share an erased model and prompts are one's"
+            what = (
+                "cells that share an erased model and prompts are one's; --split N shares an attack"
+            )
             say(f"--workers {workers}: {most} can have work: {what}", console)
         if address or most > 1:
             wanted = workers and min(workers, most)

@@ -12,11 +12,13 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from bench.core.digest import digest
 from bench.core.errors import ContractError
 from bench.core.protocols import Adversarial, Attack, Criterion, Model, Target
 from bench.core.types import Cost, Prompt, SamplerNoise
 from bench.engine.guard import finite, guard, plain
 from bench.engine.replay import Replay
+from bench.engine.schedule import parts
 from bench.engine.settings import Settings
 from bench.models.diffusers import DiffusersModel
 from bench.plan.cell import REPLAYED, Cell
@@ -78,24 +80,52 @@ class CellAttack:
             self.target = _target(self.attack, victim, original, cell, criterion, self.asked)
         self.kept = {"the erased model": victim, "the original model": original}
         self.replay = Replay(settings.artifacts, cell.attack_key, victim)
+        self.size = settings.split if parts(job, settings) > 1 else cell.prompts
 
     def run(self, prompts: Sequence[Prompt]) -> list[Adversarial]:
         """Return one adversarial per prompt; finished prompts come from the cache."""
-        done = self.replay.load(prompts)
+        done: dict[str, Adversarial] = {}
 
         def finish(found: Adversarial) -> None:
             done[found.prompt.id] = found
             self.settings.progress("attack", len(done), len(prompts))
 
-        if todo := [prompt for prompt in prompts if prompt.id not in done]:
-            self.settings.progress("attack", len(done), len(prompts))
-            self.find(todo, finish)
+        cut = self._cut(prompts)
+        for part in [part for part in cut if not self._take(part, finish, wait=False)]:
+            self._take(part, finish, wait=True)  # another process has it, or was killed at it
         if missing := [p.id for p in prompts if p.id not in done]:
             raise ContractError(
                 f"attack {self.cell.attack.name} returned nothing for {len(missing)} prompts: "
                 f"{missing[:3]}"
             )
         return [done[prompt.id] for prompt in prompts]
+
+    def help(self, prompts: Sequence[Prompt], place: float) -> None:
+        """Attack parts that nobody attacks now, from a place (0 to 1) on, while another process does."""
+        cut = self._cut(prompts)
+        first = int(place * len(cut))
+        for part in cut[first:] + cut[:first]:
+            self._take(part, lambda found: None, wait=False)
+
+    def _cut(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+        """Cut prompts into the parts that workers share, equal ones in every process."""
+        return [prompts[i : i + self.size] for i in range(0, len(prompts), self.size)]
+
+    def _take(
+        self, part: Sequence[Prompt], finish: Callable[[Adversarial], None], *, wait: bool
+    ) -> bool:
+        """Attack what is left of a part, and finish all of it; False if another process is at it."""
+        ids = [prompt.id for prompt in part]
+        what = f"prompts {ids[0]} to {ids[-1]} under {self.cell.attack.name}"
+        with self.settings.artifacts.lock(
+            digest([self.cell.attack_key, *ids]), what, wait=wait
+        ) as mine:
+            if mine:
+                for found in (done := self.replay.load(part)).values():
+                    finish(found)
+                if todo := [prompt for prompt in part if prompt.id not in done]:
+                    self.find(todo, finish)
+            return mine
 
     def find(self, prompts: Sequence[Prompt], finish: Callable[[Adversarial], None]) -> None:
         """Attack prompts; keep each as it is found, and call ``finish`` with it.

@@ -20,7 +20,7 @@ from bench.core.errors import AssetError, BenchError, PluginError, SpecError, St
 from bench.engine.actor import Failure, Order, Place, Said, Worker
 from bench.engine.cluster import Seats
 from bench.engine.display import Look, crew_bars, named
-from bench.engine.schedule import Chain, Schedule
+from bench.engine.schedule import Chain, Schedule, parts
 from bench.engine.settings import Settings
 from bench.plan.cell import Cell
 from bench.plan.plan import Job
@@ -96,7 +96,7 @@ class Crew:
         return any(member.job for member in self._members.values())
 
     def give(self, schedule: Schedule, fits: Callable[[Cell], bool]) -> bool:
-        """Give cells to whom has none, or others' images; return whether there is time for more."""
+        """Give cells to whom has none, or parts of others'; return whether there is time for more."""
         for number, member in self._members.items():
             if member.answer is not None:
                 continue
@@ -104,19 +104,19 @@ class Crew:
                 if not fits(job.cell):
                     return False
                 member.job, member.answer = job, member.actor.run.remote(job)
-            elif other := next(self._streams(schedule, member), None):
+            elif other := next(self._shared(schedule, member), None):
                 member.helped.add(other.cell.id)
                 place = (number - 1) / self._seats.count
                 member.answer = member.actor.help.remote(other, place)
         return True
 
-    def _streams(self, schedule: Schedule, helper: _Member) -> Iterator[Job]:
-        """Yield cells that others compute and whose images a worker may make: their model is there."""
+    def _shared(self, schedule: Schedule, helper: _Member) -> Iterator[Job]:
+        """Yield cells that others compute and of which a worker may take parts: their model is there."""
         for member in self._members.values():
             job = member.job
-            if job is None or not job.task.streamed or job.cell.id in helper.helped:
+            if job is None or job.cell.id in helper.helped:
                 continue
-            if schedule.erased(job.cell):
+            if parts(job, self._order.settings) > 1 and schedule.erased(job.cell):
                 yield job
 
     def finished(self, schedule: Schedule) -> Iterator[tuple[Record, bool]]:

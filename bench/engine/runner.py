@@ -155,10 +155,13 @@ class Runner:
         return erased.card, {row.id: row for row in new}
 
     def help(self, job: Job, place: float) -> None:
-        """Make images of a streamed cell that another process computes, from a place (0 to 1) on."""
+        """Take parts of a cell that another process computes, from a place (0 to 1) on."""
         cell, task = job.cell, job.task
-        source = self._source(self._victim(cell, task))
-        self._stream.help(cell, task, task.prompts[: cell.prompts], source, place)
+        erased, prompts = self._victim(cell, task), task.prompts[: cell.prompts]
+        if task.streamed:
+            self._stream.help(cell, task, prompts, self._source(erased), place)
+        else:
+            self._attack(job, erased).help(prompts, place)
 
     def model(self, cell: Cell) -> DiffusersModel:
         """Return a cell's base model in the type that is drawn in, loaded once."""

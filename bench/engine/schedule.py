@@ -2,8 +2,9 @@
 
 How many images are drawn at once decides the last bits of each, and images that are there are not drawn
 again. So cells of one erased model that share prompts stay together, in order, as a chain; and a cell is
-not split. Nobody else erases a concept while one worker does; who has the model in memory goes on with it.
-A cell that takes what another found begins when that one is finished.
+not split, but for images that are only measured, and for attacks where the user wants it. Nobody else
+erases a concept while one worker does; who has the model in memory goes on with it. A cell that takes what
+another found begins when that one is finished.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from bench.plan.cell import Cell
+from bench.engine.settings import Settings
+from bench.plan.cell import REPLAYED, Cell
 from bench.plan.plan import Job
+from bench.plugins.registry import load
 
 
 @dataclass(slots=True, eq=False)
@@ -29,14 +32,27 @@ class Chain:
     model: tuple[str, ...]
     jobs: deque[Job]
 
-    def width(self, shard: int) -> int:
-        """Return how many workers can have work at a time: more than one where images are only measured.
+    def width(self, settings: Settings) -> int:
+        """Return how many workers can have work at a time: more than one where a cell has parts."""
+        return max((parts(job, settings) for job in self.jobs), default=1)
 
-        Args:
-            shard: How many images are then held at once.
-        """
-        streamed = (ceil(job.cell.prompts / shard) for job in self.jobs if job.task.streamed)
-        return max(streamed, default=1)
+
+def parts(job: Job, settings: Settings) -> int:
+    """Return how many parts workers may share of a cell.
+
+    They share images that are only measured, and attacked prompts if the user wants it; not those of an
+    attack that learns something for all prompts, or takes what was found elsewhere.
+    """
+    cell, task = job.cell, job.task
+    if job.problem:
+        return 1
+    if task.streamed:
+        return ceil(cell.prompts / settings.shard)
+    alone = not cell.attacked or task.role != "target" or cell.attack.name in REPLAYED
+    if not settings.split or alone:
+        return 1
+    of_each_prompt = load("attacks", cell.attack.name).threat.space in {"prompt", "latent"}
+    return ceil(cell.prompts / settings.split) if of_each_prompt else 1
 
 
 def chains(jobs: Iterable[Job]) -> list[Chain]:

@@ -36,6 +36,8 @@ class Settings:
         recompute: Let passes with gradients keep few activations and compute them again (gradient
             checkpointing); ``None``: where memory is short.
         compiled: Draw and attack with a compiled denoiser.
+        split: A cell's prompts that are attacked as one part, so that workers can share them; 0: all. How
+            a cell is split decides the last bits, not who takes which part.
     """
 
     device: str = "cpu"
@@ -48,6 +50,7 @@ class Settings:
     shard: int = 256
     recompute: bool | None = None
     compiled: bool = False
+    split: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return what another process needs to attack with the same settings."""
