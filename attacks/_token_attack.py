@@ -96,6 +96,8 @@ class TokenAttack(FreeTokens):
         judge_ids: Also judge, after each round, an image of the token ids themselves where their string has
             other ids, to tell in the trace what that costs (``token_success``). It never changes what is
             found.
+        stream: Where each prompt's random stream comes from: "prompt" is the prompt's own seed, as in the
+            official code, so that another seed of the run finds the same; "run" is the run's seed.
     """
 
     insertion: Literal["prefix", "suffix", "mid", "insert", "per-k-words"] = "prefix"
@@ -105,6 +107,7 @@ class TokenAttack(FreeTokens):
     target_steps: Annotated[int | None, Field(ge=1, le=1000), _OWN] = 25
     target_guidance: Annotated[float | None, Field(ge=0), _OWN] = 7.5
     judge_ids: bool = later(True)
+    stream: Literal["prompt", "run"] = later("prompt")
 
     longest: ClassVar[int | None] = 60
 

@@ -67,6 +67,7 @@ class TokenSearch(ABC, Generic[Parameters]):
         self.fits = Room(ctx.batch_size)  # slots that fit into memory together
         context = self.tokenizer.model_max_length
         self.ids_judged: bool = getattr(attack, "judge_ids", False)  # p4d-official never does
+        self.of_the_run = getattr(attack, "stream", "prompt") == "run"
         self.room = context - 1  # tokens beside the start token; the end token may be cut off
         attack.check_plan(target.concept, target.original.world, (), context)
 
@@ -111,7 +112,8 @@ class TokenSearch(ABC, Generic[Parameters]):
 
         In the official code, making an image seeds the stream and draws the initial noise from it.
         """
-        slot.rng = torch.Generator().manual_seed(slot.prompt.seed)
+        seed = self.ctx.seed("search", slot.prompt.id) if self.of_the_run else slot.prompt.seed
+        slot.rng = torch.Generator().manual_seed(seed)
         torch.randn(slot.latent.shape, generator=slot.rng)
 
     def draw_times(self, slots: Sequence[Slot]) -> list[int]:

@@ -295,7 +295,7 @@ def test_several_seeds_are_one_line_with_the_spread_of_the_rate() -> None:
 def test_seeds_of_the_erasure_and_of_the_attack_are_split() -> None:
     hits = {(0, 0): 10, (0, 1): 12, (1, 0): 4, (1, 1): 4}
     records = [
-        attacked("p4d", range(h), seed=attack, erase_seed=erase)
+        attacked("random", range(h), seed=attack, erase_seed=erase)
         for (erase, attack), h in hits.items()
     ]
     (line,) = seeds_table(records).lines
@@ -305,6 +305,23 @@ def test_seeds_of_the_erasure_and_of_the_attack_are_split() -> None:
     erasures, attacks = (f.value for f in line.figures[6:8])
     assert attacks == pytest.approx(math.sqrt(within))
     assert erasures == pytest.approx(math.sqrt(between))
+
+
+def test_an_attack_that_draws_from_the_prompts_own_seeds_has_no_spread_of_seeds() -> None:
+    records = [
+        attacked("p4d", range(4 + erase), seed=seed, erase_seed=erase)
+        for erase, seed in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    table = seeds_table(records)
+    (line,) = table.lines
+    assert line.figures[7] is None
+    assert "p4d draws from each prompt's own seed: all seeds find the same" in table.legend
+    of_the_run = [
+        replace(r, cell=replace(r.cell, attack=Ref("p4d", {"stream": "run"}))) for r in records
+    ]
+    table = seeds_table(of_the_run)
+    (line,) = table.lines
+    assert (line.figures[7].value, "own seed" in table.legend) == (0, False)
 
 
 def test_a_task_says_what_its_prompts_can_show() -> None:

@@ -151,7 +151,7 @@ def test_committed_cells_are_predicted_from_the_others() -> None:
             list, {k: v for k, v in known._known.items() if k[0] != "typical"}
         )
         for n, r in enumerate(mine):
-            for stage, _, each in measured(r, fresh=n == 0):
+            for stage, _, each in measured(r, {key} if n else ()):
                 amount = 1 if stage == "erase" else r.cell.prompts
                 guess, _ = known.rate(stage, r.cell)
                 if guess is None:  # nobody knows what erasing costs by a method that ran once
@@ -181,6 +181,20 @@ def test_whole_committed_cells_are_predicted_from_other_models() -> None:
             real += sum(r.seconds.values())
             said += known.count(r.cell).seconds or 0.0
     assert 0.7 < said / real < 1.3
+
+
+def test_what_all_seeds_find_is_counted_once() -> None:
+    known = learnt(
+        record(cell(attack="unlearndiff"), attack=30.0), record(cell(attack="random"), attack=7.0)
+    )
+    for name, each in (("unlearndiff", None), ("random", 7.0)):
+        first = replace(cell(attack=name), prompts=9)  # another N is not there yet
+        assert (
+            known.count(first).stages["attack"]
+            == 9 / 10 * {"unlearndiff": 30.0, "random": 7.0}[name]
+        )
+        again = known.of(replace(first, seed=1, erase_seed=0)).stages.get("attack")
+        assert again == (each and 9 / 10 * each)
 
 
 def test_a_floor_costs_its_images_and_texts_of_others_none() -> None:

@@ -99,7 +99,12 @@ def test_seeds_share_the_erasure_of_a_method_that_draws_nothing(settings) -> Non
     for method, shared in ((Ref("uce"), True), (FAST, False)):
         a, b = (cells(method=method, attack=QUICK, seed=seed)[0].cell for seed in (0, 1))
         assert (a.erase_key == b.erase_key) == shared
-        assert len({(c.id, c.attack_key) for c in (a, b)}) == 2
+        assert len({c.id for c in (a, b)}) == 2
+        assert (a.attack_key == b.attack_key) == shared
+        by_the_run = Ref("unlearndiff", {**QUICK.params, "stream": "run"})
+        for attack in (by_the_run, Ref("random")):
+            keys = {cells(method=method, attack=attack, seed=s)[0].cell.attack_key for s in (0, 1)}
+            assert len(keys) == 2
         edited = (replace(c, method=replace(c.method, source="edited")).erase_key for c in (a, b))
         assert len(set(edited)) == 2  # it may draw
     runner = Runner(settings)

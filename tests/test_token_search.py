@@ -302,6 +302,23 @@ def test_warm_start_over_all_timesteps(tiny, ctx) -> None:
     )  # and one of the ids, where they do not survive decoding
 
 
+def test_another_seed_of_the_run_matters_only_where_the_stream_is_the_runs(
+    tiny, ctx, monkeypatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
+    losses = {}
+    for stream in ("prompt", "run"):
+        for key in ("seed 0", "seed 1"):
+            here = replace(ctx, key=key, workdir=ctx.workdir / key / stream)
+            attack = unlearndiff(stream=stream, tokens=2, iterations=2)
+            found = list(attack.prepare(target(tiny), here)(PROMPTS[:2]))
+            losses[stream, key] = [a.trace["losses"] for a in found]
+    assert losses["prompt", "seed 0"] == losses["prompt", "seed 1"]
+    assert len({str(losses[how]) for how in losses}) == 3
+    a, b = losses["run", "seed 0"]
+    assert a != b
+
+
 def test_prompts_without_room_are_reported(tiny, ctx, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "pruning", range(10, 210, 100))
     long = Prompt("long", "a church " * 14, 1, 3.0)

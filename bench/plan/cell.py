@@ -28,6 +28,8 @@ SEEDLESS = frozenset(
     }
 )
 """Methods that, as released, draw no random number."""
+OF_PROMPTS = frozenset({"unlearndiff", "p4d"})
+"""Attacks that, as released, draw from each prompt's own seed alone, as their official code does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,17 @@ class Cell:
         return self.method.name in SEEDLESS and not self.method.source
 
     @property
+    def found_by_all_seeds(self) -> bool:
+        """Whether the attack finds the same with all seeds, which then share it."""
+        own = self.attack.name in OF_PROMPTS and not self.attack.source
+        return own and self.attack.params.get("stream", "prompt") == "prompt"
+
+    @property
     def erase_key(self) -> str:
         """Cells with one key share what a method changed, whatever type they draw in."""
-        return self._erased_by(0 if self.seedless else self.erased_with)
+        seed = 0 if self.seedless else self.erased_with
+        base = [self.model, self.revision, TRAIN]
+        return digest([*base, self.method.identity, _fields(self.concept), seed])
 
     @property
     def attack_key(self) -> str:
@@ -113,12 +123,9 @@ class Cell:
         The judge tells an attack when to stop, so its weights and version matter.
         """
         judge = [part for part in (self.assets, self.judges, self.sources) if part]
-        victim = [self._erased_by(self.erased_with), self.dtype]
-        return digest([*victim, self.task_digest, self.attack.identity, self.seed, *judge])
-
-    def _erased_by(self, seed: int) -> str:
-        base = [self.model, self.revision, TRAIN]
-        return digest([*base, self.method.identity, _fields(self.concept), seed])
+        seed = 0 if self.found_by_all_seeds else self.seed
+        victim = [self.erase_key, self.dtype]
+        return digest([*victim, self.task_digest, self.attack.identity, seed, *judge])
 
 
 def _fields(value: Cell | Concept) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -114,8 +114,9 @@ class Forecast:
         """Take what a finished cell cost, and note what of it others need not do again."""
         if record.status == "ok":
             self.cells += 1
-            for stage, traits, seconds in measured(record, fresh=self._begin(record.cell)):
+            for stage, traits, seconds in measured(record, self._there):
                 self._add("", stage, traits, seconds)
+            self._begin(record.cell)
 
     def learn_typical(self) -> None:
         """Take the figures that ship."""
@@ -127,9 +128,11 @@ class Forecast:
         images = {"attack": cell.prompts if cell.attacked else 0, "own": cell.prompts}
         if _images(cell) in self._there:
             images["own"] = 0
+        attacked = cell.attacked and cell.attack.name not in REPLAYED
+        attacked = attacked and _attack(cell) not in self._there
         amount: dict[Stage, int] = {
             "erase": int(cell.erase_key not in self._there and not self._erased(cell.erase_key)),
-            "attack": cell.prompts if cell.attacked and cell.attack.name not in REPLAYED else 0,
+            "attack": cell.prompts if attacked else 0,
             "draw": sum(images.values()),
         }
         if cell.method.name == "none":
@@ -176,11 +179,9 @@ class Forecast:
         for _, names in _NEAREST[stage]:
             self._known[_place(source, stage, names, traits)].append(seconds)
 
-    def _begin(self, cell: Cell) -> bool:
-        """Note an erasure and images as there; return whether the erasure was not."""
-        fresh = cell.erase_key not in self._there
-        self._there |= {cell.erase_key, _images(cell)}
-        return fresh
+    def _begin(self, cell: Cell) -> None:
+        """Note an erasure, images and what an attack finds as there."""
+        self._there |= {cell.erase_key, _images(cell), _attack(cell)}
 
 
 def forecast(device: str, records: Iterable[Record], erased: Callable[[str], bool]) -> Forecast:
@@ -207,18 +208,18 @@ def finished(store: Store) -> list[Record]:
         return []
 
 
-def measured(record: Record, *, fresh: bool = True) -> Iterator[tuple[Stage, Traits, float]]:
+def measured(record: Record, told: Container[str] = ()) -> Iterator[tuple[Stage, Traits, float]]:
     """Yield the seconds that a finished cell tells of: of its erasure, a prompt's attack, an image.
 
     Args:
         record: Of the cell.
-        fresh: Whether its erasure was not told of before.
+        told: Erasures and attacks, by key, that were told of before: others need not do them again.
     """
     cell, spent = record.cell, record.seconds
     traits = traits_of(cell, record.environment.get("device", "cpu"))
-    if fresh and cell.method.name != "none" and "seconds" in record.erasure:
+    if cell.erase_key not in told and cell.method.name != "none" and "seconds" in record.erasure:
         yield "erase", traits, float(record.erasure["seconds"])
-    if cell.attacked and "attack" in spent:
+    if cell.attacked and "attack" in spent and _attack(cell) not in told:
         yield "attack", traits, spent["attack"] / cell.prompts
     drawn = (spent.get("generate", 0.0) + spent.get("judge", 0.0)) / cell.prompts
     if spent.get("generate", 0.0) / cell.prompts >= _DRAWN:
@@ -255,6 +256,11 @@ def _device(name: str) -> str:
     return name if name in {"cpu", "mps"} else "cuda"
 
 
+def _attack(cell: Cell) -> str:
+    """Name what an attack finds for a cell's prompts: some attacks find the same with all seeds."""
+    return digest([cell.attack_key, cell.prompts])
+
+
 def _images(cell: Cell) -> str:
     """Name the images of a cell's own prompts: a base model's are there whatever was to be erased."""
     model = [cell.model, cell.revision] if cell.method.name == "none" else [cell.erase_key]
@@ -278,13 +284,12 @@ def _typical() -> tuple[tuple[Stage, Traits, float], ...]:
 def main(folders: Iterable[str]) -> None:
     """Write the typical figures of some folders of records."""
     told: dict[tuple[Stage, Traits], list[float]] = defaultdict(list)
-    erasures: set[str] = set()
+    there: set[str] = set()
     for folder in folders:
         for record in finished(Store(Path(folder))):
-            fresh = record.cell.erase_key not in erasures
-            erasures.add(record.cell.erase_key)
-            for stage, traits, seconds in measured(record, fresh=fresh):
+            for stage, traits, seconds in measured(record, there):
                 told[stage, _relevant(stage, traits)].append(seconds)
+            there |= {record.cell.erase_key, _attack(record.cell)}
     rows = [
         {"stage": stage, **asdict(traits), "seconds": f"{fmean(seconds):.4g}"}
         for (stage, traits), seconds in told.items()

@@ -20,6 +20,8 @@ def seeds_table(records: Iterable[Record]) -> Table:
     shown = [g for g in groups if id(g) in split]
     used = [r for g in shown for r in g.records]
 
+    same = sorted({r.cell.attack.name for r in used if r.cell.found_by_all_seeds})
+
     def figures(g: Group) -> Iterable[Figure | None]:
         found = split[id(g)]
         rates = [f.value for r in g.records if (f := cer_figure(r, None)).value is not None]
@@ -27,7 +29,8 @@ def seeds_table(records: Iterable[Record]) -> Table:
         yield from (Figure(len(found.runs)), Figure(sum(found.runs)))
         yield Figure(1 - found.rate, found.n, digits=3)
         yield from (Figure(end(rates), digits=2) for end in (min, max))
-        yield from map(_deviation, (found.erase, found.attack, found.prompts))
+        of_attack = None if g.records[0].cell.found_by_all_seeds else found.attack
+        yield from map(_deviation, (found.erase, of_attack, found.prompts))
 
     spreads = (f"SD, {stage}" for stage in ("erasures", "attacks", "prompts"))
     return laid_out(
@@ -40,7 +43,10 @@ def seeds_table(records: Iterable[Record]) -> Table:
         legend="CER: mean over the runs. SD: standard deviation of the CER of one run if only the seed of "
         "the erasure, only that of the attack, or only the prompts were drawn anew; by analysis of "
         "variance, over prompts that could be judged in every run. Where no erased model was attacked "
-        "twice, that of erasures holds the attack's",
+        "twice, that of erasures holds the attack's"
+        + "".join(
+            f"; {name} draws from each prompt's own seed: all seeds find the same" for name in same
+        ),
         records=used,
         hidden="N",
     )
