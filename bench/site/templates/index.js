@@ -79,8 +79,10 @@ function shownEntry(entry, column) {
 
 function shownName(line, column) {
   if (column.key !== "method") return node("span", {}, line.names[column.key]);
+  const { method, ...others } = line.names;
+  const named = [method, ...Object.entries(others).map(([key, name]) => `${key.replace("facet ", "")} ${name}`)];
   const box = node("input", {
-    type: "checkbox", "aria-label": `compare ${line.names.method}`, "data-key": line.key,
+    type: "checkbox", "aria-label": `compare ${named.join(", ")}`, "data-key": line.key,
     onchange: (event) => choose(line.key, event.target.checked),
   });
   box.checked = view.chosen.includes(line.key);
