@@ -90,6 +90,7 @@ class CellAttack:
             done[found.prompt.id] = found
             self.settings.progress("attack", len(done), len(prompts))
 
+        self.settings.progress("attack", 0, len(prompts))
         cut = self._cut(prompts)
         for part in [part for part in cut if not self._take(part, finish, wait=False)]:
             self._take(part, finish, wait=True)  # another process has it, or was killed at it
