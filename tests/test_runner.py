@@ -176,7 +176,10 @@ def split(tmp_path: Path, monkeypatch):
         find(self, prompts, finish)
 
     monkeypatch.setattr(CellAttack, "find", noted)
-    made = lambda name: Settings(batch_size=8, artifacts=Artifacts(tmp_path / name), split=2)  # noqa: E731
+
+    def made(name: str) -> Settings:
+        return Settings(batch_size=8, artifacts=Artifacts(tmp_path / name), split=2)
+
     a, b, c, d, e = (p.id for p in job.task.prompts[:5])
     return job, made, attacked, [f"{a} {b}", f"{c} {d}", e]
 
