@@ -85,7 +85,7 @@ def test_two_workers_write_what_one_process_writes(tmp_path, monkeypatch, ray, c
 
 
 @pytest.mark.slow
-def test_workers_share_the_prompts_of_an_attack(tmp_path, monkeypatch, ray, caplog) -> None:
+def test_workers_share_the_prompts_of_an_attack(tmp_path, monkeypatch, ray) -> None:
     """One cell is split: the second worker takes parts of it."""
     helped = []
     ask, give = crew.Crew._shared, crew.Crew.give

@@ -539,9 +539,7 @@ def speed_attack(
     ] = False,
     profile: Annotated[
         bool,
-        typer.Option(
-            "--profile", help="Batched only: time and count each kind of operation, and the bound."
-        ),
+        typer.Option("--profile", help="Batched only: time and count each kind of operation."),
     ] = False,
     model: Model = "emoji-sd",
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,

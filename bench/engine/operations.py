@@ -1,7 +1,7 @@
 """Where an attack's time goes: by kind of operation, with the floating-point operations of each counted.
 
-A multiply-add is two. What a product of two large matrices reaches here is the most that is asked of the
-machine: all that was counted, at that rate, is a bound on any implementation of the same attack.
+A multiply-add is two. What a product of two large matrices reaches is a yardstick, not a limit: convolutions
+of small images can be faster, and some algorithms multiply less than what is counted.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def profile(spec: Spec, settings: Settings, console: Console, *, dtype: str = "f
     about = (
         f"{job.cell.attack.name} on {job.cell.method.name}, {job.cell.task}, {n} prompts as a batch, "
         f"{dtype}, {described(device)}, {torch.get_num_threads()} threads; a product of two matrices "
-        f"of {_SIDE} rows reaches {rate / _GIGA:.0f} GFLOP a second, so that what was counted takes at "
-        f"least {every.flops / n / rate:.2f} s per prompt; timing each slows the whole a little"
+        f"of {_SIDE} rows reaches {rate / _GIGA:.0f} GFLOP a second; at that rate, what was counted "
+        f"takes {every.flops / n / rate:.2f} s per prompt; timing each operation slows the whole a little"
     )
     columns = ("calls", "share", "ms per prompt", "GFLOP per prompt", "GFLOP a second")
     return Table("Where an attack's time goes", ("operation",), columns, lines, about)
