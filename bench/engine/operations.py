@@ -1,7 +1,7 @@
 """Where an attack's time goes: by kind of operation, with the floating-point operations of each counted.
 
-A multiply-add is two. What a product of two large matrices reaches is a yardstick, not a limit: convolutions
-of small images can be faster, and some algorithms multiply less than what is counted.
+A multiply-add is two. What a product of two large matrices reaches is a yardstick, not a limit:
+convolutions of small images can be faster, and some algorithms multiply less than what is counted.
 """
 
 from __future__ import annotations
