@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -154,6 +155,16 @@ def test_verbose_says_where_a_plugin_failed(cli, monkeypatch) -> None:
     said = cli(*command, "--verbose").err
     assert "computing church" in said
     assert re.search(r'File ".*fakes.py", line \d+, in erase', said)
+
+
+def test_verbose_goes_to_the_stderr_of_its_time(cli) -> None:
+    first = io.StringIO()
+    with contextlib.redirect_stderr(first):
+        cli(*ONE, "--verbose")
+    first.close()
+    said = cli(*ONE, "--fresh", "--verbose").err
+    assert "Logging error" not in said
+    assert said.count("computing church") == 1
 
 
 @pytest.mark.slow

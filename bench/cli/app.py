@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
@@ -76,5 +77,12 @@ def _set_loudness(*, quiet: bool, verbose: bool) -> None:
     progress.quiet = quiet
     log = logging.getLogger("bench")
     log.setLevel(logging.INFO if verbose else logging.WARNING)
-    if verbose and not log.handlers:
-        log.addHandler(logging.StreamHandler())
+    if verbose and not any(isinstance(handler, _ToStderr) for handler in log.handlers):
+        log.addHandler(_ToStderr())
+
+
+class _ToStderr(logging.Handler):
+    """Prints what is logged to what is ``sys.stderr`` then, which a test or a notebook may replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
