@@ -18,6 +18,7 @@ from bench.core.errors import IncompatibleError, SpecError
 from bench.core.memory import Room
 from bench.core.protocols import Guidance, ParameterGroup
 from bench.core.types import UNSCORED, Prompt, SamplerNoise, World
+from bench.models.attention import wide_attention
 from bench.models.clip import cleaned
 from bench.models.schedule import NoisySteps, Schedule
 from bench.sources.catalog import Sampling
@@ -162,7 +163,7 @@ class DiffusersModel:
             max_length=tokenizer.model_max_length,
             return_tensors="pt",
         )
-        with torch.no_grad():
+        with torch.no_grad(), wide_attention(self._weight):
             hidden: Tensor = self.pipe.text_encoder(batch.input_ids.to(self.device))[0]
         return hidden
 
@@ -181,7 +182,8 @@ class DiffusersModel:
         table = encoder.get_input_embeddings()
         hook = table.register_forward_hook(lambda *_: token_embeddings.to(table.weight.dtype))
         try:
-            hidden: Tensor = encoder(ids)[0]
+            with wide_attention(self._weight):
+                hidden: Tensor = encoder(ids)[0]
         finally:
             hook.remove()
         return hidden
@@ -196,9 +198,10 @@ class DiffusersModel:
     def predict(self, latents: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return the denoiser's own prediction, noise or velocities, float32."""
         dtype = self.dtype
-        out = self.pipe.unet(
-            latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
-        )
+        with wide_attention(self._weight):
+            out = self.pipe.unet(
+                latents.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False
+            )
         result: Tensor = out[0].float()
         return result
 
