@@ -48,25 +48,27 @@ def test_the_command_compares_processes_and_the_official_way(cli, monkeypatch) -
     asked = []
 
     def timed(cell, way, settings, *, judge, workers, dtype, part):
-        asked.append((way, workers, tuple(part)))
+        asked.append((way, workers, dtype, tuple(part)))
         every = part or range(cell.cell.prompts)
-        each = (20.0 if way == "official" else 5.0) / workers
+        each = (20.0 if way == "official" else {"fp32": 5.0, "bf16": 4.0}[dtype]) / workers
         wall = each * len(every)
         texts = tuple(f"{i}" if workers == 1 else "b" for i in every)
         return Run(way, len(every), 10, wall / 2, wall, 100, texts)
 
     monkeypatch.setattr("bench.engine.speed.measure_apart", timed)
     said = cli("speed", "attack", "--model", "tiny-random", "--method", "none", "--prompts", "6",
-               "--workers", "2", "--official", "3")  # fmt: skip
+               "--workers", "2", "--official", "3", "--dtype", "fp32", "--dtype", "bf16")  # fmt: skip
     assert said.code == 0, said.err
-    before = [("batched", 1, ()), ("batched", 2, ())]
-    theirs = [("official", n, (0, 2, 4)) for n in (1, 2)]
+    before = [("batched", n, dtype, ()) for n in (1, 2) for dtype in ("fp32", "bf16")]
+    theirs = [("official", n, "fp32", (0, 2, 4)) for n in (1, 2)]
     assert asked == [*before, *theirs, *before[::-1]]  # before and after: machines drift
     words = " ".join(said.out.split())
     assert "batched: 4.0 times as fast as official, without" in words
     assert "batched: 2.0 times as fast as official x 2, without" in words
     assert "batched x 2: 8.0 times as fast as official, without" in words
     assert "batched x 2: 4.0 times as fast as official x 2, without" in words
+    assert "batched bf16: 5.0 times as fast as official, without" in words
+    assert "batched bf16 x 2: 5.0 times as fast as official x 2, without" in words
     assert "3 of 3 adversarial texts equal" in words and "0 of 3 adversarial texts equal" in words
     assert "official on 3 of the 6 prompts, evenly spaced" in words
 

@@ -545,8 +545,13 @@ def speed_attack(
     batch_size: Annotated[int, typer.Option(help="Prompts attacked at once.")] = 64,
     device: Device = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Of the batched way: fp32, bf16 or fp16; official is fp32.")
-    ] = "fp32",
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Of the batched way: fp32 (the default), bf16 or fp16; repeat it to time several. "
+            "Official is fp32.",
+        ),
+    ] = None,
     workers: Parts = 1,
     official: Annotated[
         int | None,
@@ -563,12 +568,13 @@ def speed_attack(
     from bench.engine.speed import compare
 
     spec = Request([method], [attack], [task], model, limit=prompts).spec("cpu")
-    settings = Settings(device, batch_size)
+    settings, dtypes = Settings(device, batch_size), dtype or ["fp32"]
     if profile:
-        print_table(profiled(spec, settings, progress, dtype=dtype), Format.of(json_))
+        for each in dtypes:
+            print_table(profiled(spec, settings, progress, dtype=each), Format.of(json_))
         return
     table = compare(
-        spec, settings, progress, workers=workers, dtype=dtype, scaling=scaling, official=official
+        spec, settings, progress, workers=workers, dtypes=dtypes, scaling=scaling, official=official
     )
     print_table(table, Format.of(json_))
 

@@ -105,6 +105,21 @@ class OneByOne(DiffusersModel):
         return torch.cat(rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Crew:
+    """What is timed together: so many processes that attack in one way."""
+
+    job: Job
+    way: Way
+    size: int
+    dtype: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        words = [self.way, self.dtype * (self.dtype != "fp32"), f"x {self.size}" * (self.size > 1)]
+        return " ".join(filter(None, words))
+
+
 def measure(
     job: Job,
     way: Way,
@@ -233,7 +248,7 @@ def compare(
     console: Console,
     *,
     workers: int = 1,
-    dtype: str = "fp32",
+    dtypes: Sequence[str] = ("fp32",),
     scaling: bool = False,
     official: int | None = None,
 ) -> Table:
@@ -244,36 +259,37 @@ def compare(
         settings: Device, batch and cache.
         console: Where progress is shown.
         workers: Time also so many processes that attack together, in both ways.
-        dtype: Type of the batched way; the official one is fp32.
+        dtypes: Types of the batched way, each timed; the official one is fp32.
         scaling: Batched only: 8, 16 and 32 prompts, and 50 timesteps.
         official: How many of the prompts are attacked in the official way, evenly spaced; by default all.
     """
     (job,) = plan(spec)
-    check_dtype(dtype)
+    for dtype in dtypes:
+        check_dtype(dtype)
     settings = replace(settings, device=use(settings.device))
     erase_cell(job.cell, settings, console)  # before the clock runs
     n = job.cell.prompts
     some = min(official or n, n)
     part = [i * n // some for i in range(some)]
     sizes = list(dict.fromkeys((1, workers)))
-    crews: list[tuple[Job, Way, int]] = [(job, "batched", size) for size in sizes]
-    theirs: list[tuple[Job, Way, int]] = [(job, "official", size) for size in sizes]
+    crews = [_Crew(job, "batched", size, dtype) for size in sizes for dtype in dtypes]
+    theirs = [_Crew(job, "official", size) for size in sizes]
     order = [*crews, *theirs, *crews[::-1]]  # machines drift: once before, once after
     if scaling:
-        order = [(each, "batched", workers) for each in scaled(job)]
+        order = [_Crew(each, "batched", workers, dtype) for dtype in dtypes for each in scaled(job)]
     runs = [
         measure_apart(
-            each,
-            way,
+            each.job,
+            each.way,
             settings,
             judge=not scaling,
-            workers=size,
-            dtype=dtype,
-            part=part if way == "official" else (),
+            workers=each.size,
+            dtype=each.dtype,
+            part=part if each.way == "official" else (),
         )
-        for each, way, size in order
+        for each in order
     ]
-    ways = [f"{way} x {n}" if n > 1 else way for _, way, n in order]
+    ways = [each.name for each in order]
     lines = tuple(_line(way, r) for way, r in zip(ways, runs, strict=True))
     cell = job.cell
     notes = [
@@ -284,14 +300,14 @@ def compare(
     if scaling:
         notes.append("no prompt may succeed, so that each costs the same")
     else:
-        notes += _ratios(ways, runs, part)
+        notes += _ratios(ways, runs, len(theirs), part)
         notes.append("batched before and after official, ratios of the mean, per prompt")
         if some < n:
             notes.append(f"official on {some} of the {n} prompts, evenly spaced")
     if workers > 1:
         notes.append(f"x {workers}: in {workers} processes")
-    if dtype != "fp32":
-        notes.append(f"batched in {dtype}, official in fp32")
+    if set(dtypes) != {"fp32"}:
+        notes.append("official in fp32")
     columns = ("prompts", "t", "s", "s/prompt/t", "wall", "prompts/h", "peak MB")
     return Table("Speed of an attack", ("way",), columns, lines, "; ".join(notes))
 
@@ -309,10 +325,12 @@ def _line(way: str, r: Run) -> Line:
     return Line((way,), figures)
 
 
-def _ratios(ways: Sequence[str], runs: Sequence[Run], part: Sequence[int]) -> Iterator[str]:
+def _ratios(
+    ways: Sequence[str], runs: Sequence[Run], officials: int, part: Sequence[int]
+) -> Iterator[str]:
     """Say how much faster each batched way is per prompt than each official one, which ran in between."""
-    n = len(ways) // 3
-    theirs = dict(zip(ways[n : 2 * n], runs[n : 2 * n], strict=True))
+    n = (len(ways) - officials) // 2
+    theirs = dict(zip(ways[n : n + officials], runs[n : n + officials], strict=True))
     for i, way in enumerate(ways[:n]):
         ours = (runs[i], runs[-1 - i])
         for name, official in theirs.items():
