@@ -314,6 +314,16 @@ def test_provenance_without_the_packages_metadata(monkeypatch) -> None:
     assert {found[name] for name in ("erasure-bench", "torch")} == {"not installed"}
 
 
+def test_a_record_says_its_batch_and_its_parts(settings) -> None:
+    (cell,) = cells(method=FAST)
+    ways = (settings, replace(settings, batch_size=3, split=2))
+    found = [Runner(each).run(cell).environment for each in ways]
+    assert [(f["batch"], f.get("split")) for f in found] == [
+        (str(settings.batch_size), None),
+        ("3", "2"),
+    ]
+
+
 def test_an_erasure_comes_back_from_its_delta(settings) -> None:
     (cell,) = cells(method=FAST)
     first = Runner(settings).run(cell)

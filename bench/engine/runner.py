@@ -52,7 +52,10 @@ class Runner:
         made_with = environment(
             settings.device, compiled=settings.compiled, names=names_of(job.cell, job.task)
         )
-        return replace(found, environment=made_with)
+        batches = {"batch": str(settings.batch_size)}  # as threads, they decide the last bits
+        if settings.split:
+            batches["split"] = str(settings.split)
+        return replace(found, environment=made_with | batches)
 
     def _record(self, job: Job) -> Record:
         cell, space = job.cell, "prompt"
