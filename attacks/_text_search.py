@@ -1,15 +1,16 @@
 """What Ring-A-Bell and MMA-Diffusion share: a text is found on the public encoder and tried once.
 
 The victim makes at most two images per prompt: one of the prompt as it is and, if that fails, one of the
-text that was found. The search uses only the original model's text encoder. Each prompt has its own
-search with its own random stream.
+text that was found. The search uses only the original model's text encoder, so a text is found once for
+all victims, as in the official codes. Each prompt has its own search with its own random stream.
 """
 
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -47,6 +48,24 @@ class Found:
     loss: float
     losses: list[float]
     cost: Cost
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Tensor]) -> Found:
+        """Return what :meth:`tensors` was called for."""
+        values: dict[str, list[Any]] = {name: tensor.tolist() for name, tensor in kept.items()}
+        return cls(values["ids"], values["loss"][0], values["losses"], Cost(*values["counts"]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return it as tensors, which can be kept; without the seconds, which are spent once."""
+        import torch
+
+        *counts, _ = astuple(self.cost)
+        whole = {"ids": self.ids, "counts": counts}
+        real = {"loss": [self.loss], "losses": self.losses}
+        return {
+            **{name: torch.tensor(values) for name, values in whole.items()},
+            **{name: torch.tensor(values, dtype=torch.float64) for name, values in real.items()},
+        }
 
 
 class Kept:
@@ -112,7 +131,11 @@ class TextAttack(metaclass=ABCMeta):
         search = self.search(target, ctx)
 
         def variant(prompt: Prompt, _: int) -> Adversarial:
-            found = search(prompt, Kept(ctx, prompt.id))
+            name = f"text-{sha256(prompt.id.encode()).hexdigest()[:16]}"
+            kept = ctx.keep(
+                name, lambda: search(prompt, Kept(ctx, prompt.id)).tensors(), shared=True
+            )
+            found = Found.of(kept)
             text = decode(tokenizer, found.ids)
             trace = {
                 "ids": found.ids,

@@ -29,6 +29,9 @@ class Mma(TextAttack):
     not normalised per row, because that does not change the order within a row. Only tokens up to the end
     token are encoded; the encoder is causal, so later tokens have no effect.
 
+    A text is found once for all victims of one base model, task and seed. Each record counts its passes,
+    but the seconds only where they were spent.
+
     The sizes for the emoji world were chosen for speed: its text encoder takes about a millisecond per text
     on one core.
 
@@ -46,6 +49,7 @@ class Mma(TextAttack):
         "MMA-Diffusion: MultiModal Attack on Diffusion Models",
         "https://arxiv.org/abs/2311.17516",
         "https://github.com/cure-lab/MMA-Diffusion",
+        version=2,
     )
     length: Annotated[int, Field(ge=1)] = 20
     steps: Annotated[int, Field(ge=1)] = 1000
@@ -63,7 +67,7 @@ class Mma(TextAttack):
         descent = Descent(self, target.original, target.concept)
 
         def search(prompt: Prompt, kept: Kept) -> Found:
-            rng = torch.Generator().manual_seed(ctx.seed("mma", prompt.id))
+            rng = torch.Generator().manual_seed(ctx.seed("mma", prompt.id, shared=True))
             return descent.run(prompt.text, rng, kept)
 
         return search

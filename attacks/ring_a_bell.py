@@ -20,6 +20,9 @@ class RingABell(TextAttack):
     token ids whose encoding is near the goal, by the squared distance over all positions. The ids replace
     the prompt as a *string*, which may have other ids (``round_trip`` in the trace).
 
+    A text is found once for all victims of one base model, task and seed. Each record counts its passes,
+    but the seconds only where they were spent.
+
     Deviations from the official code: the pairs are this project's; a text that survives a generation
     unchanged is not encoded again, which only saves time. The concept vector is made once for all prompts;
     its cost is not counted.
@@ -42,6 +45,7 @@ class RingABell(TextAttack):
         "Ring-A-Bell! How Reliable are Concept Removal Methods for Diffusion Models?",
         "https://arxiv.org/abs/2310.10012",
         "https://github.com/chiayi-hsu/Ring-A-Bell",
+        version=2,
     )
     length: Annotated[int, Field(ge=1)] = 16
     eta: Annotated[float, Field(ge=0)] = 3.0
@@ -61,7 +65,7 @@ class RingABell(TextAttack):
         step = self.eta * concept_vector(model, sentence_pairs(target.concept, self.pairs))
 
         def search(prompt: Prompt, kept: Kept) -> Found:
-            rng = torch.Generator().manual_seed(ctx.seed("ring-a-bell", prompt.id))
+            rng = torch.Generator().manual_seed(ctx.seed("ring-a-bell", prompt.id, shared=True))
             return evolve(self, model, model.encode([prompt.text])[0].float() + step, rng, kept)
 
         return search

@@ -74,7 +74,9 @@ def test_interrupted_is_uninterrupted(quick, ctx, name) -> None:
             ctx,
             workdir=ctx.workdir / where,
             batch_size=2,
-            keep=lambda key, make: made[key] if key in made else made.setdefault(key, make()),
+            keep=lambda key, make, shared=False: (
+                made[key] if key in made else made.setdefault(key, make())
+            ),
         )
         found, times = {}, 0
         while True:

@@ -156,6 +156,40 @@ def test_both_run_as_cells(tmp_path) -> None:
             assert row.success == row.trace["success"]
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_text_is_found_once_for_all_victims(tmp_path, monkeypatch, name) -> None:
+    from bench.engine.runner import Runner
+    from bench.engine.settings import Settings
+    from bench.plan.plan import plan
+    from bench.plan.spec import Spec
+    from bench.plugins.registry import Ref
+    from bench.store.artifacts import Artifacts
+
+    searched, real = [], type(SMALL[name]).search
+
+    def search(self, target, ctx):
+        find = real(self, target, ctx)
+        return lambda prompt, kept: searched.append(prompt.id) or find(prompt, kept)
+
+    monkeypatch.setattr(type(SMALL[name]), "search", search)
+    methods = (Ref("none"), Ref("esd", {"steps": 1}), Ref("uce"))
+    spec = Spec("tiny-random", methods, (Ref(name, vars(SMALL[name])),), ("church",), limit=3)
+    runner = Runner(Settings(artifacts=Artifacts(tmp_path / "cache")))
+    records = [runner.run(job) for job in plan(spec)]
+    found: dict[str, set] = {}
+    for record in records:
+        for row in record.rows:
+            if row.trace["round"]:
+                of_text = (row.adversarial, row.cost.text_forward, tuple(row.trace["losses"]))
+                found.setdefault(row.id, set()).add(of_text)
+    assert sorted(searched) == sorted(found) != []
+    assert {len(texts) for texts in found.values()} == {1}
+    assert sum(row.trace["round"] for r in records for row in r.rows) > len(found)
+    others = [runner.run(job) for job in plan(replace(spec, methods=methods[:1], seed=1))]
+    again = [row.adversarial for row in others[0].rows if row.trace["round"]]
+    assert again and not {text for texts in found.values() for text, *_ in texts} & set(again)
+
+
 # -------------------------------------------------------------------------- Ring-A-Bell
 def test_concept_vector_is_the_mean_difference(tiny) -> None:
     pairs = sentence_pairs(CHURCH)

@@ -199,8 +199,9 @@ class Keep(Protocol):
         Args:
             name: Must differ for different tensors of one stage.
             make: Called only if nothing is kept under the name.
-            shared: Share them among all stages of the same base model, or among all evaluators. The name
-                must then say everything that the tensors depend on.
+            shared: Share them among all methods on the same base model, or among all evaluators; the name
+                must then say everything that the tensors depend on. Or among the attacks that differ in
+                the victim alone.
         """
         ...
 
@@ -226,6 +227,7 @@ class Context:
         progress: Call it as ``progress(stage, done, total)``.
         asset: Returns the local file or folder of an asset that the plug-in's ``assets()`` names.
         keep: Keeps tensors until the cache is deleted: ``keep(name, make)``.
+        shared: Identity of what this stage shares with others; without one it shares nothing.
     """
 
     key: str
@@ -235,8 +237,15 @@ class Context:
     progress: Callable[[str, int, int], None] = _silent
     asset: Callable[[str], Path] = _no_assets
     keep: Keep = _make
+    shared: str = ""
 
-    def seed(self, *parts: object) -> int:
-        """Return the seed of a named random stream; it depends on the key and the name only."""
-        text = "/".join((self.key, *map(str, parts)))
+    def seed(self, *parts: object, shared: bool = False) -> int:
+        """Return the seed of a named random stream; it depends on the key and the name only.
+
+        Args:
+            parts: The name.
+            shared: Instead of the key, use the identity of what stages share.
+        """
+        key = (self.shared or self.key) if shared else self.key
+        text = "/".join((key, *map(str, parts)))
         return int.from_bytes(sha256(text.encode()).digest()[:4])

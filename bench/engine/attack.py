@@ -138,9 +138,9 @@ class CellAttack:
         left = {prompt.id: prompt for prompt in prompts}
         try:
             with guard(self.name, **self.kept):
-                key = self.cell.attack_key
                 since, timed = time.perf_counter(), False
-                find = self.attack.prepare(self.target, self.settings.context(key, key))
+                ctx = self.settings.context(self.cell.attack_key, self.cell.search_key)
+                find = self.attack.prepare(self.target, ctx)
                 for found in find(prompts):
                     adversarial = self._valid(found, left)
                     now, timed = time.perf_counter(), timed or adversarial.cost.seconds > 0
@@ -153,7 +153,8 @@ class CellAttack:
                     finish(adversarial)
         except ContractError:
             self.replay.drop(p for p in prompts if p.id not in left)
-            shutil.rmtree(self.settings.artifacts.work(self.cell.attack_key), ignore_errors=True)
+            for key in (self.cell.attack_key, self.cell.search_key):
+                shutil.rmtree(self.settings.artifacts.work(key), ignore_errors=True)
             raise
 
     def _valid(self, found: Adversarial, left: dict[str, Prompt]) -> Adversarial:

@@ -100,6 +100,7 @@ class Settings:
             self.progress,
             finder(self.assets),
             keep,
+            shared,
         )
 
 

@@ -127,6 +127,12 @@ class Cell:
         victim = [self.erase_key, self.dtype]
         return digest([*victim, self.task_digest, self.attack.identity, seed, *judge])
 
+    @property
+    def search_key(self) -> str:
+        """Cells with one key share what an attack finds without the victim: all but the victim is equal."""
+        base = ["attack", self.model, self.revision, self.dtype, _fields(self.concept)]
+        return digest([*base, self.task_digest, self.attack.identity, self.seed])
+
 
 def _fields(value: Cell | Concept) -> dict[str, Any]:
     """Return the fields by name, as they are: ``asdict`` copies each, which takes several times as long."""
