@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 class WideAttention(TorchFunctionMode):
     """While it is entered, attention casts queries, keys, values and mask to float32, and its result back.
 
-    Torch's kernels for bfloat16 on a CPU are slow where a head is narrow: the backward pass takes 4 to 9
-    times as long as in float32 (torch 2.14, heads of 16 and 32, no AMX).
+    Torch's kernels for bfloat16 on a CPU are slow where a head is narrow: both passes together take 4 to 12
+    times as long as in float32 (torch 2.14, heads of 16 and 32 numbers, no AMX).
     """
 
     def __torch_function__(
