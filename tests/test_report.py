@@ -97,6 +97,19 @@ def test_some_methods_attacks_and_a_seed_are_picked_and_what_is_kept_stays_besid
     assert picked(records) == records
 
 
+def test_one_setting_of_an_attack_is_picked() -> None:
+    plain = result("random", [False] * 4)
+    floors = [
+        replace(plain, cell=replace(plain.cell, attack=Ref("random", {"tokens": 3, "draws": n})))
+        for n in (1, 10)
+    ]
+    attacks = {text: picked(floors, attacks=[text]) for text in (
+        "random", "random:draws=10", "random:draws=1,tokens=3", "random:draws=1,tokens=4", "random:n=1"
+    )}  # fmt: skip
+    assert list(attacks.values()) == [floors, floors[1:], floors[:1], [], []]
+    assert picked(floors, attacks=["random:draws=1", "random:draws=10"]) == floors
+
+
 def test_set_measures_state_their_n_and_never_share_a_column_with_another() -> None:
     target = result("none", [False] * 4)
     other = result("none", [False] * 4, task="coco")

@@ -89,7 +89,7 @@ OnlyMethods = Annotated[
         "--method",
         metavar="NAME",
         autocompletion=complete.names("methods"),
-        help="Only this method. Repeatable.",
+        help="Only this method: name or name:key=value,... Repeatable.",
     ),
 ]
 OnlyAttacks = Annotated[
@@ -98,7 +98,7 @@ OnlyAttacks = Annotated[
         "--attack",
         metavar="NAME",
         autocompletion=complete.names("attacks"),
-        help="Only this attack. Repeatable.",
+        help="Only this attack: name or name:key=value,... Repeatable.",
     ),
 ]
 OnlySeed = Annotated[

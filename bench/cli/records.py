@@ -53,6 +53,7 @@ def records_of(
         SpecError: There are none.
         StoreError: As :func:`records_in`.
     """
+    from bench.plugins.registry import Ref
     from bench.report.tables import of_tasks, picked
     from bench.tasks.lookup import name_of
 
@@ -61,8 +62,8 @@ def records_of(
         names = list(map(name_of, tasks))
         check_known(records, "task", names)
         records = of_tasks(records, names)
-    check_known(records, "method", methods or ())
-    check_known(records, "attack", attacks or ())
+    check_known(records, "method", [Ref.parse(text).name for text in methods or ()])
+    check_known(records, "attack", [Ref.parse(text).name for text in attacks or ()])
     records = picked(records, methods or (), attacks or (), seed)
     if not records:
         raise SpecError(f"{results} has no records of this kind: run `bench run` first")

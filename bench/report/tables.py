@@ -8,6 +8,7 @@ from dataclasses import astuple, fields, replace
 
 from bench.core.errors import BenchError
 from bench.core.types import Cost
+from bench.plugins.registry import Ref
 from bench.report.axes import (
     ATTACK,
     MODEL,
@@ -249,18 +250,28 @@ def picked(
 
     Args:
         records: Of any cells.
-        methods: Names; empty means all.
+        methods: ``name`` or ``name:key=value,...``, as in a request; empty means all.
         attacks: Likewise.
         seed: Of erasure and attack; ``None`` means any.
     """
+    of_methods, of_attacks = (list(map(Ref.parse, texts)) for texts in (methods, attacks))
     return [
         r
         for r in records
         if seed in {None, r.cell.seed}
         and seed in {None, r.cell.erased_with}
-        and (not methods or r.cell.method.name in methods)
-        and (not attacks or r.cell.attack.name in attacks or not _is_target(r))
+        and (not methods or _is_one(r.cell.method, of_methods))
+        and (not attacks or _is_one(r.cell.attack, of_attacks) or not _is_target(r))
     ]
+
+
+def _is_one(ref: Ref, wanted: Collection[Ref]) -> bool:
+    """Say whether a plug-in has the name of one that is wanted, and the values that are given there."""
+    return any(
+        ref.name == one.name
+        and all(k in ref.params and str(ref.params[k]) == value for k, value in one.params.items())
+        for one in wanted
+    )
 
 
 def transfer_table(records: Iterable[Record], judges: Judges = AS_SEEN) -> Table:
