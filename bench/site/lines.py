@@ -200,10 +200,13 @@ def _columns(
     if any(TIES in line.entries for line in lines):
         yield Column(TIES, "Ties", ABOUT["ties"], "letters")
     spaces = {names.attack[id(r)]: (r.cell.attack.name, r.space) for r in targets}
+    attacks, floors = list[Column](), list[Column]()
     for attack in sorted(spaces, key=lambda a: (_rank(spaces[a][0]), *order([a]))):
         key, (name, space) = f"attack {attack}", spaces[attack]
         title = "No attack" if attack == "none" else attack
-        yield Column(key, title, about_attack(name, space), "rate", _reference(lines, key))
+        place = floors if name in FLOORS else attacks
+        place.append(Column(key, title, about_attack(name, space), "rate", _reference(lines, key)))
+    yield from attacks
     for column in beside.columns:
         figures = [e.figure for line in lines if (e := line.entries.get(f"kept {column}"))]
         kind: Kind = "rate" if all(map(_is_rate, figures)) else "number"
@@ -211,6 +214,7 @@ def _columns(
     yield Column("seconds", "Erase, s", ABOUT["seconds"], "number")
     yield Column("bytes", "Delta", ABOUT["bytes"], "bytes")
     yield Column("flags", "Flags", ABOUT["flags"], "flags")
+    yield from floors  # last: with all of them a table is wider than a laptop
 
 
 def _line(
@@ -254,8 +258,8 @@ def _line(
 
 
 def _rank(attack: str) -> int:
-    """Return where an attack's column stands: floors after attacks, what was handed in last."""
-    return 2 if attack == "submitted" else int(attack in FLOORS)
+    """Return where an attack's column stands among others: what was handed in is last."""
+    return int(attack == "submitted")
 
 
 def _role(r: Record) -> Role:
