@@ -245,8 +245,8 @@ def test_floors_stand_last_and_the_never_learned_model_is_in_every_bar() -> None
     (tab,) = tabs(some)
     columns = {c.key: c for c in tab.columns}
     assert list(columns) == [
-        "method", "best", "attack none", "attack p4d", "attack random", "attack seed-search",
-        "seconds", "bytes", "flags",
+        "method", "best", "attack none", "attack p4d", "seconds", "bytes", "flags",
+        "attack random", "attack seed-search",
     ]  # fmt: skip
     assert columns["attack p4d"].reference == columns["best"].reference == 0.9
     assert columns["attack random"].about.startswith("Concept erasing rate")
