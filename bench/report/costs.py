@@ -7,8 +7,6 @@ costs what its images do, and texts that another cell's attack found cost nothin
 cell of one's own is that near, a figure that ships may be: ``typical.csv``, made from committed records by
 
     python -m bench.report.costs results/reference
-
-It still holds the times on the 32 px model that came before, of which all methods had records.
 """
 
 from __future__ import annotations
