@@ -287,11 +287,13 @@ def test_an_attack_that_changes_a_model_poisons_nothing(
     expected = clean.run(job_of())
     attacked: list[object] = []
     monkeypatch.setitem(attacks.PLUGINS, "fake", "fakes:Does")
-    key = job_of(attack="fake").cell.attack_key
+    cell = job_of(attack="fake").cell
+    folders = [settings.artifacts.work(key) for key in (cell.attack_key, cell.search_key)]
 
     def poison(target: Any, prompts: Any) -> Any:
         def attack() -> Any:
-            (settings.artifacts.root / "work" / key).mkdir(parents=True)
+            for folder in folders:
+                folder.mkdir(parents=True)
             for prompt in prompts:
                 if not attacked:
                     change(of(target, prompts))
@@ -305,7 +307,7 @@ def test_an_attack_that_changes_a_model_poisons_nothing(
     assert result.status == "failed"
     assert f"attack fake changed {which}, which it must leave as it is" in result.reason
     assert not list(settings.artifacts.root.glob("attacks/*/*"))
-    assert not (settings.artifacts.root / "work" / key).exists()
+    assert not any(folder.exists() for folder in folders)
     again = call_again(run)
     assert [(r.own, r.detail) for r in again.rows] == [(r.own, r.detail) for r in expected.rows]
     for path in settings.artifacts.root.glob("images/*/*.png"):

@@ -200,8 +200,8 @@ class Keep(Protocol):
             name: Must differ for different tensors of one stage.
             make: Called only if nothing is kept under the name.
             shared: Share them among all methods on the same base model, or among all evaluators; the name
-                must then say everything that the tensors depend on. Or among the attacks that differ in
-                the victim alone.
+                must then say everything that the tensors depend on. Or among attacks that differ in the
+                victim and the judge alone.
         """
         ...
 

@@ -129,7 +129,7 @@ class Cell:
 
     @property
     def search_key(self) -> str:
-        """Cells with one key share what an attack finds without the victim: all but the victim is equal."""
+        """Cells with one key share what an attack finds without victim and judge: all else is equal."""
         base = ["attack", self.model, self.revision, self.dtype, _fields(self.concept)]
         return digest([*base, self.task_digest, self.attack.identity, self.seed])
 
