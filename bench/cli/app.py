@@ -85,4 +85,7 @@ class _ToStderr(logging.Handler):
     """Prints what is logged to what is ``sys.stderr`` then, which a test or a notebook may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except (OSError, ValueError):  # it is closed: no reason to stop what is computed
+            self.handleError(record)

@@ -570,8 +570,8 @@ def speed_attack(
     spec = Request([method], [attack], [task], model, limit=prompts).spec("cpu")
     settings, dtypes = Settings(device, batch_size), dtype or ["fp32"]
     if profile:
-        for each in dtypes:
-            print_table(profiled(spec, settings, progress, dtype=each), Format.of(json_))
+        tables = [profiled(spec, settings, progress, dtype=each) for each in dtypes]
+        print_tables(tables, Format.of(json_))
         return
     table = compare(
         spec, settings, progress, workers=workers, dtypes=dtypes, scaling=scaling, official=official
