@@ -198,8 +198,15 @@ BAD = {
     "empty": (("run", "--method", "none", "--attack", "none"), 2,
               "error: nothing to run: give --task; `bench list tasks` names them"),
     "retain alone": (("run", "--method", "esd", "--attack", "none", "--task", "retain"), 2,
-                     "error: task 'retain' erases nothing itself: "
-                     "add the --task whose concept is to be erased"),
+                     "error: task 'retain' erases nothing itself: add --erase TASK, whose concept is to "
+                     "be erased, or --task TASK to measure that, too"),
+    "erased alone": ((*RUN, "--erase", "church"), 2,
+                     "error: --erase: expected a retain or benign --task to measure on the erased models, "
+                     "got only 'church'"),
+    "erased retain": (("run", "--method", "esd", "--erase", "benign", "--task", "retain"), 2,
+                      "error: --erase: expected a target task, got 'benign', a benign task"),
+    "erased twice": (("run", "--method", "esd", "--erase", "church", "--erase", "church", "--task",
+                      "retain"), 2, "error: --erase: expected each once, got 'church' twice"),
     "no report": (("report", "--results", "nowhere"), 2,
                   "error: there is no folder nowhere: run `bench run` first, or give --results"),
 }  # fmt: skip

@@ -5,13 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from bench.emoji import NEVER_LEARNED
+from bench.plan.asked import options as arguments
 from bench.plan.matrix import read_matrix, suite, suites
-from bench.plan.plan import plan
+from bench.plan.plan import pieces, plan
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref, names
 from bench.tasks.lookup import homes
@@ -74,8 +76,51 @@ def test_parts_share_what_stands_above_them_and_cells_are_there_once(tmp_path: P
 def test_files_of_a_matrix_lie_beside_it(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     path = tmp_path / "deep" / "mine.toml"
-    path.write_text('methods = ["none"]\nattacks = ["none"]\ntasks = ["own.toml", "church"]\n')
-    assert read_matrix(path).parts[0].tasks == (str(tmp_path / "deep" / "own.toml"), "church")
+    path.write_text('methods = ["none"]\nattacks = ["none"]\ntasks = ["own.toml", "church"]\n'
+                    'erase = ["own.toml"]\n')  # fmt: skip
+    part, own = read_matrix(path).parts[0], str(tmp_path / "deep" / "own.toml")
+    assert (part.tasks, part.erase) == ((own, "church"), (own,))
+
+
+def test_an_erased_concept_need_not_be_measured(cli, tmp_path: Path) -> None:
+    other = {"attacks": (Ref("none"),), "methods": (Ref("none"), Ref("esd"))}
+    both = spec(tasks=("church", "nudity", "retain", "benign"), **other)
+    kept = spec(tasks=("retain", "benign"), erase=("church", "nudity"), **other)
+    wanted = [job.cell.id for job in plan(both) if job.task.role != "target"]
+    assert ids(kept) == wanted
+    assert len(wanted) == 8
+    # A task may be measured and another's concept erased; the same of both is the same once.
+    mixed = replace(kept, tasks=("church", "retain", "benign"), erase=("church", "nudity"))
+    assert ids(mixed) == [
+        job.cell.id for job in plan(both) if job.task.name in ("church", "retain", "benign")
+    ]
+    # By options, from a file, and as the commands of a job array.
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'model = "tiny-random"\nmethods = ["none", "esd"]\nattacks = ["none"]\nlimit = 2\n'
+        'tasks = ["retain", "benign"]\nerase = ["church", "nudity"]\n'
+    )
+    assert ids(*read_matrix(path).specs()) == wanted
+    options = ("--erase", "church", "--erase", "nudity", "--task", "retain", "--task", "benign")
+    args = (
+        "--model",
+        "tiny-random",
+        "--method",
+        "none",
+        "--method",
+        "esd",
+        *options,
+        "--limit",
+        "2",
+    )
+    said = cli("plan", *args, "--cells")
+    assert (said.code, said.out) == (0, cli("plan", "--matrix", str(path), "--cells").out)
+    assert [found for piece, found in pieces([kept])] == [wanted[n : n + 2] for n in range(0, 8, 2)]
+    for piece, found in pieces([kept]):
+        assert ids(piece) == found and len(piece.erase) == 1
+        assert ["--erase", piece.erase[0]] == arguments(piece)[arguments(piece).index("--erase") :][
+            :2
+        ]
 
 
 @pytest.mark.parametrize(
@@ -152,12 +197,19 @@ def test_the_whole_emoji_suite_is_planned() -> None:
     jobs = plan(*suite("emoji").specs()).jobs
     assert len({job.cell.id for job in jobs}) == len(jobs)
     assert not any(job.problem for job in jobs)
-    attacked = {
-        (c.erased_with, c.seed)
+    attacked = [
+        (c.erased_with, c.seed, c.attack.params.get("stream"))
         for job in jobs
-        if (c := job.cell).method.name == "p-esd" and c.attacked and c.task == "church"
-    }
-    assert attacked == {(seed, seed) for seed in (0, 1, 2)}
+        if (c := job.cell).method.name == "p-esd"
+        and c.attack.name == "unlearndiff"
+        and c.task == "church"
+    ]
+    own = [(seed, seed, None) for seed in (0, 1, 2)]
+    assert Counter(attacked) == Counter([*own, *product((0, 1, 2), (0, 1), ["run"])])
+    # What is not attacked is run on all prompts, the attacked concepts on 50.
+    sizes = {job.cell.task: job.cell.prompts for job in jobs}
+    assert [sizes.pop(task) for task in ("retain", "benign", "subjects")] == [130, 300, 760]
+    assert {*sizes.values()} == {50} and len(sizes) == 6
     # Texts of ESD for all others, of P-ESD for ESD: their cells are there, and come before.
     place = {job.cell.id: n for n, job in enumerate(jobs)}
     taken = [job for job in jobs if job.cell.attack.name == "transfer"]

@@ -64,17 +64,20 @@ def planned(line: str) -> list[str]:
 
     (limit,), (seed,) = of("limit"), of("seed") or ["0"]
     methods, attacks = (tuple(map(Ref.parse, of(axis))) for axis in ("method", "attack"))
-    spec = Spec("emoji-sd", methods, attacks, tuple(of("task")), int(seed), int(limit))
+    spec = Spec("emoji-sd", methods, attacks, tuple(of("task")), int(seed), int(limit),
+                erase=tuple(of("erase")))  # fmt: skip
     return [job.cell.id for job in plan(spec).jobs]
 
 
-def test_the_command_leads_to_the_same_cell() -> None:
+def test_the_command_leads_to_the_same_cell_and_to_no_other() -> None:
     records, _ = Store(REFERENCE).load()
     for name in ("church", "retain"):
         some = [r for r in records if r.cell.task == name and r.cell.concept.name == "church"]
         assert some
         for record in some:
-            assert record.cell.id in planned(command(record))
+            *before, last = planned(command(record))
+            assert last == record.cell.id
+            assert len(before) == (record.cell.attack.name == "transfer")  # whose texts it takes
     other = replace(some[0].cell, method=replace(some[0].cell.method, params={
         **some[0].cell.method.params, "lr": 0.5}), seed=3)  # fmt: skip
     if other.method.name == "none":

@@ -83,6 +83,16 @@ Tasks = Annotated[
         help="`bench list tasks`, or a task file of your own. Repeatable.",
     ),
 ]
+Erase = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--erase",
+        metavar="NAME|FILE.toml",
+        autocompletion=complete.names("tasks"),
+        help="Erase this task's concept and measure --task retain or the like, not the task. Repeatable.",
+        show_default=False,
+    ),
+]
 OnlyMethods = Annotated[
     list[str] | None,
     typer.Option(
@@ -401,6 +411,7 @@ class Request:
     attack: Attacks = None
     task: Tasks = None
     model: Model = "emoji-sd"
+    erase: Erase = None
     seed: Seeds = None
     erase_seed: EraseSeeds = None
     limit: Limit = None
@@ -447,7 +458,7 @@ class Request:
     def _with(self, part: Part, stated: Collection[str]) -> Request:
         """Return the request with what a part of a matrix says, as far as no option says it."""
         lists = {"method": part.methods, "attack": part.attacks, "task": part.tasks,
-                 "seed": part.seeds, "erase_seed": part.erase_seeds}  # fmt: skip
+                 "seed": part.seeds, "erase_seed": part.erase_seeds, "erase": part.erase}  # fmt: skip
         guidance = {} if part.guidance is None else {"guidance": f"{part.guidance:g}"}
         single = ("model", "limit", "dtype", "world", "prompts", "judge", "protocol", "floors")
         said = {
@@ -489,6 +500,7 @@ class Request:
             None if self.guidance == "own" else scale(self.guidance, "--guidance"),
             cast("Any", self.protocol),
             self.floors,
+            erase=tuple(self.erase or ()),
         )
 
     def _methods(self) -> tuple[Ref, ...]:

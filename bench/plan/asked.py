@@ -135,14 +135,14 @@ def request_of(
     entry = find(task or cell.task, cell.world)
     if attack and entry.role != "target":
         raise SpecError(f"{cell.task} is a {entry.role} task: only target tasks are attacked")
-    tasks = [task or cell.task]
+    erase: tuple[str, ...] = ()
     if entry.role != "target" and cell.concept != NO_CONCEPT:
-        tasks.append(_asks_for(cell.concept, cell.world).name)
+        erase = (_asks_for(cell.concept, cell.world).name,)
     return Spec(
         cell.model,
         (_given(cell.method),),
         (attack or _given(cell.attack),),
-        tuple(tasks),
+        (task or cell.task,),
         cell.seed,
         cell.prompts,
         cell.dtype,
@@ -152,6 +152,7 @@ def request_of(
         guidance=setting.guidance,
         protocol=setting.protocol,
         erase_seed=cell.erase_seed,
+        erase=erase,
     )
 
 
@@ -161,7 +162,7 @@ def options(spec: Spec) -> list[str]:
     Raises:
         SpecError: One of its tasks has neither a name nor a file.
     """
-    if own := [task for task in spec.tasks if not isinstance(task, str)]:
+    if own := [task for task in (*spec.tasks, *spec.erase) if not isinstance(task, str)]:
         raise SpecError(f"expected tasks by name or file, got --concept {own[0]}")
     given = {
         "--world": spec.world,
@@ -176,6 +177,7 @@ def options(spec: Spec) -> list[str]:
         *(("--method", ref) for ref in spec.methods),
         *(("--attack", ref) for ref in spec.attacks),
         *(("--task", task) for task in spec.tasks),
+        *(("--erase", task) for task in spec.erase),
         ("--seed", spec.seed),
         ("--dtype", spec.dtype),
         ("--protocol", spec.protocol),

@@ -1,9 +1,9 @@
 """A matrix as a TOML file: the cells of a paper's table in a few lines. Suites are such files that ship.
 
 Its keys are the axes ``methods``, ``attacks``, ``tasks``, ``seeds`` and ``erase-seeds``, each a list, and
-``model``, ``world``, ``dtype``, ``protocol``, ``limit``, ``judge``, ``prompts``, ``guidance``, ``floors``
-as in ``bench run``. ``about`` says what it is. Tables ``[[part]]`` have the same keys: each is one matrix,
-and what stands above them holds for all of them.
+``erase``, ``model``, ``world``, ``dtype``, ``protocol``, ``limit``, ``judge``, ``prompts``, ``guidance``,
+``floors`` as in ``bench run``. ``about`` says what it is. Tables ``[[part]]`` have the same keys: each is
+one matrix, and what stands above them holds for all of them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Part:
         tasks: Names of tasks; a file ``PATH.toml`` lies beside the matrix.
         seeds: Seeds of everything, or of attacks alone where there are ``erase_seeds``.
         erase_seeds: Seeds of erasures: each goes with each of ``seeds``.
+        erase: Target tasks whose concepts are erased, too, though they are not measured.
         model: As in :class:`bench.plan.spec.Spec`, and so the others.
     """
 
@@ -47,6 +48,7 @@ class Part:
     tasks: tuple[str, ...] = ()
     seeds: Seeds = (0,)
     erase_seeds: Seeds = ()
+    erase: tuple[str, ...] = ()
     model: str = "emoji-sd"
     limit: Annotated[int, Strict()] | None = None
     dtype: str = "fp32"
@@ -77,6 +79,7 @@ class Part:
             guidance=self.guidance,
             protocol=self.protocol,
             floors=self.floors,
+            erase=self.erase,
         )
         return seeded(spec, self.seeds, self.erase_seeds)
 
@@ -154,6 +157,11 @@ def _part(path: Path, said: Mapping[str, Any]) -> Part:
         raise SpecError(f"{path}: {key}: expected {what}, got {first['input']!r:.60}") from exc
     return replace(
         part,
-        tasks=tuple(str(path.parent / t) if t.endswith(".toml") else t for t in part.tasks),
+        tasks=_beside(path, part.tasks),
+        erase=_beside(path, part.erase),
         prompts=part.prompts and path.parent / part.prompts,
     )
+
+
+def _beside(path: Path, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(path.parent / task) if task.endswith(".toml") else task for task in tasks)

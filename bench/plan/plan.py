@@ -131,13 +131,18 @@ def pieces(specs: Iterable[Spec]) -> Iterator[tuple[Spec, list[str]]]:
     """
     known: set[str] = set()
     for spec in specs:
-        entries = _entries(spec, model_info(spec.model, spec.world).world)
-        concepts = list(dict.fromkeys(e.concept for e in entries if e.role == "target"))
-        for concept in concepts or [None]:
+        world = model_info(spec.model, spec.world).world
+        entries, erased = (
+            _entries(spec, world),
+            dict(zip(spec.erase, _erased(spec, world), strict=True)),
+        )
+        targets = [e.concept for e in entries if e.role == "target"]
+        for concept in dict.fromkeys([*targets, *erased.values()]) or [None]:
             shared = [e.role != "target" or e.concept == concept for e in entries]
             tasks = tuple(task for task, on in zip(spec.tasks, shared, strict=True) if on)
+            erase = tuple(task for task, own in erased.items() if own == concept)
             for method in spec.methods:
-                piece = replace(spec, methods=(method,), tasks=tasks)
+                piece = replace(spec, methods=(method,), tasks=tasks, erase=erase)
                 ids = [job.cell.id for job in _plan(piece)]
                 if not known.issuperset(ids):
                     known.update(ids)
@@ -199,7 +204,8 @@ def _jobs(
     """
     context = context_length(spec.model)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
-    for concept in _concepts(tasks) or [NO_CONCEPT]:
+    concepts = dict.fromkeys([*_concepts(tasks), *_erased(spec, info.world)])
+    for concept in concepts or [NO_CONCEPT]:
         attacks = (*spec.attacks, *floors(known.get(concept, {})))
         for method in spec.methods:
             full_method, of_method, unfit = method, _Faults(), ""
@@ -505,6 +511,22 @@ def _entries(spec: Spec, world: World) -> list[Entry]:
     return entries
 
 
+def _erased(spec: Spec, world: World) -> list[Concept]:
+    """Return the concepts that are erased beside those of the tasks.
+
+    Raises:
+        SpecError: A task has none.
+    """
+    concepts = []
+    for entry in (find(task, world) for task in spec.erase):
+        if entry.role != "target" or entry.concept is None:
+            raise SpecError(
+                f"--erase: expected a target task, got {entry.name!r}, a {entry.role} task"
+            )
+        concepts.append(entry.concept)
+    return concepts
+
+
 def _task(entry: Entry, spec: Spec) -> Task:
     return load_task(
         entry,
@@ -531,10 +553,16 @@ def _concepts(tasks: Iterable[Task]) -> list[Concept]:
 def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
     """Refuse tasks, methods and attacks that do not go together."""
     others = [task for task in tasks if task.role != "target"]
-    if others and not _concepts(tasks) and any(ref.name != "none" for ref in spec.methods):
+    concepts = _concepts(tasks) or spec.erase
+    if others and not concepts and any(ref.name != "none" for ref in spec.methods):
         raise SpecError(
-            f"task {others[0].name!r} erases nothing itself: "
-            "add the --task whose concept is to be erased"
+            f"task {others[0].name!r} erases nothing itself: add --erase TASK, whose concept is to be "
+            "erased, or --task TASK to measure that, too"
+        )
+    if spec.erase and not others:
+        raise SpecError(
+            f"--erase: expected a retain or benign --task to measure on the erased models, "
+            f"got only {tasks[0].name!r}"
         )
     if not any(True for _ in _attacks_for(tasks, spec.attacks)):
         raise SpecError(f"task {others[0].name!r} is never attacked: add --attack none")
@@ -570,18 +598,20 @@ def _missing(spec: Spec) -> dict[str, str]:
     """Return what a request needs and is not here, with a line for each that says so."""
     info = model_info(spec.model, spec.world)
     names: list[str] = []
-    for entry in _entries(spec, info.world):
+    entries = _entries(spec, info.world)
+    for entry in entries:
         with _Faults().noted():
             names += needs(
                 entry, info.world, prompts=spec.prompts, judge=spec.judge, protocol=spec.protocol
             )
-        if entry.concept is None:
-            continue
-        plugins: list[tuple[Kind, Ref]] = [("attacks", ref) for ref in spec.attacks]
-        plugins += [("methods", ref) for ref in spec.methods if _has_files(ref, info.world)]
-        for kind, ref in plugins:
+    methods: list[tuple[Kind, Ref]]
+    methods = [("methods", ref) for ref in spec.methods if _has_files(ref, info.world)]
+    attacks: list[tuple[Kind, Ref]] = [("attacks", ref) for ref in spec.attacks]
+    attacked = [entry.concept for entry in entries if entry.concept]
+    for concept in dict.fromkeys([*attacked, *_erased(spec, info.world)]):
+        for kind, ref in (*(attacks if concept in attacked else ()), *methods):
             with _Faults().noted():
-                full = resolved(kind, ref, entry.concept, info.world, info.defaults)
+                full = resolved(kind, ref, concept, info.world, info.defaults)
                 names += assets_of(create(kind, full))
     return missing(names, spec.assets)
 

@@ -43,6 +43,8 @@ class Spec:
         protocol: "paper" takes the prompts, judges and guidance of the tasks' papers.
         floors: Also random tokens and other seeds, with as many images as each attack makes at most.
         erase_seed: Seed of the erasures, where it is another; then ``seed`` is that of attacks.
+        erase: Target tasks whose concepts are erased, too, though only retain and benign tasks are
+            measured on the erased models.
 
     Raises:
         SpecError: An axis is empty, something is there twice, or a value makes no sense.
@@ -63,19 +65,21 @@ class Spec:
     protocol: ProtocolName = "default"
     floors: bool = False
     erase_seed: int | None = None
+    erase: tuple[str | Entry, ...] = ()
 
     def __post_init__(self) -> None:
-        for axis in ("methods", "attacks", "tasks"):
-            kind = str | Entry if axis == "tasks" else Ref
+        for axis in ("methods", "attacks", "tasks", "erase"):
+            flag = f"--{axis.removesuffix('s')}"
+            kind = str | Entry if axis in ("tasks", "erase") else Ref
             given = getattr(self, axis)
             if isinstance(given, str) or not all(isinstance(value, kind) for value in given):
-                what = "names or entries" if axis == "tasks" else "Ref"
+                what = "Ref" if kind is Ref else "names or entries"
                 raise SpecError(f"{axis}: expected several {what}, got {given!r}")
             values = [str(value) for value in given]
-            if not values:
-                raise SpecError(f"nothing to run: give --{axis[:-1]}{_HINTS[axis]}")
+            if not values and axis in _HINTS:
+                raise SpecError(f"nothing to run: give {flag}{_HINTS[axis]}")
             if twice := next((v for v in values if values.count(v) > 1), None):
-                raise SpecError(f"--{axis[:-1]}: expected each once, got {twice!r} twice")
+                raise SpecError(f"{flag}: expected each once, got {twice!r} twice")
         check_whole("--limit", self.limit, 1)
         check_whole("--seed", self.seed, 0)
         check_whole("--erase-seed", self.erase_seed, 0)

@@ -68,9 +68,9 @@ def _words(cell: Cell, setting: Setting) -> Iterator[str]:
         return
     yield from ("bench", "run", "--method", _spelled("methods", cell))
     yield from ("--attack", _spelled("attacks", cell))
-    tasks = _tasks(cell.task, cell.concept, cell.world)
-    names = [*tasks[:-1], tasks[-1] if _known(cell.task, cell.world) else "FILE.toml"]
-    yield from (word for task in names for word in ("--task", task))
+    erased = _erased(cell.task, cell.concept, cell.world)
+    yield from ("--erase", erased) if erased else ()
+    yield from ("--task", cell.task if _known(cell.task, cell.world) else "FILE.toml")
     yield from ("--limit", str(cell.prompts))
     yield from ("--model", cell.model) if cell.model != "emoji-sd" else ()
     yield from ("--world", cell.world) if _home(cell.model) != cell.world else ()
@@ -88,15 +88,14 @@ def _of_setting(setting: Setting) -> Iterator[str]:
 
 
 @lru_cache
-def _tasks(task: str, concept: Concept, world: World) -> tuple[str, ...]:
-    """Return a cell's task, and first the one whose concept is erased where its own erases nothing."""
+def _erased(task: str, concept: Concept, world: World) -> str:
+    """Return the task whose concept is erased where a cell's own erases nothing; empty if none is known."""
     try:
         if concept.name and role(task, world) != "target":
-            names = task_names(world)
-            return (*[n for n in names if concept_of(n, world) == concept][:1], task)
+            return next((n for n in task_names(world) if concept_of(n, world) == concept), "")
     except BenchError:  # a task of somebody's own
         pass
-    return (task,)
+    return ""
 
 
 def catalogued(model: str) -> bool:
