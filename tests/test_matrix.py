@@ -188,8 +188,8 @@ def test_a_table_of_a_paper_takes_at_most_ten_lines() -> None:
 
 def test_suites_are_listed_and_shown(cli) -> None:
     assert "paper-ablation" in cli("list", "suites").out
-    said = cli("show", "suites", "emoji")
-    assert "seeds: 0, 1, 2" in said.out
+    said = cli("show", "suites", "emoji-seeds")
+    assert "seeds: 0, 1, 2" in said.out and "erase-seeds: 0, 1, 2" in said.out
     assert "unknown suite 'x'" in cli("show", "suites", "x").err
 
 
@@ -197,15 +197,6 @@ def test_the_whole_emoji_suite_is_planned() -> None:
     jobs = plan(*suite("emoji").specs()).jobs
     assert len({job.cell.id for job in jobs}) == len(jobs)
     assert not any(job.problem for job in jobs)
-    attacked = [
-        (c.erased_with, c.seed, c.attack.params.get("stream"))
-        for job in jobs
-        if (c := job.cell).method.name == "p-esd"
-        and c.attack.name == "unlearndiff"
-        and c.task == "church"
-    ]
-    own = [(seed, seed, None) for seed in (0, 1, 2)]
-    assert Counter(attacked) == Counter([*own, *product((0, 1, 2), (0, 1), ["run"])])
     # What is not attacked is run on all prompts, the attacked concepts on 50.
     sizes = {job.cell.task: job.cell.prompts for job in jobs}
     assert [sizes.pop(task) for task in ("retain", "benign", "subjects")] == [130, 300, 760]
@@ -221,6 +212,16 @@ def test_the_whole_emoji_suite_is_planned() -> None:
         assert job.after and (job.after.method.name, job.after.task) == (source, job.cell.task)
         assert place[job.after.id] < place[job.cell.id]
         assert job.cell.attack.params["cell"] == job.after.id
+
+
+def test_the_suite_of_seeds_has_two_of_the_attack_for_each_of_three_erasures() -> None:
+    attacked = [
+        (c.erased_with, c.seed, c.attack.params.get("stream"))
+        for job in plan(*suite("emoji-seeds").specs())
+        if (c := job.cell).method.name == "p-esd" and c.attacked and c.task == "church"
+    ]
+    own = [(seed, seed, None) for seed in (0, 1, 2)]
+    assert Counter(attacked) == Counter([*own, *product((0, 1, 2), (0, 1), ["run"])])
 
 
 def test_files_that_are_not_here_are_a_short_line_each(cli, monkeypatch) -> None:

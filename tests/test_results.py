@@ -30,7 +30,7 @@ def test_a_request_of_today_has_the_cell_of_a_committed_record(record: Record, p
     assert revision(cell.model) == cell.revision
     assert load_task(cell.task, cell.world, limit=cell.prompts).digest == cell.task_digest
     for kind, ref in (("methods", cell.method), ("attacks", cell.attack)):
-        asked = {"draws"} if ref.name in FLOORS else {"found_on", "found_by", "cell"}
+        asked = {"draws"} if ref.name in FLOORS else {"found_on", "found_by", "cell", "stream"}
         said = {name: value for name, value in ref.params.items() if name in asked}
         today = resolved(kind, Ref(ref.name, said), cell.concept, cell.world)  # type: ignore[arg-type]
         assert today.identity == ref.identity
