@@ -85,14 +85,15 @@ def test_the_nearest_finished_cells_count_and_are_named() -> None:
         record(cell("esd", "p4d", "church"), attack=100.0),
         record(cell("uce", "p4d", "tench"), attack=40.0),
     ]
-    for known, task, kind, each, like in (
-        (one[:1], "church", "object", 10.0, "same"),
-        (one[1:], "tench", "object", 4.0, "task"),
-        (one, "parachute", "object", 7.0, "kind"),
-        (one, "nudity", "nsfw", 7.0, "attack"),
-        ([], "church", "object", None, "?"),
+    for known, method, task, kind, each, like in (
+        (one[:1], "esd", "church", "object", 10.0, "same"),
+        (one, "esd", "tench", "object", 4.0, "task"),
+        (one, "esd", "parachute", "object", 10.0, "method"),
+        (one, "ac", "parachute", "object", 7.0, "kind"),
+        (one, "esd", "nudity", "nsfw", 7.0, "attack"),
+        ([], "esd", "church", "object", None, "?"),
     ):  # fmt: skip
-        assert learnt(*known).rate("attack", cell("esd", "p4d", task, kind=kind)) == (each, like)
+        assert learnt(*known).rate("attack", cell(method, "p4d", task, kind=kind)) == (each, like)
     # Attacks on a base model are over at once, and tell nothing of those on an erased one.
     base = learnt(record(cell("none", "p4d"), attack=1.0))
     assert base.rate("attack", cell("esd", "p4d")) == (None, "?")
