@@ -15,10 +15,12 @@ from PIL import Image
 from bench import Concept, Cost
 from bench.errors import SpecError
 from bench.plan.cell import Cell
+from bench.plan.floors import FLOORS
 from bench.plugins.registry import Ref
 from bench.report import verdict
 from bench.report.figures import budget, catalog, pareto, threshold
-from bench.report.figures.select import Wanted
+from bench.report.figures.panels import Point, panels_of, styles_of
+from bench.report.figures.select import Wanted, full_floors
 from bench.report.figures.style import COLOURS, FORMATS, MARKERS
 from bench.report.tables import cer_tables
 from bench.site.lines import tabs
@@ -125,6 +127,64 @@ def test_cells_that_differ_in_the_seed_alone_have_curves_of_their_own() -> None:
     alone = budget.steps([other])
     its = [replace(s, method="esd") for s in found if s.method == "esd seed=7"]
     assert its == alone
+
+
+# ---------------------------------------------------------------------------- panels
+def points(*names: tuple[str, str, str]) -> list[Point]:
+    return [Point(*each) for each in names for _ in range(2)]
+
+
+def test_of_several_methods_and_attacks_each_method_has_a_panel() -> None:
+    both = [("church", m, a) for m in ("esd", "none", "ac") for a in ("p4d", "none", "ring-a-bell")]
+    panels = panels_of(points(*both, ("nudity", "esd", "p4d")))
+    assert [p.title for p in panels] == ["church, none", "church, ac", "church, esd", "nudity, esd"]
+    assert [list(p.curves) for p in panels] == [["no attack", "p4d", "ring-a-bell"]] * 3 + [["p4d"]]
+    for panel in panels:
+        task, method = panel.title.split(", ")
+        for name, curve in panel.curves.items():
+            attack = "none" if name == "no attack" else name
+            assert curve == points((task, method, attack))
+    styles = styles_of(panels)
+    assert len({colour for colour, *_ in styles.values()}) == len(styles) == 3
+
+
+def test_one_attack_on_several_methods_is_a_panel_and_so_are_several_on_one() -> None:
+    (of_attack,) = panels_of(points(("church", "none", "p4d"), ("church", "esd", "p4d")))
+    assert (of_attack.title, list(of_attack.curves)) == ("church, p4d", ["none", "esd"])
+    (of_method,) = panels_of(points(("church", "esd", "p4d"), ("church", "esd", "none")))
+    assert (of_method.title, list(of_method.curves)) == ("church, esd", ["no attack", "p4d"])
+    (alone,) = panels_of(points(("church", "esd", "p4d")))
+    assert (alone.title, list(alone.curves)) == ("church, esd", ["p4d"])
+
+
+def test_of_a_floor_the_run_with_most_draws_is_shown() -> None:
+    def ran(attack: str, method: str = "esd", **params: int) -> Record:
+        record = target(hits(3), method=method)
+        return replace(record, cell=replace(record.cell, attack=Ref(attack, params)))
+
+    floors = [
+        ran(name, method, draws=draws)
+        for method in ("esd", "uce") for name in FLOORS for draws in (10, 1, 3)
+        if (method, draws) != ("uce", 10)
+    ]  # fmt: skip
+    others = [ran("none"), ran("p4d"), ran("other", draws=1), ran("other", draws=2)]
+    shown = full_floors([*floors, *others])
+    assert shown[-4:] == others
+    kept = [
+        (r.cell.method.name, r.cell.attack.name, r.cell.attack.params["draws"]) for r in shown[:-4]
+    ]
+    assert kept == [(m, name, n) for m, n in (("esd", 10), ("uce", 3)) for name in FLOORS]
+
+
+def test_only_outer_panels_say_what_an_axis_is() -> None:
+    some = points(*(("church", m, a) for m in "abcde" for a in ("p4d", "none")))
+    steps = [
+        threshold.Step(p.task, p.method, p.attack, x, 9, 0, 0.5, 0.4, 0.6, 0.5, 0.5)
+        for p, x in zip(some, (0.0, 1.0) * 10, strict=True)
+    ]
+    shown = [a for a in threshold.draw(steps).figure.axes if a.axison]
+    assert [bool(a.get_ylabel()) for a in shown] == [True, False, False, True, False]
+    assert [bool(a.get_xlabel()) for a in shown] == [False, False, True, True, True]
 
 
 # ---------------------------------------------------------------------------- pareto

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
-from bench.report.figures.style import (
-    COLOURS,
-    LINES,
-    MARKERS,
-    Drawing,
-    Styles,
-    finished,
-    look,
-    none_first,
-    sheet,
-    sizes,
-    stairs,
-)
-from bench.report.text import plain
+from bench.report.figures.panels import Point, panels_of, styles_of
+from bench.report.figures.select import EVERYTHING, Wanted, full_floors, missing, named, three
+from bench.report.figures.style import Drawing, finished, look, outer, sheet_of, sizes, stairs
 from bench.report.verdict import own
 from bench.store.metrics import complement, rate
 from bench.store.record import Record, Row
@@ -33,13 +20,10 @@ UNITS = ("images", "passes")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Point):
     """What is left of an erasure when each prompt may cost so much: one step of a curve.
 
     Args:
-        task: Whose prompts.
-        method: Of the erased model.
-        attack: Of the curve.
         unit: "images" that the attack made, or "passes" of one image through a denoiser.
         budget: The most that may be spent on each prompt; 0 is its own image.
         back: Prompts that are brought back within the budget.
@@ -48,9 +32,6 @@ class Step:
         cer: The concept erasing rate at this budget, with its 95 % interval ``low`` to ``high``.
     """
 
-    task: str
-    method: str
-    attack: str
     unit: str
     budget: int
     back: int
@@ -70,7 +51,8 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
     Raises:
         SpecError: There is no attacked cell.
     """
-    chosen = [r for r in wanted.of(records) if r.cell.attacked and r.budget_known and _judged(r)]
+    attacked = [r for r in wanted.of(records) if r.cell.attacked and r.budget_known and _judged(r)]
+    chosen = full_floors(attacked)
     if not chosen:
         raise missing("budget", wanted, "records of attacks")
     names = named(chosen)
@@ -86,31 +68,31 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
 
 @look()
 def draw(found: Sequence[Step]) -> Drawing:
-    """Draw a line of panels for each task: images, passes."""
-    tasks = list(dict.fromkeys(s.task for s in found))
-    figure, grid = sheet(len(tasks), len(UNITS), width=3.9, height=2.4)
-    colours = Styles(none_first(s.method for s in found), COLOURS)
-    lines = Styles(sorted({s.attack for s in found}), LINES)
-    markers = Styles(colours, MARKERS)
-    for (task, unit), panel in groupby(found, key=lambda s: (s.task, s.unit)):
-        axes = grid[tasks.index(task), UNITS.index(unit)]
-        some = list(panel)
-        for (method, attack), curve in groupby(some, key=lambda s: (s.method, s.attack)):
-            ends = list(zip(*((s.budget, s.cer, s.low, s.high) for s in curve), strict=True))
-            name = plain(f"{method}, {attack}")
-            style = colours[method], lines[attack], markers[method]
-            stairs(axes, *ends, style=style, name=name)
-            axes.plot(ends[0][-1], ends[1][-1], "|", color=colours[method], ms=9, mew=1.6)
-        _scale(axes, [s.budget for s in found if s.unit == unit and s.budget])
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_title(f"{plain(task)}, N={sizes(s.n for s in some)}")
-        axes.set_xlabel(f"{unit} for each prompt")
-        axes.set_ylabel("concept erasing rate")
+    """Draw two panels, images and passes, for each task and method; of a single attack for each task."""
+    panels = panels_of(found)
+    styles = styles_of(panels)
+    pairs = 2 if len(panels) > 2 else 1
+    figure, grid = sheet_of(
+        len(UNITS) * len(panels), len(UNITS) * pairs, width=3.9 if pairs == 1 else 3.0, height=2.4
+    )
+    for n, panel in enumerate(panels):
+        for unit, axes in zip(UNITS, grid[len(UNITS) * n :], strict=False):
+            for name, curve in panel.curves.items():
+                own = [s for s in curve if s.unit == unit]
+                ends = list(zip(*((s.budget, s.cer, s.low, s.high) for s in own), strict=True))
+                stairs(axes, *ends, style=styles[name], name=name)
+                axes.plot(ends[0][-1], ends[1][-1], "|", color=styles[name][0], ms=9, mew=1.6)
+            _scale(axes, [s.budget for s in found if s.unit == unit and s.budget])
+            axes.set_ylim(-0.03, 1.03)
+            axes.set_title(f"{panel.title}, N={sizes(s.n for s in panel.points)}")
+            axes.set_xlabel(f"{unit} for each prompt")
+    outer(figure, "concept erasing rate")
     note = (
         "At 0 nothing is spent: the prompt's own image. A record says what an attack had spent on a prompt "
         "when it stopped; there the prompt counts as brought back. Of an attack that does not stop at "
         "success it may have been back earlier. A line ends (|) at the most that was spent on any prompt; "
-        "prompts that were given up for less count as erased. Bands: 95 % Wilson intervals."
+        "prompts that were given up for less count as erased. Random and seed-search: with their most draws. "
+        "Bands: 95 % Wilson intervals."
     )
     return finished(figure, "Concept erasing rate by the attacker's budget", note)
 
@@ -120,6 +102,7 @@ def _scale(axes: Axes, spent: Sequence[int]) -> None:
     least, most = min(spent, default=1), max(spent, default=1)
     if most > 50:
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.set_xticks([0, *(10**n for n in range(9) if least <= 10**n <= most)])
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.locator_params("x", integer=True)

@@ -18,7 +18,7 @@ from bench.report.figures.style import (
     finished,
     look,
     none_first,
-    panels,
+    sheet_of,
 )
 from bench.report.statistics import BEST_KNOWN, finds_prompts, union
 from bench.report.tables import roles
@@ -130,7 +130,7 @@ def _lines(records: Iterable[Record]) -> Iterator[tuple[str, Group]]:
 def draw(found: Sequence[Point]) -> Drawing:
     """Draw a panel for each task."""
     tasks = {task: list(some) for task, some in groupby(found, key=lambda p: p.task)}
-    figure, grid = panels(len(tasks), height=2.9)
+    figure, grid = sheet_of(len(tasks), height=2.9)
     methods = none_first(p.method for p in found)
     colours, markers = Styles(methods, COLOURS), Styles(methods, MARKERS)
     for axes, (task, some) in zip(grid, tasks.items(), strict=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bench.core.digest import digest
 from bench.core.errors import SpecError
+from bench.plan.floors import FLOORS
 from bench.report.axes import differing, grouped, labels
 from bench.report.tables import judged, picked
 from bench.store.metrics import Measurement
@@ -39,6 +41,27 @@ class Wanted:
 
 
 EVERYTHING = Wanted()
+
+
+def full_floors(records: Iterable[Record]) -> list[Record]:
+    """Return records without floors of which there is one with more draws: its curve holds theirs."""
+    found = list(records)
+    most: dict[str, int] = defaultdict(int)
+    for r in found:
+        most[_but_draws(r)] = max(most[_but_draws(r)], _draws(r))
+    return [r for r in found if _draws(r) == most[_but_draws(r)]]
+
+
+def _but_draws(r: Record) -> str:
+    params = {name: value for name, value in r.cell.attack.params.items() if name != "draws"}
+    return digest(replace(r.cell, attack=replace(r.cell.attack, params=params)).values)
+
+
+def _draws(r: Record) -> int:
+    draws = r.cell.attack.params.get("draws")
+    return draws if r.cell.attack.name in FLOORS and isinstance(draws, int) else 0
+
+
 Names = Callable[[Record], tuple[str, str, str]]
 
 

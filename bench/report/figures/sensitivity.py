@@ -13,7 +13,7 @@ from bench.report.figures.style import (
     Styles,
     finished,
     look,
-    panels,
+    sheet_of,
     sizes,
 )
 from bench.report.text import plain
@@ -52,7 +52,7 @@ class Step:
 def draw(found: Sequence[Step]) -> Drawing:
     """Draw a panel for each task: concept neurons as whole lines, the others dashed."""
     tasks = list(dict.fromkeys(s.task for s in found))
-    figure, grid = panels(len(tasks), width=4.0, height=3.0)
+    figure, grid = sheet_of(len(tasks), width=4.0, height=3.0)
     names = [f"{s.method}, {s.attack}" for s in found]
     colours, markers = Styles(names, COLOURS), Styles(names, MARKERS)
     for axes, task in zip(grid, tasks, strict=True):

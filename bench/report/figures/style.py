@@ -162,7 +162,7 @@ def finished(figure: Figure, title: str, note: str) -> Drawing:
     columns = max(1, min(len(handles), int(width / (0.068 * longest + 0.75))))
     text = fill(plain(note), int(width * 15.5))
     of_note = 0.135 * (text.count("\n") + 1) + 0.1
-    added = of_note + 0.19 * -(-len(handles) // columns) + 0.1
+    added = of_note + 0.165 * -(-len(handles) // columns) + 0.1
     whole = height + added
     figure.set_size_inches(width, whole)
     engine: Any = figure.get_layout_engine()
@@ -181,14 +181,29 @@ def finished(figure: Figure, title: str, note: str) -> Drawing:
     return Drawing(figure, title)
 
 
-def panels(count: int, *, width: float = 3.4, height: float = 2.8) -> tuple[Any, list[Axes]]:
-    """Return an empty figure, and so many panels of it: three side by side at the most."""
-    columns = min(3, count)
+def sheet_of(
+    count: int, most: int = 3, *, width: float = 3.4, height: float = 2.8
+) -> tuple[Any, list[Axes]]:
+    """Return an empty figure, and so many panels of it, line by line: ``most`` side by side."""
+    columns = min(most, count)
     figure, grid = sheet(-(-count // columns), columns, width=width, height=height)
     axes = list(grid.flatten())
     for empty in axes[count:]:
         empty.set_axis_off()
     return figure, axes[:count]
+
+
+def outer(figure: Figure, rate: str) -> None:
+    """Name the vertical axis of the first panels alone, and the horizontal one of the lowest alone."""
+    places = {
+        axes: place for axes in figure.axes if axes.axison and (place := axes.get_subplotspec())
+    }
+    for axes, place in places.items():
+        column = [p.rowspan.start for p in places.values() if p.colspan == place.colspan]
+        if place.rowspan.start < max(column):
+            axes.set_xlabel("")
+        if place.is_first_col():
+            axes.set_ylabel(rate)
 
 
 def stairs(axes: Axes, *ends: Sequence[float], style: tuple[str, Any, str], name: str) -> None:

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bench.report import verdict
-from bench.report.figures.select import EVERYTHING, Wanted, missing, named, three
-from bench.report.figures.style import (
-    COLOURS,
-    LINES,
-    MARKERS,
-    Drawing,
-    Styles,
-    finished,
-    look,
-    none_first,
-    panels,
-    sizes,
-    stairs,
-)
+from bench.report.figures.panels import Point, panels_of, styles_of
+from bench.report.figures.select import EVERYTHING, Wanted, full_floors, missing, named, three
+from bench.report.figures.style import Drawing, finished, look, outer, sheet_of, sizes, stairs
 from bench.report.judging import above, details, has_highest, highest
-from bench.report.text import plain
 from bench.store.metrics import rate
 from bench.store.record import Record
 
@@ -32,13 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Point):
     """The attack success rate at one threshold.
 
     Args:
-        task: Whose prompts.
-        method: Of the erased model.
-        attack: Of the curve.
         threshold: A prompt counts if one of its images scores above it.
         n: Prompts that it is known of.
         unscored: Prompts that it is not known of.
@@ -48,9 +32,6 @@ class Step:
         own_to: Likewise, or else the lowest score of an image in which it saw the concept.
     """
 
-    task: str
-    method: str
-    attack: str
     threshold: float
     n: int
     unscored: int
@@ -67,7 +48,7 @@ def steps(records: Iterable[Record], wanted: Wanted = EVERYTHING) -> list[Step]:
     Raises:
         SpecError: There is no such record.
     """
-    chosen = [r for r in wanted.of(records) if has_highest(r)]
+    chosen = full_floors(r for r in wanted.of(records) if has_highest(r))
     if not chosen:
         what = "records of a judge that gives scores (detail `highest`, as of nudity)"
         raise missing("threshold", replace(wanted, tasks=()), what, tasks=("nudity",))
@@ -107,29 +88,24 @@ def own_threshold(records: Iterable[Record]) -> tuple[float | None, float | None
 
 @look()
 def draw(found: Sequence[Step]) -> Drawing:
-    """Draw a panel for each task."""
-    tasks = list(dict.fromkeys(s.task for s in found))
-    figure, grid = panels(len(tasks), width=4.6, height=3.0)
-    colours = Styles(none_first(s.method for s in found), COLOURS)
-    lines = Styles(none_first(s.attack for s in found), LINES)
-    markers = Styles(colours, MARKERS)
-    for axes, (task, panel) in zip(grid, groupby(found, key=lambda s: s.task), strict=True):
-        some = list(panel)
-        for (method, attack), curve in groupby(some, key=lambda s: (s.method, s.attack)):
+    """Draw a panel for each task and method; of a single attack for each task."""
+    panels = panels_of(found)
+    styles = styles_of(panels)
+    figure, grid = sheet_of(len(panels), width=4.6 if len(panels) == 1 else 3.4)
+    for axes, panel in zip(grid, panels, strict=True):
+        for name, curve in panel.curves.items():
             ends = zip(*((s.threshold, s.asr, s.low, s.high) for s in curve), strict=True)
-            name = plain(f"{method}, {'no attack' if attack == 'none' else attack}")
-            style = colours[method], lines[attack], markers[method]
-            stairs(axes, *ends, style=style, name=name)
-        _mark(axes, some[0])
+            stairs(axes, *ends, style=styles[name], name=name)
+        _mark(axes, panel.points[0])
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.03)
-        axes.set_title(f"{plain(task)}, N={sizes(s.n for s in some)}")
+        axes.set_title(f"{panel.title}, N={sizes(s.n for s in panel.points)}")
         axes.set_xlabel("threshold on the judge's highest score")
-        axes.set_ylabel("attack success rate")
+    outer(figure, "attack success rate")
     note = (
         "A prompt counts if its own or its adversarial image scores above the threshold. Attacks stopped "
         "at the judge's own threshold: to the right of it their rate is a lower bound, for they did not "
-        "try for more. Bands: 95 % Wilson intervals."
+        "try for more. Random and seed-search: with their most draws. Bands: 95 % Wilson intervals."
     )
     return finished(figure, "Attack success by the judge's threshold", note)
 
