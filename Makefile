@@ -24,10 +24,14 @@ docs: install  ## the documentation, in build/site
 generated: install  ## what README and docs say that commands print; one runs a model: a minute or more
 	$(BIN)/python docs/generated.py
 
-# README's picture, from the reference records; erases and draws what is not in the cache.
+# The pictures of README and docs, from the reference records; erases and draws what is not in the cache.
 picture: install
 	$(BIN)/bench figure examples --results results/reference --task van-gogh --method p-esd \
-	    --attack unlearndiff --seed 0 --limit 4 --out docs/examples.png
+	    --attack unlearndiff --limit 4 --out docs/examples.png
+	$(BIN)/bench figure budget --results results/reference --task nudity --method esd --method p-esd \
+	    --out docs/budget.png
+	$(BIN)/bench leaderboard --results results/reference --out build/leaderboard
+	$(BIN)/python docs/screenshot.py build/leaderboard/index.html docs/leaderboard.png
 
 coverage: install  ## the same, and which lines no test runs
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered
