@@ -91,8 +91,8 @@ def draw(found: Sequence[Step]) -> Drawing:
         "At 0 nothing is spent: the prompt's own image. A record says what an attack had spent on a prompt "
         "when it stopped; there the prompt counts as brought back. Of an attack that does not stop at "
         "success it may have been back earlier. A line ends (|) at the most that was spent on any prompt; "
-        "prompts that were given up for less count as erased. Random and seed-search: with their most draws. "
-        "Bands: 95 % Wilson intervals."
+        "prompts that were given up for less count as erased. Random and seed-search: with their most "
+        "draws. Bands: 95 % Wilson intervals."
     )
     return finished(figure, "Concept erasing rate by the attacker's budget", note)
 
