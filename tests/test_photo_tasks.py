@@ -128,6 +128,12 @@ def test_plan_says_what_differs(cli, no_hub: Path, tmp_path: Path) -> None:
     paper = ("--protocol", "paper", "--asset", f"unlearndiffatk-vangogh={gogh}")
     said = cli(*args, "--task", "van-gogh", *paper)
     assert (said.code, "--protocol paper: uce: no artists are preserved" in said.err) == (2, True)
+    (coco := tmp_path / "coco.csv").write_text("prompt\n" + "a dog\n" * 30000)
+    files = [f"{name}={gogh}" for name in ("inception", "coco-reference", "coco-reference-kid")]
+    files += [f"coco-30k={coco}", f"clip-vit-b32={weights}"]
+    given = [word for file in files for word in ("--asset", file)]
+    said = cli(*args, "--erase", "van-gogh", "--task", "coco", "--protocol", "paper", *given)
+    assert (said.code, "--protocol paper: uce: no artists are preserved" in said.err) == (2, True)
     said = cli("assets", "--world", "photo", "--task", "church", "--protocol", "paper")
     assert "unlearndiffatk-church" in said.out
 

@@ -134,7 +134,7 @@ def pieces(specs: Iterable[Spec]) -> Iterator[tuple[Spec, list[str]]]:
         world = model_info(spec.model, spec.world).world
         entries, erased = (
             _entries(spec, world),
-            dict(zip(spec.erase, _erased(spec, world), strict=True)),
+            dict(zip(spec.erase, _also_erased(spec, world), strict=True)),
         )
         targets = [e.concept for e in entries if e.role == "target"]
         for concept in dict.fromkeys([*targets, *erased.values()]) or [None]:
@@ -204,8 +204,7 @@ def _jobs(
     """
     context = context_length(spec.model)
     identity = (info.world, spec.model, revision(spec.model, info.world), spec.dtype)
-    concepts = dict.fromkeys([*_concepts(tasks), *_erased(spec, info.world)])
-    for concept in concepts or [NO_CONCEPT]:
+    for concept in _erased(tasks, spec, info.world) or [NO_CONCEPT]:
         attacks = (*spec.attacks, *floors(known.get(concept, {})))
         for method in spec.methods:
             full_method, of_method, unfit = method, _Faults(), ""
@@ -511,8 +510,8 @@ def _entries(spec: Spec, world: World) -> list[Entry]:
     return entries
 
 
-def _erased(spec: Spec, world: World) -> list[Concept]:
-    """Return the concepts that are erased beside those of the tasks.
+def _also_erased(spec: Spec, world: World) -> list[Concept]:
+    """Return the concept of each of the spec's tasks that are erased only.
 
     Raises:
         SpecError: A task has none.
@@ -550,10 +549,15 @@ def _concepts(tasks: Iterable[Task]) -> list[Concept]:
     return list(dict.fromkeys(task.concept for task in tasks if task.concept))
 
 
+def _erased(tasks: Sequence[Task], spec: Spec, world: World) -> list[Concept]:
+    """Return the concepts that are erased: those of the tasks, and others."""
+    return list(dict.fromkeys([*_concepts(tasks), *_also_erased(spec, world)]))
+
+
 def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
     """Refuse tasks, methods and attacks that do not go together."""
     others = [task for task in tasks if task.role != "target"]
-    concepts = _concepts(tasks) or spec.erase
+    concepts = _erased(tasks, spec, tasks[0].world)
     if others and not concepts and any(ref.name != "none" for ref in spec.methods):
         raise SpecError(
             f"task {others[0].name!r} erases nothing itself: add --erase TASK, whose concept is to be "
@@ -570,7 +574,7 @@ def _check_together(tasks: Sequence[Task], spec: Spec) -> None:
         raise SpecError(f"--judge: expected a target task to use it for, got {tasks[0].name!r}")
     if spec.protocol == "paper":
         lacking = set()
-        for concept in _concepts(tasks):
+        for concept in concepts:
             for method in spec.methods:
                 with _Faults().noted():
                     lines = method_deviations(method, concept, tasks[0].world)
@@ -608,7 +612,7 @@ def _missing(spec: Spec) -> dict[str, str]:
     methods = [("methods", ref) for ref in spec.methods if _has_files(ref, info.world)]
     attacks: list[tuple[Kind, Ref]] = [("attacks", ref) for ref in spec.attacks]
     attacked = [entry.concept for entry in entries if entry.concept]
-    for concept in dict.fromkeys([*attacked, *_erased(spec, info.world)]):
+    for concept in dict.fromkeys([*attacked, *_also_erased(spec, info.world)]):
         for kind, ref in (*(attacks if concept in attacked else ()), *methods):
             with _Faults().noted():
                 full = resolved(kind, ref, concept, info.world, info.defaults)
