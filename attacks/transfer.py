@@ -54,6 +54,10 @@ class Transfer:
     found_by: str = later("")
     cell: str = later("")
 
+    def most_images(self) -> int:
+        """Return the most images of a prompt: its own, and the text's that was found elsewhere."""
+        return 2
+
     def takes(self) -> tuple[str, str] | None:
         """Return method and attack of the cell whose prompts it takes; ``None`` for those of a file."""
         return None if not self._is_planned() else (self.found_on, self.found_by)

@@ -53,6 +53,7 @@ def test_each_number_of_images_has_its_pair_of_floors() -> None:
         ("unlearndiff:timesteps=official", 50),
         ("p4d-official:similarity=emoji-subject,iterations=200,check=20", 11),
         ("mma", 1),
+        ("transfer:found_on=uce,found_by=mma", 1),
     ],
 )
 def test_a_budget_is_that_of_the_attacks_parameters(attack: str, expected: int) -> None:

@@ -491,6 +491,15 @@ def test_notes_say_what_is_not_as_published() -> None:
 HOSTILE = "\x1b]0;x\x07a|b\n`c`<b>[red]:x:\u202e*_d"
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["# transfer makes 2 images", "## x", "- x", "+ x", "3. x", "7) x", "-0.02", "1.00", "a # b"],
+)
+def test_a_line_of_markdown_stays_a_line_of_text(line: str) -> None:
+    show = pytest.importorskip("markdown").markdown
+    assert show(for_markdown(line)) == f"<p>{line}</p>"
+
+
 def test_text_of_strangers_is_harmless_in_every_medium() -> None:
     assert plain(HOSTILE) == "\\x1b]0;x\\x07a|b `c`<b>[red]:x:\\u202e*_d"
     assert plain("\ud800 caf\u00e9 \u6559\u4f1a") == "\\ud800 caf\u00e9 \u6559\u4f1a"

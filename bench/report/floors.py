@@ -212,6 +212,6 @@ def _budget_notes(
             if images[id(floor)] != images[id(r)]:
                 found[
                     f"# {attack_of(r)} makes at most {images[id(r)] or '?'} images of a prompt, "
-                    f"{attack_of(floor)} {images[id(floor)] or '?'}: run it with --floors"
+                    f"{attack_of(floor)} makes {images[id(floor)] or '?'}: --floors runs one with as many"
                 ] = None
     yield from found

@@ -11,7 +11,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from rich.console import Console
 from rich.text import Text
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~])")
+_MARKDOWN = re.compile(
+    r"([\\`*_{}\[\]|~]|^#|^[-+](?= )|(?<=^\d)[.)](?= ))"
+)  # no heading and no list
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA = ("=", "+", "-", "@")
 _TEX = {
