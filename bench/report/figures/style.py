@@ -1,7 +1,7 @@
 """How all figures look, and how they are written: the same bytes for the same figure, no display.
 
-A method has one colour and one marker wherever it appears, an attack one kind of line: colours are those of
-Okabe and Ito (Color Universal Design, 2008), and nothing is told by colour alone.
+Within a figure a method or an attack has one colour and one marker, and a curve one kind of line: colours
+are those of Okabe and Ito (Color Universal Design, 2008), and nothing is told by colour alone.
 """
 
 from __future__ import annotations
