@@ -185,6 +185,11 @@ def test_only_outer_panels_say_what_an_axis_is() -> None:
     shown = [a for a in threshold.draw(steps).figure.axes if a.axison]
     assert [bool(a.get_ylabel()) for a in shown] == [True, False, False, True, False]
     assert [bool(a.get_xlabel()) for a in shown] == [False, False, True, True, True]
+    ticks = [
+        (a.xaxis.get_tick_params()["labelbottom"], a.yaxis.get_tick_params()["labelleft"])
+        for a in shown
+    ]
+    assert ticks == [(False, True), (False, False), (True, False), (True, True), (True, False)]
 
 
 # ---------------------------------------------------------------------------- pareto

@@ -103,6 +103,7 @@ def _scale(axes: Axes, spent: Sequence[int]) -> None:
     if most > 50:
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
         axes.set_xticks([0, *(10**n for n in range(9) if least <= 10**n <= most)])
+        axes.minorticks_off()
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.locator_params("x", integer=True)

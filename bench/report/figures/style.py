@@ -194,7 +194,10 @@ def sheet_of(
 
 
 def outer(figure: Figure, rate: str) -> None:
-    """Name the vertical axis of the first panels alone, and the horizontal one of the lowest alone."""
+    """Label the vertical axis of the first panels alone, and the horizontal one of the lowest alone.
+
+    All panels have one vertical scale, and those below each other one horizontal scale.
+    """
     places = {
         axes: place for axes in figure.axes if axes.axison and (place := axes.get_subplotspec())
     }
@@ -202,8 +205,11 @@ def outer(figure: Figure, rate: str) -> None:
         column = [p.rowspan.start for p in places.values() if p.colspan == place.colspan]
         if place.rowspan.start < max(column):
             axes.set_xlabel("")
+            axes.tick_params(labelbottom=False)
         if place.is_first_col():
             axes.set_ylabel(rate)
+        else:
+            axes.tick_params(labelleft=False)
 
 
 def stairs(axes: Axes, *ends: Sequence[float], style: tuple[str, Any, str], name: str) -> None:
