@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.emoji import NEVER_LEARNED
+from bench.errors import SpecError
 from bench.plan.asked import options as arguments
 from bench.plan.matrix import read_matrix, suite, suites
 from bench.plan.plan import pieces, plan
@@ -71,6 +73,77 @@ def test_parts_share_what_stands_above_them_and_cells_are_there_once(tmp_path: P
     assert [(c.method.name, c.seed) for c in cells] == [
         ("none", 0), ("none", 1), ("esd", 0), ("esd", 1),
     ]  # fmt: skip
+
+
+PARTS = """
+model = "tiny-random"
+limit = 2
+[[part]]
+methods = ["none", "uce", "esd:steps=2"]
+attacks = ["none", "unlearndiff:iterations=1", "random:draws=3"]
+floors = true
+tasks = ["church", "nudity"]
+[[part]]
+methods = ["none", "uce"]
+attacks = ["none"]
+tasks = ["retain"]
+erase = ["church", "nudity"]
+"""
+
+
+def picked(path: Path, **asked: list[str]) -> list[tuple[str, ...]]:
+    """Return method, attack, task and concept of the cells of a matrix that are asked for."""
+    cells = [job.cell for job in plan(*read_matrix(path).only(asked).specs())]
+    return [(c.method.name, c.attack.name, c.task, c.concept.name) for c in cells]
+
+
+def test_options_pick_from_a_matrix(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PARTS)
+    every = picked(path)
+    assert len(every) == 2 * (3 * (3 + 2) + 2)  # with floors of as many images as unlearndiff makes
+    assert picked(path, tasks=["church"]) == [c for c in every if c[2] == "church"]
+    kept = picked(path, tasks=["church", "retain"])
+    assert kept == [c for c in every if c[2] in ("church", "retain") and c[3] == "church"]
+    assert picked(path, tasks=["retain"]) == [c for c in every if c[2] == "retain"]
+    assert picked(path, methods=["uce"]) == [c for c in every if c[0] == "uce"]
+    assert {c[:2] for c in picked(path, methods=["esd:steps=2"], attacks=["none"])} == {
+        ("esd", "none")
+    }
+    # Floors are those of the attacks that are left: none and random have none.
+    assert sorted({c[1] for c in picked(path, attacks=["none", "random:draws=3"])}) == [
+        "none",
+        "random",
+    ]
+    attacked = {c[1] for c in picked(path, attacks=["unlearndiff:iterations=1"])}
+    assert attacked == {"unlearndiff", "random", "seed-search"}
+
+
+def test_names_that_a_matrix_has_not_replace_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PARTS)
+    every = picked(path)
+    mine = picked(path, methods=["fmn"])
+    assert mine == [("fmn", *c[1:]) for c in every if c[0] == "uce"]
+    assert {c[0] for c in picked(path, methods=["fmn", "uce"])} == {"fmn", "uce"}
+    other = picked(path, tasks=["tench"], methods=["uce"])
+    assert {c[2:] for c in other} == {("tench", "tench")}
+    with pytest.raises(SpecError, match="no part of the matrix has all of esd:steps=2, retain"):
+        picked(path, methods=["esd:steps=2"], tasks=["retain"])
+
+
+def test_the_command_line_picks_in_the_same_way(cli, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PARTS)
+    said = cli("plan", "--matrix", str(path), "--method", "uce", "--task", "church", "--task", "retain",
+               "--cells", "--json")  # fmt: skip
+    cells = json.loads(said.out)["cells"]
+    found = [
+        (c["method"]["name"], c["attack"]["name"], c["task"], c["concept"]["name"]) for c in cells
+    ]
+    assert found == picked(path, methods=["uce"], tasks=["church", "retain"])
+    said = cli("plan", "--matrix", str(path), "--method", "esd:steps=2", "--task", "retain")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
 
 
 def test_files_of_a_matrix_lie_beside_it(tmp_path: Path) -> None:

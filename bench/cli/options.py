@@ -174,7 +174,8 @@ MatrixFile = Annotated[  # a list, so that one that is given twice is seen
     typer.Option(
         metavar="FILE.toml",
         help="A matrix in a file: methods, attacks, tasks, seeds, model, limit, ... "
-        "(`bench show suites emoji`). Options that are given replace the file's.",
+        "(`bench show suites emoji`). --method, --attack and --task pick from it, and replace it where it "
+        "has no such name; other options replace what it says.",
         show_default=False,
         rich_help_panel="A matrix in a file",
     ),
@@ -437,7 +438,7 @@ class Request:
         """Return the requests, checked: one for each seed, and for each part of a matrix.
 
         Args:
-            stated: The options that were given, which replace what a matrix says.
+            stated: The options that were given, which pick from a matrix or replace what it says.
             device: Where they run, which decides on the type of drawing if nobody does.
         """
         from bench.plan.matrix import read_matrix, seeded, suite
@@ -446,7 +447,11 @@ class Request:
         if len(asked) > 1:
             both = "both" if self.matrix and self.suite else f"{len(asked)}"
             raise SpecError(f"expected one --matrix or --suite, got {both}")
-        parts = [self._with(part, stated) for part in asked[0].parts] if asked else [self]
+        axes = {"methods": self.method, "attacks": self.attack, "tasks": self.task}
+        given = {axis: names for axis, names in axes.items() if names and axis[:-1] in stated}
+        parts = (
+            [self._with(part, stated) for part in asked[0].only(given).parts] if asked else [self]
+        )
         return tuple(
             spec
             for part in parts
@@ -456,9 +461,11 @@ class Request:
         )
 
     def _with(self, part: Part, stated: Collection[str]) -> Request:
-        """Return the request with what a part of a matrix says, as far as no option says it."""
-        lists = {"method": part.methods, "attack": part.attacks, "task": part.tasks,
-                 "seed": part.seeds, "erase_seed": part.erase_seeds, "erase": part.erase}  # fmt: skip
+        """Return the request with what a part of a matrix says, as far as no option says it.
+
+        Methods, attacks and tasks are the part's: what options say of them is in it already.
+        """
+        lists = {"seed": part.seeds, "erase_seed": part.erase_seeds, "erase": part.erase}
         guidance = {} if part.guidance is None else {"guidance": f"{part.guidance:g}"}
         single = ("model", "limit", "dtype", "world", "prompts", "judge", "protocol", "floors")
         said = {
@@ -466,7 +473,13 @@ class Request:
             **{name: getattr(part, name) for name in single},
             **guidance,
         }
-        return replace(self, **{k: v for k, v in said.items() if k not in stated})
+        return replace(
+            self,
+            method=list(part.methods),
+            attack=list(part.attacks),
+            task=list(part.tasks),
+            **{k: v for k, v in said.items() if k not in stated},
+        )
 
     def spec(self, device: str) -> Spec:
         """Return the request for the first seed, checked."""

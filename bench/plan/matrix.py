@@ -9,7 +9,7 @@ one matrix, and what stands above them holds for all of them.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 from bench.core.errors import SpecError, UnknownNameError
 from bench.core.paths import PROMPTS
 from bench.core.types import World
+from bench.plan.floors import FLOORS
 from bench.plan.spec import Spec
 from bench.plugins.registry import Ref
 from bench.tasks.protocol import ProtocolName
@@ -59,6 +60,27 @@ class Part:
     protocol: ProtocolName = "default"
     floors: Annotated[bool, Strict()] = False
 
+    def named(self, axis: str) -> tuple[str, ...]:
+        """Return the names on an axis; among the tasks are those whose concepts are erased only."""
+        names: tuple[str, ...] = getattr(self, axis)
+        return (*names, *self.erase) if axis == "tasks" else names
+
+    def only(self, axis: str, names: Collection[str], *, known: bool) -> Part:
+        """Return the part with other names on an axis: if they are ``known``, those that it has of them.
+
+        Tasks that are kept are measured on models of all concepts that are erased, unless some are named.
+        """
+        kept = (
+            tuple(name for name in getattr(self, axis) if name in names) if known else tuple(names)
+        )
+        if axis == "attacks":
+            hunted = any(Ref.parse(name).name not in {"none", *FLOORS} for name in kept)
+            return replace(self, attacks=kept, floors=self.floors and hunted)
+        if axis == "tasks":
+            own = tuple(name for name in self.erase if name in names) or self.erase
+            return replace(self, tasks=kept, erase=own if known else ())
+        return replace(self, methods=kept)
+
     def specs(self, assets: Mapping[str, Path]) -> Iterator[Spec]:
         """Yield a request for each pair of seeds.
 
@@ -95,6 +117,27 @@ class Matrix:
 
     parts: tuple[Part, ...]
     about: str = ""
+
+    def only(self, asked: Mapping[str, Collection[str]]) -> Matrix:
+        """Return the matrix with only what is asked for of ``methods``, ``attacks`` and ``tasks``.
+
+        Of an axis that has all of the names, the others are left out, and parts of which nothing is left.
+        Other names replace the axis in each part: a method of one's own meets all attacks and tasks.
+
+        Raises:
+            SpecError: Nothing is left.
+        """
+        parts = self.parts
+        for axis, names in asked.items():
+            known = {name for part in self.parts for name in part.named(axis)}
+            found = (part.only(axis, names, known=known.issuperset(names)) for part in parts)
+            parts = tuple(part for part in found if getattr(part, axis))
+        if not parts:
+            raise SpecError(
+                "nothing to run: no part of the matrix has all of "
+                + ", ".join(name for names in asked.values() for name in names)
+            )
+        return replace(self, parts=parts)
 
     def specs(self, assets: Mapping[str, Path] = {}) -> tuple[Spec, ...]:
         """Return the requests that it stands for, for :func:`bench.plan.plan.plan`."""
