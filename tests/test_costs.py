@@ -87,8 +87,8 @@ def test_the_nearest_finished_cells_count_and_are_named() -> None:
     ]
     for known, method, task, kind, each, like in (
         (one[:1], "esd", "church", "object", 10.0, "same"),
-        (one, "esd", "tench", "object", 4.0, "task"),
-        (one, "esd", "parachute", "object", 10.0, "method"),
+        (one, "esd", "tench", "object", 10.0, "method"),
+        (one, "ac", "tench", "object", 4.0, "task"),
         (one, "ac", "parachute", "object", 7.0, "kind"),
         (one, "esd", "nudity", "nsfw", 7.0, "attack"),
         ([], "esd", "church", "object", None, "?"),

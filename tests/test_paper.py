@@ -353,10 +353,9 @@ def test_n_is_said_once_where_it_is_the_same_and_below_each_line_where_it_is_not
 
 def test_lines_below_a_line_are_only_those_that_it_has(reference) -> None:
     names = [line.names[-1].strip() for line in unfolded(of(reference, 6)).lines]
-    of_a_value = ["95 %", "paper", "difference"]
-    test, rest = names[:4], names[4:]
-    assert test == ["test prompts", *of_a_value]
-    assert rest in (["adversarial prompts", *of_a_value, ""], ["adversarial prompts", "paper", ""])
+    of_a_value = ["95 %", "N", "paper", "difference"]  # the distance is of 300 images
+    assert names[:5] == ["test prompts", *of_a_value]
+    assert names[5:] == ["adversarial prompts", *of_a_value, "", "N"]
 
 
 HOSTILE = '\\end{tabular}[x]*&%$#_{}~^<script>| \\input{/etc/passwd} 漢 😀 \x1b[2J é "q" -- --- `a`'

@@ -434,6 +434,7 @@ def test_tasks_without_a_target_have_a_table_of_their_own() -> None:
         "retain accuracy", "retain fid (N=4)", "coco accuracy", "coco fid (N=4)", "s",
     )  # fmt: skip
     assert [line.names for line in table.lines] == [("church", "none"), ("church", "uce")]
+    assert "; fid: lower is better" in table.legend and "12.50 |" in markdown(table)
     beside = cer_tables([*kept, result("none", [False])])
     assert [t.names for t in beside] == [("task", "method"), ("erased", "method")]
     failed = replace(kept[0], status="failed", measurements={}, rows=(), reason="no luck")

@@ -60,8 +60,8 @@ _NEAREST: dict[Stage, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "attack": (
         ("same", ("dtype", "method", "settings", "attack", "attack_settings", "task")),
-        ("task", ("dtype", "erased", "attack", "attack_settings", "task")),
         ("method", ("dtype", "method", "attack", "attack_settings", "kind")),
+        ("task", ("dtype", "erased", "attack", "attack_settings", "task")),
         ("kind", ("dtype", "erased", "attack", "attack_settings", "kind")),
         ("attack", ("erased", "attack")),
     ),
@@ -72,7 +72,7 @@ _NEAREST: dict[Stage, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
 }
 """By stage: which traits must be equal, the nearest first, and a word for what is found so."""
-_FARTHEST = ("", "same", "task", "method", "kind", "attack", "images", "model", "?")
+_FARTHEST = ("", "same", "method", "task", "kind", "attack", "images", "model", "?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Estimate:
     Args:
         stages: Seconds by stage; a stage that nothing is known of is left out.
         like: Which finished cells that is learnt from: the "same" with other seeds or prompts, others of
-            the same "task", "method", "kind" of concept, "attack" or "model", or the "images" that a floor
+            the same "method", "task", "kind" of concept, "attack" or "model", or the "images" that a floor
             draws; "?": a stage is unknown.
     """
 

@@ -259,7 +259,7 @@ _BESIDE: tuple[tuple[str, Callable[[Figure], str]], ...] = (
 def _bare(value: float, digits: int | None) -> str:
     if isinstance(value, int):
         return str(value)
-    return f"{value:.4g}" if digits is None else text.fixed(value, digits)
+    return f"{value:#.4g}".removesuffix(".") if digits is None else text.fixed(value, digits)
 
 
 def _heads(table: Table) -> list[str]:

@@ -40,6 +40,8 @@ from bench.store.record import Record
 from bench.tasks.lookup import role
 
 CER = AS_SEEN.legend
+DISTANCES = frozenset({"fid", "kid", "frechet"})
+"""Measures of a whole set of images that are the better the lower they are."""
 SECONDS = "s: seconds of all stages of the cells of a line, on the machine that ran them"
 Names = Callable[[Record], tuple[str, ...]]
 Place = tuple[str, str, int | None]
@@ -159,7 +161,7 @@ def cer_table(
     )
     if all(r.status != "ok" for r in (*targets, *beside.records)):  # no number to be read
         return replace(table, legend="")
-    legend = judges.legend + ("" if "N" in table.names else _sizes(targets)) + beside.sizes()
+    legend = judges.legend + ("" if "N" in table.names else _sizes(targets)) + beside.legend()
     if len(attacks) > 1:
         legend += f"; * differs from no attack (exact McNemar, p < {ALPHA})"
     if several:
@@ -211,7 +213,7 @@ def kept_table(records: Iterable[Record]) -> Table:
         grouped(beside.records, across=TASK | ATTACK),
         (*beside.columns, "s"),
         lambda g: (*beside.figures(g.first), _seconds(g.records)),
-        legend=f"Means and rates with their 95 % intervals{beside.sizes()}; {SECONDS}",
+        legend=f"Means and rates with their 95 % intervals{beside.legend()}; {SECONDS}",
         records=beside.records,
         hidden="concept",
     )
@@ -374,10 +376,12 @@ class Beside:
                 named = {m.called(metric): m for metric, m in r.measurements.items()}
                 yield measured(named[place[1]])
 
-    def sizes(self) -> str:
-        """Return the sizes of the tasks whose columns do not say them."""
+    def legend(self) -> str:
+        """Return the sizes of tasks whose columns do not say them, and which measures are good if low."""
         mine = [r for r in self.records if any(not n for *_, n in self._places_of(r))]
-        return _sizes(mine, of_task=True)
+        low = sorted({m.called(name) for r in self.records for name, m in r.measurements.items()
+                      if name in DISTANCES})  # fmt: skip
+        return _sizes(mine, of_task=True) + (f"; {', '.join(low)}: lower is better" if low else "")
 
     def _places_of(self, r: Record) -> list[Place]:
         task = self._task_of(r)
