@@ -118,8 +118,11 @@ def test_an_attack(hunt: Hunt, rule: str) -> None:
 def test_an_attack_makes_as_many_images_as_it_says(hunt: Hunt) -> None:
     """On the prompt that never succeeds; images of ids, and those of the common setup, do not count."""
     says = getattr(hunt.attack, "most_images", None)
-    if isinstance(hunt.attack, NoAttack | Submitted | Transfer):
+    if isinstance(hunt.attack, NoAttack | Submitted):
         assert says is None
+        return
+    if isinstance(hunt.attack, Transfer):  # it looks at no image: its own and the text's are judged
+        assert (says(), {a.cost.images for a in hunt.found[0]}) == (2, {0})
         return
     (failed,) = (a for a in hunt.found[0] if a.prompt.id == PROMPTS[1].id)
     of_ids = 0
