@@ -494,7 +494,7 @@ HOSTILE = "\x1b]0;x\x07a|b\n`c`<b>[red]:x:\u202e*_d"
 
 @pytest.mark.parametrize(
     "line",
-    ["# transfer makes 2 images", "## x", "- x", "+ x", "3. x", "7) x", "-0.02", "1.00", "a # b"],
+    ["# transfer makes 2 images", "## x", "- x", "+ x", "3. x", "42) x", "-0.02", "1.00", "a # b"],
 )
 def test_a_line_of_markdown_stays_a_line_of_text(line: str) -> None:
     show = pytest.importorskip("markdown").markdown

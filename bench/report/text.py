@@ -11,9 +11,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from rich.console import Console
 from rich.text import Text
 
-_MARKDOWN = re.compile(
-    r"([\\`*_{}\[\]|~]|^#|^[-+](?= )|(?<=^\d)[.)](?= ))"
-)  # no heading and no list
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~]|^#|^[-+](?= ))")
+_NUMBERED = re.compile(r"^(\d+)([.)] )")  # a list, to Markdown
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA = ("=", "+", "-", "@")
 _TEX = {
@@ -44,7 +43,7 @@ def say(line: object, to: Console, style: str = "") -> None:
 def markdown(text: object) -> str:
     """Return text that Markdown shows as it is, also within a table: no markup, no HTML, no new column."""
     escaped = "".join(_HTML.get(c, c) for c in plain(text))
-    return _MARKDOWN.sub(r"\\\1", escaped)
+    return _NUMBERED.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", escaped))
 
 
 def latex(text: object) -> str:
