@@ -622,9 +622,7 @@ def many(tasks: int, methods: int, attacks: int) -> Iterator[Record]:
 
 
 @pytest.mark.slow
-def test_five_thousand_records_in_time(
-    visit: Callable[..., Any], cli: Callable[..., Any]
-) -> None:
+def test_five_thousand_records_in_time(visit: Callable[..., Any], cli: Callable[..., Any]) -> None:
     store = Store(Path("many"))
     for record in many(14, 40, 9):
         store.put(record)
