@@ -22,7 +22,8 @@ from bench.report.figures import budget, catalog, pareto, threshold
 from bench.report.figures.panels import Point, panels_of, styles_of
 from bench.report.figures.select import Wanted, full_floors
 from bench.report.figures.style import COLOURS, FORMATS, MARKERS
-from bench.report.tables import cer_tables
+from bench.report.interchange.common import measure
+from bench.report.tables import DISTANCES, cer_tables
 from bench.site.lines import tabs
 from bench.store.metrics import Measurement, rate
 from bench.store.record import Record, Row
@@ -54,7 +55,7 @@ def kept(
 ) -> Record:
     m = (
         Measurement(value, n)
-        if metric == "fid"
+        if metric in DISTANCES
         else Measurement(value, n, 0, value - 0.05, value + 0.05)
     )
     return Record(cell("none", method, task, n, concept), "ok", {metric: m})
@@ -223,16 +224,16 @@ def test_pareto_shows_the_headline_of_tables_and_leaderboard() -> None:
     assert (point.attacks, point.cer) == ("relearn", 0.0)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "fid"])
+@pytest.mark.parametrize("metric", ["accuracy", "fid", "kid", "frechet"])
 def test_the_front_is_what_nothing_beats(metric: str) -> None:
     draw, records = random.Random(1), []
     for i in range(9):
         method = f"m{i}"
-        value = draw.randrange(5) * (10 if metric == "fid" else 0.2)
+        value = draw.randrange(5) * (0.2 if metric == "accuracy" else 10)
         records += [target(hits(draw.randrange(9)), method=method)]
         records += [kept(value, method, metric=metric, task="coco")]
     found = pareto.points(records)
-    sign = -1 if metric == "fid" else 1
+    sign = 1 if metric == "accuracy" else -1
     for p in found:
         beaten = False
         for q in found:
@@ -240,7 +241,12 @@ def test_the_front_is_what_nothing_beats(metric: str) -> None:
             beaten |= no_worse and (q.cer, q.kept) != (p.cer, p.kept)
         assert p.front is not beaten
     assert 1 <= sum(p.front for p in found) < 9
-    assert pareto.draw(found).figure.axes[0].yaxis_inverted() == (metric == "fid")
+    assert pareto.draw(found).figure.axes[0].yaxis_inverted() == (metric != "accuracy")
+
+
+def test_distances_are_what_is_better_if_low_and_no_rate() -> None:
+    known = ("accuracy", "asr", "clip-score", "fid", "frechet", "kid")
+    assert {n for n in known if measure(n).lower_is_better} == DISTANCES | {"asr"}
 
 
 def test_pareto_of_a_measure_that_is_not_there() -> None:

@@ -21,15 +21,13 @@ from bench.report.figures.style import (
     sheet_of,
 )
 from bench.report.statistics import BEST_KNOWN, finds_prompts, union
-from bench.report.tables import roles
+from bench.report.tables import DISTANCES, roles
 from bench.report.text import plain
 from bench.store.metrics import complement, rate
 from bench.store.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SMALLER_IS_BETTER = ("fid", "kid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ def _note(found: Sequence[Point]) -> str:
 
 
 def _falling(measure: str) -> bool:
-    return any(word.startswith(SMALLER_IS_BETTER) for word in measure.lower().split())
+    return any(word.startswith(tuple(DISTANCES)) for word in measure.lower().split())
 
 
 def _with_front(found: Sequence[Point]) -> Iterator[Point]:
