@@ -466,9 +466,14 @@ def test_lines_of_one_method_are_told_apart_by_name(
     visit: Callable[..., Any], tmp_path: Path
 ) -> None:
     some = [r for r in Store(SEEDS) if (r.cell.task, r.cell.method.name) == ("church", "esd")]
-    page = visit(written(some, tmp_path, SEEDS))
+    page = visit(written([r for r in some if r.cell.erase_seed is None], tmp_path / "seed", SEEDS))
     for seed in (0, 1, 2):
         assert page.get_by_label(f"compare esd, seed {seed}", exact=True).count() == 1
+    page = visit(written(some, tmp_path / "both", SEEDS))
+    boxes = page.locator("#lines tbody input[type=checkbox]")
+    told = boxes.evaluate_all("all => all.map(box => box.getAttribute('aria-label'))")
+    seeds = {(r.cell.seed, r.cell.erase_seed) for r in some}
+    assert len(set(told)) == len(told) == len(seeds) == 7
 
 
 def test_a_phone_has_no_sideways_scroll(visit: Callable[..., Any], reference: Path) -> None:
